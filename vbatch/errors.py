@@ -1,0 +1,100 @@
+"""Every error a user can meet: its words, its hint and the exit code it ends a command with."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means (sysexits.h where a number exists there)."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    INVALID_INPUT = 3
+    NO_SUCH_BATCH = 4
+    INCOMPLETE = 5
+    ENGINE_UNAVAILABLE = 69
+    STORE_UNREACHABLE = 75
+    MISCONFIGURED = 78
+    INTERRUPTED = 130
+
+
+class VbatchError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.hint = hint
+        super().__init__(self.message)
+
+
+class ConfigError(VbatchError):
+    """The configuration is wrong, and only a person can mend it."""
+
+    code = "misconfigured"
+    exit_code = ExitCode.MISCONFIGURED
+
+
+class UsageError(VbatchError):
+    """The command was called wrongly."""
+
+    code = "usage"
+    exit_code = ExitCode.USAGE
+
+
+class NoSuchBatch(VbatchError):
+    """No batch has this id."""
+
+    code = "no_such_batch"
+    exit_code = ExitCode.NO_SUCH_BATCH
+
+
+class AmbiguousBatch(NoSuchBatch):
+    """Several batches have ids like this."""
+
+    code = "ambiguous_batch"
+
+
+class WrongStatus(VbatchError):
+    """The batch is not in a status that allows this."""
+
+    code = "wrong_status"
+
+
+class OutputPathError(VbatchError):
+    """The output cannot be written there."""
+
+    code = "output_path"
+    exit_code = ExitCode.USAGE
+
+
+class StoreUnreachable(VbatchError):
+    """The job store cannot be reached at the moment."""
+
+    code = "store_unreachable"
+    exit_code = ExitCode.STORE_UNREACHABLE
+
+
+class StoreMisconfigured(ConfigError):
+    """The job store refuses us, and waiting will not help."""
+
+    code = "store_misconfigured"
+
+
+class EngineUnavailable(VbatchError):
+    """The engine could not be started."""
+
+    code = "engine_unavailable"
+    exit_code = ExitCode.ENGINE_UNAVAILABLE
+
+
+class Interrupted(VbatchError):
+    """Interrupted."""
+
+    code = "interrupted"
+    exit_code = ExitCode.INTERRUPTED

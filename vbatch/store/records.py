@@ -1,0 +1,191 @@
+"""What goes into the store and comes out of it: frozen values, no sessions, no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from vbatch.identity import ProcessIdentity
+from vbatch.protocol import BatchStatus
+
+
+class ChunkState(StrEnum):
+    """Where a chunk is on its way."""
+
+    READY = "ready"  # may be claimed
+    RUNNING = "running"  # leased to a worker
+    DONE = "done"  # every request of it has its result
+    CANCELLED = "cancelled"  # its batch was cancelled or expired; what is unfinished stays so
+
+
+class ChunkKey(NamedTuple):
+    """Which chunk: the batch's primary key and the chunk's number in it."""
+
+    batch: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCounts:
+    """How far a batch is. ``completed`` and ``failed`` are recorded results; the rest is not finished."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """A batch as ``submit`` describes it, before its requests are known. Paths are absolute."""
+
+    id: str
+    endpoint: str
+    name: str | None
+    priority: int
+    metadata: Mapping[str, str]
+    input_path: str | None
+    output_path: str
+    error_path: str
+    expires_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch as it stands in the store. Times are aware UTC; ``model`` is None when its lines name several."""
+
+    pk: int
+    id: str
+    status: BatchStatus
+    endpoint: str
+    model: str | None
+    name: str | None
+    priority: int
+    metadata: Mapping[str, str]
+    input_path: str | None
+    input_sha256: str
+    input_bytes: int
+    output_path: str
+    error_path: str
+    counts: RequestCounts
+    prompt_tokens: int
+    completion_tokens: int
+    created_at: datetime
+    in_progress_at: datetime | None
+    finalizing_at: datetime | None
+    completed_at: datetime | None
+    failed_at: datetime | None
+    expired_at: datetime | None
+    cancelling_at: datetime | None
+    cancelled_at: datetime | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One input line. ``seq`` is the order of work, ``line`` (1-based) the place in the file."""
+
+    seq: int
+    line: int
+    custom_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
+
+    ``epoch`` is the fencing token: a flush that carries an older one is dropped.
+    """
+
+    key: ChunkKey
+    batch_id: str
+    epoch: int
+    model: str
+    url: str
+    crashes: int
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of one request.
+
+    With an answer, ``status_code`` and ``body`` hold it (an HTTP error's body is an error object). Without
+    one (``engine_crash``, ``request_timeout``), they are None and ``error_code`` and ``error_message`` say why.
+    """
+
+    key: ChunkKey
+    epoch: int
+    seq: int
+    status_code: int | None
+    request_id: str | None
+    body: bytes | None
+    error_code: str | None = None
+    error_message: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: int = 1
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it belongs into the output file: a 2xx answer."""
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flushed:
+    """What a flush did. ``rejected`` chunks are not ours any more: abort what still runs of them."""
+
+    recorded: int
+    rejected: frozenset[ChunkKey]
+    finished_chunks: frozenset[ChunkKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Ready work for one model, as the worker sees it when it chooses what to load."""
+
+    model: str
+    priority: int
+    batch: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A worker as it registered itself. ``beat`` is a counter: it rises only while the worker makes progress."""
+
+    id: str
+    identity: ProcessIdentity
+    engine: str
+    gpu_uuid: str | None
+    model: str | None
+    note: str | None
+    beat: int
+    started_at: datetime
+    beat_at: datetime
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProcess:
+    """A row of the ledger: one process that a worker's engine started."""
+
+    worker: str
+    identity: ProcessIdentity
+    title: str
+    cgroup: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One request and, where it is recorded, its result: what a line of an output or error file is made of."""
+
+    seq: int
+    line: int
+    custom_id: str
+    result: Result | None

@@ -49,6 +49,11 @@ class Engine(Protocol):
         """None while it lives; else the cause, in one line."""
         ...
 
+    @property
+    def progress(self) -> int:
+        """A number that rises with every token it processes; one that stands still while requests run hangs."""
+        ...
+
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied."""
         ...

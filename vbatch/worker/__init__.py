@@ -1,0 +1,77 @@
+"""The worker: takes chunks of requests from the store, has an engine answer them, saves what it answers.
+
+``run`` is its composition root. The order matters (it is the lesson of the incident that vbatch ends):
+the store first, then what dead workers left, then the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import ExitStack
+
+from vbatch import processes
+from vbatch.errors import Interrupted
+from vbatch.store import Store, registry
+from vbatch.worker import models, recovery
+from vbatch.worker.context import Context
+from vbatch.worker.loop import WorkLoop
+from vbatch.worker.notify import notify
+from vbatch.worker.options import ModelOptions, WorkerOptions
+from vbatch.worker.progress import Snapshot, View
+from vbatch.worker.pulse import Heartbeat, Pulse
+from vbatch.worker.stop import Stop, on_signals
+
+__all__ = ["ModelOptions", "Snapshot", "Stop", "View", "WorkerOptions", "run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None:
+    """Work until a signal or, with ``drain``, until the queue is empty. Returns after a clean stop.
+
+    ``store`` must have been made with ``stop.store`` as its stop event, so that a signal ends waiting for
+    the database. Raises StoreMisconfigured and EngineUnavailable, which only a person can mend.
+    """
+    with on_signals(stop):
+        try:
+            _run(store, options, view, stop)
+        except Interrupted:
+            log.info("worker.interrupted")
+        finally:
+            notify("STOPPING=1")
+
+
+def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
+    store.prepare()
+    with ExitStack() as stack:
+        worker = registry.register(
+            store, identity=processes.current(), engine=options.engine, gpu_uuid=None
+        )
+        pulse = Pulse()
+        heartbeat = Heartbeat(
+            pulse,
+            lambda: registry.beat(
+                store, worker=worker, model=view.snapshot.model, note=view.snapshot.trouble
+            ),
+            lease=options.lease,
+        )
+        context = Context(store=store, options=options, worker=worker, view=view, stop=stop, pulse=pulse)
+        stack.callback(context.close)
+        heartbeat.start()
+        stack.callback(heartbeat.stop)
+        recovery.recover(store, recovery.Watch(options.lease), me=worker)
+        recovery.sweep(store)
+        stop.may_abandon_store = False
+        stop.on_second = models.end_children
+        view.update(worker=worker, state="ready")
+        log.info("worker.ready worker=%s engine=%s", worker, options.engine)
+        notify("READY=1", "STATUS=ready")
+        asyncio.run(_work(context))
+        registry.stop(store, worker=worker)
+        log.info("worker.stopped worker=%s", worker)
+
+
+async def _work(context: Context) -> None:
+    context.stop.attach(asyncio.get_running_loop())
+    await WorkLoop(context).run()

@@ -1,0 +1,86 @@
+"""A worker that dies or freezes loses nothing and doubles nothing: real processes, real signals."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.rigs.commands import Home, Lines, chats, wait_until
+
+REQUESTS = chats(2000)
+
+
+def assert_whole(home: Home, batch_id: str, expected: list[dict[str, object]]) -> None:
+    batch = home.batch(batch_id)
+    assert batch["status"] == "completed", batch
+    lines = Lines.of(batch)
+    assert not lines.lost(expected)
+    assert not lines.doubled
+    assert all(lines.answers[key] == key for key in lines.answers)
+
+
+def test_a_batch_is_answered(home: Home) -> None:
+    batch_id = home.submit(REQUESTS)
+    home.run("run-worker", "--engine", "echo", "--drain")
+    assert_whole(home, batch_id, REQUESTS)
+
+
+def test_next_worker_goes_on_at_once_after_sigkill(home: Home) -> None:
+    """Mutant: recovery.recover ignores Liveness.GONE, so that the batch waits for the lease."""
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "200"
+    batch_id = home.submit(REQUESTS)
+    with home.worker("--engine", "echo") as worker:
+        wait_until(lambda: home.finished(batch_id) > 300)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    assert home.batch(batch_id)["status"] == "in_progress"
+    started = time.monotonic()
+    home.run("run-worker", "--engine", "echo", "--drain")
+    assert time.monotonic() - started < 60, "it waited for the lease of 90 s"
+    assert_whole(home, batch_id, REQUESTS)
+
+
+def test_frozen_worker_writes_nothing_after_its_lease(home: Home) -> None:
+    """Mutant: queue.flush does not verify the epoch; the thawed worker's answers then count."""
+    home.extra |= {"VBATCH_LEASE": "3", "VBATCH_ECHO_LATENCY_MS": "1500"}
+    expected = chats(200)
+    batch_id = home.submit(expected)
+    with home.worker("--engine", "echo") as frozen:
+        wait_until(lambda: "engine.loaded" in home.worker_log)
+        time.sleep(0.5)  # its requests are running now; none is answered yet
+        frozen.send_signal(signal.SIGSTOP)
+        home.run("run-worker", "--engine", "echo", "--drain")
+        assert_whole(home, batch_id, expected)
+        before = home.run("results", batch_id).stdout
+        frozen.send_signal(signal.SIGCONT)
+        wait_until(lambda: "chunks.rejected" in home.worker_log or "chunks.revoked" in home.worker_log)
+        assert home.run("results", batch_id).stdout == before
+        assert home.finished(batch_id) == len(expected)
+
+
+def test_sigterm_drains_and_exits_0(home: Home) -> None:
+    """Mutant: Serving._stop_draining cancels what runs; then requests of this batch would run twice."""
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "800"
+    batch_id = home.submit(REQUESTS)
+    with home.worker("--engine", "echo") as worker:
+        wait_until(lambda: home.finished(batch_id) > 0)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    assert 0 < home.finished(batch_id) < len(REQUESTS)
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "0"
+    home.run("run-worker", "--engine", "echo", "--drain")
+    assert_whole(home, batch_id, REQUESTS)
+
+
+def test_cancel_stops_running_requests_and_keeps_finished_ones(home: Home) -> None:
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "500"
+    batch_id = home.submit(REQUESTS)
+    with home.worker("--engine", "echo"):
+        wait_until(lambda: home.finished(batch_id) > 0)
+        home.run("cancel", batch_id)
+        wait_until(lambda: home.batch(batch_id)["status"] == "cancelled", timeout=20)
+    lines = Lines.of(home.batch(batch_id))
+    assert not lines.lost(REQUESTS)
+    assert not lines.doubled
+    assert lines.answers
+    assert {error["error"]["code"] for error in lines.errors.values()} == {"batch_cancelled"}  # type: ignore[index]

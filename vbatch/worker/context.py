@@ -1,0 +1,54 @@
+"""What every part of one worker shares: its store, its options, its name, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from vbatch.store import Store
+from vbatch.worker.options import WorkerOptions
+from vbatch.worker.progress import Meter, View
+from vbatch.worker.pulse import Pulse
+from vbatch.worker.stop import Stop
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One worker's surroundings. The store is called from one thread, the files are written from another."""
+
+    store: Store
+    options: WorkerOptions
+    worker: str
+    view: View
+    stop: Stop
+    pulse: Pulse
+    meter: Meter = field(default_factory=Meter)
+    _store_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
+    )
+    _file_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="files")
+    )
+
+    async def in_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a store operation without holding up the event loop. It waits for as long as an outage lasts."""
+        return await _run(self._store_thread, call, *args, **kwargs)
+
+    async def in_files(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call something slow that reads the store and writes files, beside the store's own thread."""
+        return await _run(self._file_thread, call, *args, **kwargs)
+
+    def close(self) -> None:
+        """Let the threads end; one that waits for the database is left behind."""
+        self._store_thread.shutdown(wait=False, cancel_futures=True)
+        self._file_thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _run(thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))

@@ -1,0 +1,133 @@
+"""Choose what to load, serve it, swap, rest: the worker's life between start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from vbatch.engine import Engine, EngineStartFailed
+from vbatch.errors import EngineUnavailable
+from vbatch.store import catalog, queue
+from vbatch.worker import models, recovery
+from vbatch.worker.context import Context
+from vbatch.worker.finalizer import Finalizer
+from vbatch.worker.serving import Ended, Serving, choose
+
+log = logging.getLogger(__name__)
+
+ROUND = 1.0  # seconds between two looks at an empty queue
+RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers
+LONGEST_RELOAD_PAUSE = 60.0
+
+
+class WorkLoop:
+    """One worker's life: at most one engine is loaded at any time."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._finalizer = Finalizer(context)
+        self._watch = recovery.Watch(context.options.lease)
+        self._engine: Engine | None = None
+        self._model: str | None = None
+        self._reload_pause = 1.0
+        self._idle_since: float | None = None
+
+    async def run(self) -> None:
+        """Work until a stop is requested or, when draining, until the queue is empty.
+
+        Raises EngineUnavailable when no engine can be started at all, StoreMisconfigured when the store
+        refuses us for good.
+        """
+        context = self._context
+        finalizing = asyncio.create_task(self._finalizer.run())
+        recovering = asyncio.create_task(self._recover_now_and_then())
+        try:
+            if context.options.preload is not None:
+                await self._load(context.options.preload)
+            while not context.stop.requested:
+                context.pulse.turn()
+                for side in (finalizing, recovering):
+                    if side.done() and (error := side.exception()) is not None:
+                        raise error
+                if not await self._work_once():
+                    break
+            self._finalizer.close()
+            await finalizing
+        finally:
+            recovering.cancel()
+            finalizing.cancel()
+            await asyncio.gather(recovering, finalizing, return_exceptions=True)
+            await self._unload()
+
+    async def _work_once(self) -> bool:
+        """Take one step; say whether there may be more to do."""
+        context = self._context
+        model = choose(await context.in_store(queue.waiting, context.store), loaded=self._model)
+        await self._show_queue()
+        if model is None:
+            return await self._rest()
+        self._idle_since = None
+        if model != self._model:
+            await self._unload()
+            await self._load(model)
+        if self._engine is not None:
+            await self._serve(self._engine, model)
+        return True
+
+    async def _rest(self) -> bool:
+        """Wait for work; say whether to go on waiting."""
+        context = self._context
+        context.view.update(state="idle", running=0, batch=None)
+        if context.options.drain and not self._finalizer.busy:
+            progress = await context.in_store(catalog.progress, context.store)
+            if progress.unfinished_batches == 0:
+                return False
+            self._finalizer.poke()
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        limit = context.options.idle_unload
+        if self._engine is not None and limit is not None and now - self._idle_since > limit.total_seconds():
+            log.info("engine.idle seconds=%.0f", now - self._idle_since)
+            await self._unload()
+        await context.stop.sleep(ROUND)
+        return True
+
+    async def _serve(self, engine: Engine, model: str) -> None:
+        serving = Serving(self._context, engine, model, saved=self._finalizer.poke)
+        ended = await serving.run()
+        if serving.progressed:
+            self._reload_pause = 1.0
+        if ended is Ended.DIED:
+            deaths = self._context.view.snapshot.engine_deaths + 1
+            log.error("engine.died model=%s cause=%s", model, serving.deaths_cause)
+            self._context.view.update(
+                engine_deaths=deaths, trouble=f"the engine died: {serving.deaths_cause}"
+            )
+            await self._unload()
+            await self._context.stop.sleep(self._reload_pause)
+            self._reload_pause = min(self._reload_pause * 2, LONGEST_RELOAD_PAUSE)
+
+    async def _load(self, model: str) -> None:
+        try:
+            self._engine = await models.load(self._context, model)
+        except EngineStartFailed as error:
+            raise EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint) from error
+        self._model = model if self._engine is not None else None
+
+    async def _unload(self) -> None:
+        if self._engine is not None and self._model is not None:
+            await models.unload(self._context, self._engine, self._model)
+        self._engine = self._model = None
+
+    async def _recover_now_and_then(self) -> None:
+        context = self._context
+        while True:
+            await asyncio.sleep(RECOVERY_ROUND)
+            await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
+            await self._show_queue()
+
+    async def _show_queue(self) -> None:
+        context = self._context
+        progress = await context.in_store(catalog.progress, context.store)
+        context.view.update(total=progress.total, completed=progress.completed, failed=progress.failed)

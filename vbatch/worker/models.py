@@ -1,0 +1,100 @@
+"""Load the engine for a model: where its files are, with which flags, and how often to try."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+from vbatch import processes
+from vbatch.engine import Engine, EngineStartFailed, echo, vllm
+from vbatch.store import registry
+from vbatch.store.records import EngineProcess
+from vbatch.worker.context import Context
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+PAUSE = timedelta(seconds=10)
+LONGEST_LOAD = timedelta(hours=1)  # a first load may download and compile
+
+
+async def load(context: Context, model: str) -> Engine | None:
+    """Load a model's engine, and write its processes into the ledger. None when a stop was requested meanwhile.
+
+    Raises EngineStartFailed after the last attempt, or at once where trying again cannot help.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        if context.stop.requested:
+            return None
+        context.view.update(state=f"loading {model}", model=model)
+        context.pulse.excuse(LONGEST_LOAD)
+        log.info("engine.loading model=%s attempt=%d", model, attempt)
+        try:
+            engine = await _load(context, model)
+        except EngineStartFailed as error:
+            if context.stop.requested:
+                return None
+            log.warning("engine.start_failed model=%s attempt=%d cause=%s", model, attempt, error.cause)
+            if not error.transient or attempt == ATTEMPTS:
+                raise
+            context.view.update(state=f"waiting to load {model} again", trouble=error.cause)
+            await context.stop.sleep(PAUSE.total_seconds())
+        else:
+            context.pulse.turn()
+            await context.in_store(_record, context, engine.processes())
+            loads = context.view.snapshot.engine_loads + 1
+            context.view.update(state="working", engine_loads=loads, trouble=None)
+            log.info("engine.loaded model=%s max_inflight=%d", model, engine.max_inflight)
+            return engine
+    return None
+
+
+async def unload(context: Context, engine: Engine, model: str) -> None:
+    """End an engine, and take its processes out of the ledger."""
+    context.view.update(state=f"unloading {model}")
+    context.pulse.excuse(timedelta(minutes=2))
+    await engine.close()
+    context.pulse.turn()
+    await context.in_store(registry.forget_processes, context.store, worker=context.worker)
+    context.view.update(model=None)
+    log.info("engine.unloaded model=%s", model)
+
+
+async def _load(context: Context, model: str) -> Engine:
+    """Load once. The load blocks the event loop for minutes; a stop ends it by ending the engine's processes."""
+    options = context.options
+    if options.engine == "echo":
+        return await echo.load(model=model, latency=options.echo_latency)
+    context.stop.on_first = end_children
+    try:
+        return await vllm.load(
+            model=model,
+            path=options.model_path(model),
+            args=options.engine_args(model),
+            gpu=options.gpu,
+            log_dir=options.state_dir / "logs",
+        )
+    finally:
+        context.stop.on_first = lambda: None
+
+
+def _record(context: Context, pids: Sequence[int]) -> None:
+    rows = [
+        EngineProcess(
+            worker=context.worker,
+            identity=identity,
+            title=processes.title(pid),
+            cgroup=processes.cgroup(pid),
+        )
+        for pid in pids
+        if (identity := processes.identify(pid)) is not None
+    ]
+    registry.record_processes(context.store, worker=context.worker, processes=rows)
+
+
+def end_children() -> None:
+    """End every child of this process: an engine that is being loaded, or must not outlive us."""
+    for pid in processes.children(os.getpid()):
+        processes.kill_child(pid)

@@ -1,0 +1,53 @@
+"""What a worker is told to do: plain values, already validated by the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How one model is loaded: where its files are, and vLLM's own flags for it."""
+
+    path: str | None = None
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker works. Engine flags apply in the order defaults, model, command line: the last one wins."""
+
+    cache_dir: Path
+    state_dir: Path
+    engine: Literal["vllm", "echo"] = "vllm"
+    gpu: int | None = None
+    drain: bool = False
+    preload: str | None = None
+    max_inflight: int | None = None
+    default_args: tuple[str, ...] = ()
+    models: Mapping[str, ModelOptions] = field(default_factory=dict)
+    extra_args: tuple[str, ...] = ()
+    echo_latency: timedelta = timedelta(0)
+    flush_interval: timedelta = timedelta(seconds=1)
+    flush_results: int = 256
+    lease: timedelta = timedelta(seconds=90)
+    drain_limit: timedelta = timedelta(minutes=5)
+    request_timeout: timedelta | None = None
+    idle_unload: timedelta | None = timedelta(minutes=15)
+    engine_stall: timedelta = timedelta(minutes=10)
+
+    def model_path(self, model: str) -> str:
+        """Where vLLM finds this model: the configured path, a folder of the cache, or the name itself."""
+        configured = self.models.get(model, ModelOptions()).path
+        if configured is not None:
+            return str(Path(configured).expanduser())
+        cached = self.cache_dir / "models" / model
+        return str(cached) if cached.is_dir() else model
+
+    def engine_args(self, model: str) -> tuple[str, ...]:
+        """All of vLLM's flags for this model."""
+        return (*self.default_args, *self.models.get(model, ModelOptions()).args, *self.extra_args)

@@ -1,0 +1,86 @@
+"""What the worker shows of itself: one frozen snapshot, and the rates in it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import NamedTuple
+
+RATE_WINDOW = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The worker at one moment. Rates are per second over the last minute; counts are requests.
+
+    ``total``, ``completed`` and ``failed`` are of all unfinished batches together; ``remaining_seconds`` is
+    None while nothing is known.
+    """
+
+    state: str = "starting"
+    worker: str | None = None
+    model: str | None = None
+    batch: str | None = None
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    running: int = 0
+    saved: int = 0
+    requests_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    completion_tokens_per_second: float = 0.0
+    engine_loads: int = 0
+    engine_deaths: int = 0
+    waiting_for: str | None = None
+    trouble: str | None = None
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """How long the queue will take at the present rate."""
+        left = self.total - self.completed - self.failed
+        return left / self.requests_per_second if self.requests_per_second > 0 else None
+
+
+class View:
+    """Holds the newest snapshot for whoever draws it; written by the worker, read from any thread."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+
+    def update(self, **changes: object) -> None:
+        """Replace some fields."""
+        self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
+
+
+class _Saved(NamedTuple):
+    at: float
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """Rates of what was saved, over a sliding window."""
+
+    _window: deque[_Saved] = field(default_factory=deque)
+    _since: float = field(default_factory=time.monotonic)
+
+    def add(self, *, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count a flush."""
+        self._window.append(_Saved(time.monotonic(), requests, prompt_tokens, completion_tokens))
+
+    def rates(self) -> tuple[float, float, float]:
+        """Return requests, prompt tokens and completion tokens a second."""
+        now = time.monotonic()
+        start = now - RATE_WINDOW.total_seconds()
+        while self._window and self._window[0].at < start:
+            self._window.popleft()
+        seconds = max(now - max(self._since, start), 1.0)
+        return (
+            sum(saved.requests for saved in self._window) / seconds,
+            sum(saved.prompt_tokens for saved in self._window) / seconds,
+            sum(saved.completion_tokens for saved in self._window) / seconds,
+        )

@@ -1,0 +1,68 @@
+"""Find out which workers are dead, and take back what they left: chunks, engine processes, ledger rows.
+
+No wall clock decides. On the same boot of the same host the process itself decides at once; after a reboot
+nobody of the earlier boot lives. A hung or remote worker is watched: its beat must stand still for a whole
+lease of our own monotonic time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+
+from vbatch import processes
+from vbatch.processes import Liveness
+from vbatch.store import Store, ingest, queue, registry
+from vbatch.store.records import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """What was last seen of every worker that cannot be judged by its process."""
+
+    def __init__(self, lease: timedelta) -> None:
+        self._lease = lease.total_seconds()
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def lapsed(self, worker: Worker) -> bool:
+        """Whether this worker's beat has stood still for a whole lease, as we have seen with our own eyes."""
+        now = time.monotonic()
+        beat, since = self._seen.get(worker.id, (None, now))
+        if beat != worker.beat:
+            since = now
+        self._seen[worker.id] = (worker.beat, since)
+        return now - since >= self._lease
+
+
+def recover(store: Store, watch: Watch, *, me: str) -> int:
+    """Give the chunks of dead workers back to the queue and return how many those were.
+
+    Their engine processes are ended first, where the ledger proves them ours: an engine that still computes
+    for a dead worker holds the memory that the next one needs.
+    """
+    chunks = 0
+    for worker in registry.live(store):
+        if worker.id == me:
+            continue
+        match processes.liveness(worker.identity):
+            case Liveness.GONE:
+                reclaimed = queue.reclaim(store, worker=worker.id, beat=None)
+                log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
+            case _ if watch.lapsed(worker):
+                reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)
+                log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
+            case _:
+                continue
+        chunks += reclaimed
+    return chunks
+
+
+def sweep(store: Store) -> None:
+    """Remove what a ``submit`` that died had stored so far; nobody ever saw it."""
+    removed = ingest.sweep_abandoned_ingests(
+        store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE
+    )
+    if removed:
+        log.info("submit.swept abandoned=%d", removed)

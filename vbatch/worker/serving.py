@@ -1,0 +1,269 @@
+"""Work with one loaded engine: claim, answer, save, until there is a reason to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from enum import Enum, auto
+
+from vbatch.engine import Engine
+from vbatch.errors import Interrupted
+from vbatch.store import queue
+from vbatch.store.records import ChunkKey, Lease, Result, Waiting
+from vbatch.worker.context import Context
+from vbatch.worker.inflight import Inflight
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256  # requests in a full chunk
+ROUND = 1.0  # seconds between two looks at the store: new work, cancelled batches, better priorities
+
+
+class Ended(Enum):
+    """Why serving stopped."""
+
+    NO_WORK = auto()  # nothing is left for this model, or another model goes first
+    STOPPED = auto()  # a stop was requested; what ran is saved, the rest is released
+    DIED = auto()  # the engine died
+
+
+class Serving:
+    """One engine at work.
+
+    Three things go on at once and never wait for each other: the loop starts requests, one background call
+    claims, another saves. So a store outage stops claiming and saving, not the requests already leased; the
+    answers held meanwhile are bounded by what was leased.
+    """
+
+    def __init__(self, context: Context, engine: Engine, model: str, *, saved: Callable[[], None]) -> None:
+        options = context.options
+        self._context = context
+        self._engine = engine
+        self._model = model
+        self._saved = saved
+        self._limit = options.max_inflight or engine.max_inflight
+        self._inflight = Inflight(engine, limit=self._limit, request_timeout=options.request_timeout)
+        self._claim = _Background(context, self._claim_chunks)
+        self._save = _Background(context, self._save_answers)
+        self._check = _Background(context, self._check_leases)
+        self._exhausted = False
+        self._stop_deadline: float | None = None
+        self._engine_progress = (engine.progress, time.monotonic())
+        self.deaths_cause = ""
+        self.progressed = False
+
+    async def run(self) -> Ended:
+        """Serve until there is no work for this model, a stop is requested, or the engine dies.
+
+        Raises StoreMisconfigured when the store refuses us for good.
+        """
+        inflight = self._inflight
+        while True:
+            self._context.pulse.turn()
+            self._raise_failures()
+            if (cause := self._engine.died or self._stalled()) is not None:
+                return await self._died(cause)
+            if self._context.stop.requested:
+                if self._stop_draining():
+                    return await self._stopped()
+            elif self._claim.ready(ROUND if self._exhausted else 0) and self._wants_work():
+                self._claim.start()
+            inflight.start()
+            if self._save_due():
+                self._save.start()
+            if self._check.ready(ROUND) and inflight.held:
+                self._check.start()
+            if self._at_rest and self._exhausted and not self._context.stop.requested:
+                return Ended.NO_WORK
+            self._show()
+            await self._next_event()
+
+    @property
+    def _at_rest(self) -> bool:
+        return self._inflight.idle and not self._claim.running and not self._save.running
+
+    def _raise_failures(self) -> None:
+        for failure in (self._inflight.failure, self._claim.failure, self._save.failure, self._check.failure):
+            if failure is not None:
+                raise failure
+
+    async def _next_event(self) -> None:
+        try:
+            async with asyncio.timeout(ROUND / 4):
+                await self._inflight.changed.wait()
+        except TimeoutError:
+            return
+        self._inflight.changed.clear()
+
+    def _wants_work(self) -> bool:
+        wanting = self._inflight.wanting
+        return wanting > 0 and (wanting >= CHUNK or wanting * 2 >= self._limit)
+
+    async def _claim_chunks(self) -> None:
+        chunks = math.ceil(self._inflight.wanting / CHUNK)
+        leases = await self._context.in_store(self._claim_in_store, chunks, self._inflight.held)
+        self._exhausted = not leases
+        self._inflight.add(leases)
+        self._inflight.changed.set()
+
+    def _claim_in_store(self, chunks: int, held: frozenset[ChunkKey]) -> list[Lease]:
+        store = self._context.store
+        if choose(queue.waiting(store), loaded=self._model) != self._model:
+            return []
+        return queue.claim(store, worker=self._context.worker, model=self._model, chunks=chunks, held=held)
+
+    def _save_due(self) -> bool:
+        answered = len(self._inflight.answered)
+        interval = self._context.options.flush_interval.total_seconds()
+        enough = answered >= self._context.options.flush_results or self._inflight.quiet
+        return answered > 0 and self._save.ready(0 if enough else interval)
+
+    async def _save_answers(self) -> None:
+        results = self._inflight.take_answered()
+        if not results:
+            return
+        try:
+            flushed = await self._context.in_store(
+                queue.flush, self._context.store, worker=self._context.worker, results=results
+            )
+        except Interrupted:
+            self._inflight.give_back(results)
+            raise
+        self.progressed = True
+        self._inflight.forget(flushed.rejected | flushed.finished_chunks)
+        self._count(results, recorded=flushed.recorded)
+        if flushed.rejected:
+            log.info("chunks.rejected count=%d", len(flushed.rejected))
+        if flushed.finished_chunks:
+            self._saved()
+
+    def _count(self, results: Sequence[Result], *, recorded: int) -> None:
+        self._context.meter.add(
+            requests=recorded,
+            prompt_tokens=sum(result.prompt_tokens for result in results),
+            completion_tokens=sum(result.completion_tokens for result in results),
+        )
+        view = self._context.view
+        view.update(saved=view.snapshot.saved + recorded)
+
+    async def _check_leases(self) -> None:
+        leases = self._inflight.leases
+        ours = await self._context.in_store(
+            queue.still_ours, self._context.store, worker=self._context.worker, leases=leases
+        )
+        lost = frozenset(key for key, _ in leases) - ours
+        if lost & self._inflight.held:
+            log.info("chunks.revoked count=%d", len(lost))
+            self._inflight.forget(lost)
+            self._saved()
+
+    def _stalled(self) -> str | None:
+        """Say so when requests run but the engine has not produced a token for too long."""
+        progress, since = self._engine_progress
+        now = time.monotonic()
+        if self._engine.progress != progress or not self._inflight.running:
+            self._engine_progress = (self._engine.progress, now)
+        elif now - since > self._context.options.engine_stall.total_seconds():
+            return f"the engine made no progress for {now - since:.0f} s"
+        return None
+
+    def _stop_draining(self) -> bool:
+        """Begin or continue to drain; say whether that is over."""
+        now = time.monotonic()
+        if self._stop_deadline is None:
+            self._stop_deadline = now + self._context.options.drain_limit.total_seconds()
+            self._inflight.drop_pending()
+            log.info("worker.draining running=%d", self._inflight.running)
+        return self._at_rest or now > self._stop_deadline
+
+    async def _stopped(self) -> Ended:
+        """Save what is answered, release what is not, as far as the store can be reached."""
+        await self._inflight.abandon()
+        if not self._at_rest:  # the limit has passed: do not wait for the database any longer
+            self._context.stop.store.set()
+        await self._settle(crashed={})
+        return Ended.STOPPED
+
+    async def _died(self, cause: str) -> Ended:
+        self.deaths_cause = cause
+        suspects = await self._inflight.abandon()
+        await self._settle(crashed=suspects)
+        return Ended.DIED
+
+    async def _settle(self, *, crashed: dict[ChunkKey, tuple[int, ...]]) -> None:
+        """Bring the store up to date with an engine that runs nothing any more."""
+        store, worker = self._context.store, self._context.worker
+        await self._claim.finish()
+        await self._save.finish()
+        try:
+            await self._save_answers()
+            held = self._inflight.held
+            if accused := {key: seqs for key, seqs in crashed.items() if key in held}:
+                await self._context.in_store(
+                    queue.record_crash, store, worker=worker, suspects=accused, cause=self.deaths_cause
+                )
+            if innocent := held - accused.keys():
+                await self._context.in_store(queue.release, store, worker=worker, keys=innocent)
+            self._inflight.forget(held)
+        except Interrupted:
+            log.warning("worker.unsaved results=%d reason=store_unreachable", len(self._inflight.answered))
+
+    def _show(self) -> None:
+        requests, prompt, completion = self._context.meter.rates()
+        self._context.view.update(
+            state="working",
+            model=self._model,
+            batch=self._inflight.newest_batch,
+            running=self._inflight.running,
+            requests_per_second=requests,
+            prompt_tokens_per_second=prompt,
+            completion_tokens_per_second=completion,
+        )
+
+
+class _Background:
+    """One call that goes on beside the loop, never twice at once."""
+
+    def __init__(self, context: Context, call: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._context = context
+        self._call = call
+        self._task: asyncio.Task[None] | None = None
+        self._ended = time.monotonic()
+        self.failure: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None
+
+    def ready(self, pause: float) -> bool:
+        """Whether it does not run, and ended at least so many seconds ago."""
+        return self._task is None and time.monotonic() - self._ended >= pause
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._call())
+        self._task.add_done_callback(self._done)
+
+    async def finish(self) -> None:
+        """Wait for it to end; its failure is kept."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self._ended = time.monotonic()
+        if not task.cancelled():
+            self.failure = task.exception()
+
+
+def choose(waiting: Sequence[Waiting], *, loaded: str | None) -> str | None:
+    """Choose the model to work for: the best priority first, and among equals the one that is loaded.
+
+    ``waiting`` comes best first. None when there is nothing to do.
+    """
+    if not waiting:
+        return None
+    best = [entry.model for entry in waiting if entry.priority == waiting[0].priority]
+    return loaded if loaded in best else best[0]

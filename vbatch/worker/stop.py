@@ -1,0 +1,72 @@
+"""How a worker is asked to stop: the first signal drains, the second ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vbatch.errors import ExitCode
+
+
+class Stop:
+    """A request to stop that signals, threads and the event loop all can see.
+
+    ``requested``: claim nothing more, finish what runs. ``store`` is the event that interrupts waiting for
+    the database; it is set at once while nothing is at stake, later only when the drain limit has passed.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.store = threading.Event()
+        self.may_abandon_store = True
+        self.on_first: Callable[[], None] = lambda: None
+        self.on_second: Callable[[], None] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event = asyncio.Event()
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let ``sleep`` be woken by a request that comes from a signal handler or another thread."""
+        self._loop = loop
+        if self.requested:
+            self._event.set()
+
+    def request(self) -> None:
+        """Ask the worker to drain. Safe to call from anywhere, any number of times."""
+        self.requested = True
+        if self.may_abandon_store:
+            self.store.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than until a stop is requested."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return
+
+
+@contextmanager
+def on_signals(stop: Stop) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into a drain; a second one ends the process with what ``on_second`` cleans up."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if not stop.requested:
+            stop.request()
+            stop.on_first()
+            return
+        stop.on_second()
+        os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else 128 + number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

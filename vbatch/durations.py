@@ -1,0 +1,29 @@
+"""Durations as people write them: ``90s``, ``15m``, ``1h30m``, ``2d``."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``90s``, ``15m``, ``1h30m``, ``2d`` or a bare number of seconds.
+
+    Raises ValueError, in words for people, for anything else and for what is not above zero.
+    """
+    compact = text.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", compact):
+        compact += "s"
+    parts = _PART.findall(compact)
+    if not parts or "".join(_PART.split(compact)[::3]) != "":
+        raise ValueError(f"'{text}' is not a duration; write 90s, 15m, 1h30m or 2d")
+    try:
+        duration = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    except OverflowError:
+        raise ValueError(f"'{text}' is too long a duration") from None
+    if duration <= timedelta():
+        raise ValueError(f"'{text}' is not a duration above zero")
+    return duration

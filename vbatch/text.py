@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 # Categories that a terminal obeys instead of showing: controls (Cc), formats such as the bidirectional
 # overrides of CVE-2021-42574 (Cf), line and paragraph separators (Zl, Zp), lone surrogates (Cs).
@@ -10,16 +11,23 @@ _OBEYED = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 _JOINERS = "\u200c\u200d"  # Cf too, but scripts and emoji sequences need them, and they move nothing
 
 
-def harmless(text: str, *, keep: str = "") -> str:
+def harmless(text: str, *, keep: str = "", escape: Callable[[str], str] | None = None) -> str:
     r"""Write characters that a terminal would obey as escapes (``\x1b``), except those in ``keep``."""
     if text.isascii() and text.isprintable():
         return text
+    write = escape or _python_escape
     return "".join(
-        character
-        if character in keep or character in _JOINERS or unicodedata.category(character) not in _OBEYED
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
+        character if character in keep or not is_obeyed(character) else write(character) for character in text
     )
+
+
+def is_obeyed(character: str) -> bool:
+    """Say whether a terminal would act on this character instead of showing it."""
+    return unicodedata.category(character) in _OBEYED and character not in _JOINERS
+
+
+def _python_escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def one_line(text: str, *, limit: int) -> str:

@@ -1,0 +1,34 @@
+"""The command line: ``main`` runs one command and returns its exit code, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
+    from vbatch.cli import failures
+    from vbatch.cli.app import app
+
+    try:
+        # standalone_mode off: a command's return value is the exit code, and no error is printed for us.
+        return int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
+    except SystemExit as stop:  # Typer's way to end --install-completion and a closed pipe
+        return stop.code if isinstance(stop.code, int) else 0
+    except BaseException as error:
+        return failures.report(error, argv)
+
+
+def run() -> NoReturn:
+    """Run the command line of this process (the console script)."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale without UTF-8
+    code = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

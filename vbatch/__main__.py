@@ -1,0 +1,6 @@
+"""``python -m vbatch``."""
+
+from vbatch.cli import run
+
+if __name__ == "__main__":
+    run()

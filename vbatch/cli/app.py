@@ -1,0 +1,239 @@
+"""What the command line looks like: every command with its arguments, options and help.
+
+Only Typer is imported here; a command imports what it needs when it runs, so that ``--help`` and TAB are
+quick. A command returns its exit code, None for 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds
+
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with: vbatch demo. The life of a batch: submit, run-worker, status, results.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vbatch import __version__
+
+        typer.echo(f"vbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Run OpenAI Batch files through vLLM on your own GPU, and lose nothing when something fails."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def submit(
+    *,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request a line; - is stdin.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="Use this model instead of the one each line names."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Where the answers go. Default: FILE.output.jsonl."
+        ),
+    ] = None,
+    error_file: Annotated[
+        str | None,
+        typer.Option(
+            "--error-file", metavar="PATH", help="Where failed requests go. Default: FILE.errors.jsonl."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name for people.")] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", metavar="N", help="Batches with a higher number are worked on first.")
+    ] = 0,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="K=V", help="Kept with the batch; repeatable.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the batch has ended; exit 5 if a request failed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and store nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Check every line of FILE, store the batch and print its id.
+
+    A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
+    is stored.
+    """
+    from vbatch.cli.submit import submit as run
+
+    return run(
+        file,
+        model=model,
+        output_path=output,
+        error_path=error_file,
+        name=name,
+        priority=priority,
+        metadata=metadata or [],
+        wait=wait,
+        dry_run=dry_run,
+        json=json,
+        quiet=quiet,
+    )
+
+
+@app.command("list")
+def list_(
+    *,
+    all_: Annotated[bool, typer.Option("--all", "-a", help="All batches, not only the newest 20.")] = False,
+    json: Json = False,
+    quiet: QuietIds = False,
+) -> None:
+    """List batches, newest first."""
+    from vbatch.cli.batch import list_batches
+
+    list_batches(every=all_, json=json, quiet=quiet)
+
+
+@app.command()
+def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+    """Show how far a batch is, how long it will take, what failed."""
+    from vbatch.cli.batch import show_status
+
+    show_status(batch, json=json, quiet=quiet)
+
+
+@app.command()
+def watch(
+    *, batch: BatchRef, exit_status: ExitStatus = False, json: Json = False, quiet: Quiet = False
+) -> int:
+    """Follow a batch until it has ended."""
+    from vbatch.cli.watch import watch as run
+
+    return run(batch, exit_status=exit_status, json=json, quiet=quiet)
+
+
+@app.command()
+def results(
+    *,
+    batch: BatchRef,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="The failed requests instead of the answers.")
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not at all."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the batch object, which names its files.")
+    ] = False,
+) -> None:
+    """Print the finished lines of a batch, at any time.
+
+    They come in the order of the input file, and always as whole lines.
+    """
+    from vbatch.cli.results import results as run
+
+    run(batch, errors=errors, output_path=output, json=json)
+
+
+@app.command()
+def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+    """Cancel a batch; what is finished stays.
+
+    Running requests are stopped. The finished ones are written to the output file, the others to the error
+    file as batch_cancelled.
+    """
+    from vbatch.cli.batch import cancel_batch
+
+    cancel_batch(batch, json=json, quiet=quiet)
+
+
+@app.command()
+def retry(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+    """Submit the failed requests of a batch again, as a new batch."""
+    from vbatch.cli.batch import retry_batch
+
+    retry_batch(batch, json=json, quiet=quiet)
+
+
+@app.command()
+def delete(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+    """Remove an ended batch from the store; its files stay."""
+    from vbatch.cli.batch import delete_batch
+
+    delete_batch(batch, json=json, quiet=quiet)
+
+
+@app.command()
+def run_worker(
+    *,
+    vllm_flags: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- VLLM_FLAGS",
+            help="Flags of `vllm serve` for every model, after a double dash.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["vllm", "echo"] | None,
+        typer.Option(
+            "--engine", help="What answers: vLLM, or an echo for tests and drills.  [default: vllm]"
+        ),
+    ] = None,
+    gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="Use this GPU.")] = None,
+    drain: Annotated[bool, typer.Option("--drain", help="Exit when the queue is empty.")] = False,
+    preload: Annotated[
+        str | None,
+        typer.Option("--preload", metavar="MODEL", help="Load this model before there is work for it."),
+    ] = None,
+    max_inflight: Annotated[
+        int | None,
+        typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
+    ] = None,
+) -> None:
+    """Answer what is in the queue, loading one model after another.
+
+    The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
+    lost either way.
+    """
+    from vbatch.cli.worker import run_worker as run
+
+    run(
+        vllm_flags or [],
+        engine=engine,
+        gpu=gpu,
+        drain=drain,
+        preload=preload,
+        max_inflight=max_inflight,
+    )
+
+
+@app.command()
+def demo() -> int:
+    """Run a real small model on a small batch, and show the answers."""
+    from vbatch.cli.demo import demo as run
+
+    return run()

@@ -1,0 +1,32 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+
+def batch_ids(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Offer the batches of the store on TAB. Whatever is wrong with the store, TAB stays silent."""
+    from vbatch.cli.completion import batch_ids as in_store
+
+    return in_store(incomplete)
+
+
+BatchRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="A batch id, or any unique beginning or ending of one.",
+        autocompletion=batch_ids,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the id alone.")]
+QuietIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids alone, one a line.")]
+ExitStatus = Annotated[
+    bool, typer.Option("--exit-status", help="Exit with 5 unless every request of the batch succeeded.")
+]

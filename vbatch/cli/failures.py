@@ -1,0 +1,81 @@
+"""What a failed command says: ``error: …`` and ``hint: …`` on stderr, with --json one document on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import typer
+
+from vbatch.cli.output import Mode, Output
+from vbatch.errors import ExitCode, VbatchError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error as it is told. ``hint`` is best a command to paste; ``extra`` goes into the JSON document."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+    extra: dict[str, object] = field(default_factory=dict)
+
+
+def report(error: BaseException, argv: Sequence[str]) -> int:
+    """Tell what went wrong and return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.DONE  # `vbatch results … | head`: the reader has what it wanted
+    if os.environ.get("VBATCH_DEBUG"):
+        traceback.print_exception(error)
+    failure = describe(error)
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    output = Output(Mode.JSON if "--json" in options else Mode.HUMAN)
+    output.failure(failure.code, failure.message, failure.hint, failure.extra)
+    return failure.exit_code
+
+
+def describe(error: BaseException) -> Failure:
+    """Put an exception into words."""
+    match error:
+        case VbatchError():
+            return Failure(
+                code=error.code, message=error.message, hint=error.hint, exit_code=int(error.exit_code)
+            )
+        case typer.TyperException():
+            return Failure(
+                code="usage",
+                message=_sentence(error.format_message()),
+                hint=_usage_hint(error),
+                exit_code=int(ExitCode.USAGE),
+            )
+        case KeyboardInterrupt() | typer.Abort():
+            return Failure(
+                code="interrupted", message="interrupted", hint=None, exit_code=int(ExitCode.INTERRUPTED)
+            )
+        case OSError() if error.strerror is not None:
+            where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            return Failure(
+                code="os_error", message=f"{where}{error.strerror}", hint=None, exit_code=int(ExitCode.FAILED)
+            )
+        case _:
+            return Failure(
+                code="internal",
+                message=f"unexpected {type(error).__name__}: {error}",
+                hint=f"VBATCH_DEBUG=1 vbatch {' '.join(sys.argv[1:2])} … shows where; please report it",
+                exit_code=int(ExitCode.FAILED),
+            )
+
+
+def _sentence(message: str) -> str:
+    """Write Typer's message as ours are: no capital, no full stop."""
+    message = message.strip().removesuffix(".")
+    return message[:1].lower() + message[1:]
+
+
+def _usage_hint(error: typer.TyperException) -> str:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'vbatch'} --help"

@@ -1,0 +1,40 @@
+"""How a command gets its settings and its store, and what it says while it waits for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vbatch import config, logs
+from vbatch.cli.output import Output
+from vbatch.config import Settings
+from vbatch.store import COMMAND_PATIENCE, Store
+
+
+def settings(output: Output, **flags: Any) -> Settings:
+    """Load the settings, and warn about variables that set nothing. Raises ConfigError."""
+    for sentence in config.misspelt_variables(os.environ):
+        output.warn(sentence)
+    return config.load(**flags)
+
+
+@contextmanager
+def open_store(output: Output) -> Iterator[Store]:
+    """Open the configured store for one command, migrated and ready.
+
+    Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
+    """
+    logs.configure("warning")
+    store = Store(
+        settings(output).store_url,
+        patience=COMMAND_PATIENCE,
+        on_wait=lambda reason, seconds: output.transient(f"waiting for the job store: {reason} ({seconds:.0f} s)"),
+    )
+    try:
+        store.prepare()
+        output.clear()
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,141 @@
+"""The one place that prints: data on stdout, everything else on stderr, for people, programs or scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from vbatch.text import harmless
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+WIDE = 4000  # columns of what is not a terminal: a program that reads it wants no line folded
+
+
+class Mode(Enum):
+    """For whom a command prints."""
+
+    HUMAN = auto()
+    JSON = auto()
+    QUIET = auto()  # the ids alone
+
+
+class Shown(Protocol):
+    """A result that can be printed in each mode."""
+
+    def ids(self) -> Sequence[str]:
+        """Return what ``--quiet`` prints, one a line."""
+        ...
+
+    def document(self) -> object:
+        """Return what ``--json`` prints."""
+        ...
+
+    def screen(self) -> RenderableType:
+        """Return what a person sees."""
+        ...
+
+
+class Output:
+    """Where one command's words go."""
+
+    def __init__(self, mode: Mode = Mode.HUMAN) -> None:
+        self.mode = mode
+        self._transient = False
+
+    @classmethod
+    def of(cls, *, json: bool = False, quiet: bool = False) -> Output:
+        """Make the output that the command's flags ask for."""
+        if json and quiet:
+            from vbatch.errors import UsageError
+
+            raise UsageError("--json and --quiet exclude each other")
+        return cls(Mode.JSON if json else Mode.QUIET if quiet else Mode.HUMAN)
+
+    @cached_property
+    def stdout(self) -> Console:
+        """The console for data."""
+        return console(sys.stdout)
+
+    @cached_property
+    def stderr(self) -> Console:
+        """The console for everything else."""
+        return console(sys.stderr)
+
+    def show(self, result: Shown) -> None:
+        """Print a command's result."""
+        self.clear()
+        match self.mode:
+            case Mode.JSON:
+                self.document(result.document())
+            case Mode.QUIET:
+                sys.stdout.write("".join(f"{line}\n" for line in result.ids()))
+            case Mode.HUMAN:
+                self.stdout.print(result.screen())
+        sys.stdout.flush()
+
+    def document(self, document: object) -> None:
+        """Print one JSON document: indented on a terminal, one line otherwise."""
+        indent = 2 if sys.stdout.isatty() else None
+        text = json.dumps(document, ensure_ascii=False, indent=indent)
+        sys.stdout.write(
+            harmless(text, keep="\n", escape=lambda character: json.dumps(character)[1:-1]) + "\n"
+        )
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell a person something on stderr; not with --quiet."""
+        if self.mode is not Mode.QUIET:
+            self.clear()
+            self.stderr.print(harmless(text, keep="\n"))
+
+    def warn(self, text: str) -> None:
+        """Tell a person about something that is probably not meant so."""
+        self._labelled("warning", "yellow", text)
+
+    def failure(
+        self, code: str, message: str, hint: str | None, extra: Mapping[str, object] | None = None
+    ) -> None:
+        """Tell why the command failed, and what to do."""
+        self._labelled("error", "bold red", message)
+        if hint is not None:
+            self._labelled("hint", "cyan", hint)
+        if self.mode is Mode.JSON:
+            self.document({"error": {"code": code, "message": message, "hint": hint, **(extra or {})}})
+
+    def transient(self, text: str) -> None:
+        """Show what is going on in one line that the next words replace; a plain line without a terminal."""
+        line = harmless(text)
+        if not self.stderr.is_terminal:
+            sys.stderr.write(line + "\n")
+        else:
+            width = self.stderr.width - 1
+            sys.stderr.write("\r\x1b[K" + (line if len(line) <= width else line[: width - 1] + "…"))
+            self._transient = True
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take a transient line away."""
+        if self._transient:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._transient = False
+
+    def _labelled(self, label: str, style: str, text: str) -> None:
+        from rich.text import Text
+
+        self.clear()
+        self.stderr.print(Text.assemble((f"{label}:", style), " ", harmless(text, keep="\n")))
+
+
+def console(stream: TextIO) -> Console:
+    """Make a console that prints what it is given: no markup, no emoji codes, no guessed highlights."""
+    from rich.console import Console
+
+    width = None if stream.isatty() else WIDE
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)

@@ -26,7 +26,7 @@ from pydantic_settings import (
 )
 
 from vbatch.durations import parse_duration
-from vbatch.errors import ConfigError
+from vbatch.errors import ConfigError, UsageError, VbatchError
 from vbatch.text import harmless
 
 PREFIX = "VBATCH_"
@@ -156,13 +156,13 @@ class _Environment(EnvSettingsSource):
 def load(**flags: Any) -> Settings:
     """Return the settings that hold for one command; a flag that is None was not given.
 
-    Raises ConfigError, which names the flag, the variable, or the file and its key.
+    Raises UsageError for a wrong flag, else ConfigError, which names the variable, or the file and its key.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise _config_error(error.errors(include_url=False)[0], given) from None
+        raise _describe(error.errors(include_url=False)[0], given) from None
 
 
 def variables() -> frozenset[str]:
@@ -174,7 +174,7 @@ def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
     """Return one sentence for each ``VBATCH_*`` variable that sets nothing; pydantic-settings is silent."""
     known = variables()
     return [
-        f"{harmless(name)} is not a setting of vbatch{_suggestion(name, known)}"
+        f"{harmless(name)} is not a setting of vbatch{_suggestion(name, known, prefix=PREFIX)}"
         for name in sorted(environ)
         if name.startswith(PREFIX) and name.upper() not in known
     ]
@@ -206,23 +206,21 @@ def user_file() -> Path:
     return platformdirs.user_config_path("vbatch") / "config.toml"
 
 
-def _config_error(detail: ErrorDetails, flags: Collection[str]) -> ConfigError:
+def _describe(detail: ErrorDetails, flags: Collection[str]) -> VbatchError:
     """Say which source holds the wrong value. The value itself may be a secret: it is left out."""
     location = [str(part) for part in detail["loc"]]
     name = location[0]
-    variable = PREFIX + name.upper()
-    if name in flags:
-        where = "--" + name.replace("_", "-")
-    elif name not in TABLES and os.environ.get(variable):
-        where = variable
-    else:
-        path, _ = _read_file()
-        where = f"{path}: {_key(location)}"
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(location)
-        return ConfigError(f"{where} is not a setting{_suggestion(location[-1], known)}")
     message = detail["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{where}: {message[:1].lower()}{message[1:]}")
+    message = message[:1].lower() + message[1:]
+    if name in flags:
+        return UsageError(f"--{name.replace('_', '-')}: {message}")
+    variable = PREFIX + name.upper()
+    if name not in TABLES and os.environ.get(variable):
+        return ConfigError(f"{variable}: {message}")
+    where = f"{_read_file()[0]}: {_key(location)}"
+    if detail["type"] == "extra_forbidden":
+        return ConfigError(f"{where} is not a setting{_suggestion(location[-1], _known_keys(location))}")
+    return ConfigError(f"{where}: {message}")
 
 
 def _known_keys(location: list[str]) -> Collection[str]:
@@ -240,6 +238,7 @@ def _key(location: list[str]) -> str:
     return ".".join(part if part.replace("_", "").isalnum() else f'"{harmless(part)}"' for part in location)
 
 
-def _suggestion(name: str, known: Collection[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+def _suggestion(name: str, known: Collection[str], *, prefix: str = "") -> str:
+    candidates = [candidate.removeprefix(prefix) for candidate in known]
+    nearest = difflib.get_close_matches(name.removeprefix(prefix), candidates, n=1)
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""

@@ -6,15 +6,18 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from vbatch import logs
 
+Prefix = Callable[[logging.LogRecord], str]
 
-def formatted(name: str, message: str, *arguments: object, journal: bool = False) -> str:
+
+def formatted(name: str, message: str, *arguments: object, prefix: Prefix = logs.stamped) -> str:
     record = logging.LogRecord(name, logging.WARNING, "", 0, message, arguments, None)
-    return logs.EventFormatter(journal=journal).format(record)
+    return logs.EventFormatter(prefix).format(record)
 
 
 def test_values_stay_one_word() -> None:
@@ -45,7 +48,7 @@ def test_a_traceback_is_one_more_word() -> None:
 
 
 def test_the_journal_gets_priorities_and_no_times() -> None:
-    assert formatted("vbatch.worker", "worker.ready", journal=True) == "<4>worker.ready"
+    assert formatted("vbatch.worker", "worker.ready", prefix=logs.prioritised) == "<4>worker.ready"
 
 
 @pytest.mark.usefixtures("_loggers")
@@ -71,7 +74,7 @@ def test_levels_are_ours_not_the_libraries() -> None:
 
 
 @pytest.fixture
-def _loggers():  # type: ignore[no-untyped-def]
+def _loggers() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("vbatch")
     before = root.handlers[:], root.level, ours.level
     yield

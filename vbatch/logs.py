@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from vbatch.text import harmless
@@ -30,29 +30,37 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
-    handler.setFormatter(EventFormatter(journal=_is_journal(target)))
+    handler.setFormatter(EventFormatter(prioritised if _is_journal(target) else stamped))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("vbatch").setLevel(level.upper())
 
 
-class EventFormatter(logging.Formatter):
-    """Formats a record as ``time level event key=value …``; for the journal as ``<N>event key=value …``."""
+def stamped(record: logging.LogRecord) -> str:
+    """Begin a line with its time (UTC) and level."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{moment}.{int(record.msecs):03d}Z {record.levelname.lower()} "
 
-    def __init__(self, *, journal: bool = False) -> None:
+
+def prioritised(record: logging.LogRecord) -> str:
+    """Begin a line as the journal wants it; the journal knows the time."""
+    return f"<{next(priority for lowest, priority in _PRIORITIES if record.levelno >= lowest)}>"
+
+
+class EventFormatter(logging.Formatter):
+    """Formats a record as ``event key=value …``, after what ``prefix`` makes of it."""
+
+    def __init__(self, prefix: Callable[[logging.LogRecord], str] = lambda _record: "") -> None:
         super().__init__()
-        self._journal = journal
+        self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line; a traceback follows it as one more quoted word."""
-        line = _event(record)
+        """Return one line, always; a traceback is one more quoted word of it."""
+        line = self._prefix(record) + _event(record)
         if record.exc_info:
             line += " traceback=" + _word(self.formatException(record.exc_info))
-        if self._journal:
-            return f"<{_priority(record.levelno)}>{line}"
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        return f"{moment}.{int(record.msecs):03d}Z {record.levelname.lower()} {line}"
+        return line
 
 
 def _event(record: logging.LogRecord) -> str:
@@ -74,10 +82,6 @@ def _word(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return harmless(text)
     return harmless(json.dumps(text, ensure_ascii=False))
-
-
-def _priority(level: int) -> int:
-    return next(priority for lowest, priority in _PRIORITIES if level >= lowest)
 
 
 def _is_journal(stream: TextIO) -> bool:

@@ -30,7 +30,9 @@ def open_store(output: Output) -> Iterator[Store]:
     store = Store(
         settings(output).store_url,
         patience=COMMAND_PATIENCE,
-        on_wait=lambda reason, seconds: output.transient(f"waiting for the job store: {reason} ({seconds:.0f} s)"),
+        on_wait=lambda reason, seconds: output.transient(
+            f"waiting for the job store: {reason} ({seconds:.0f} s)"
+        ),
     )
     try:
         store.prepare()

@@ -1,0 +1,87 @@
+"""Help is quick and complete, and importing the command line drags nothing heavy in."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vbatch import __version__
+
+HEAVY = {
+    "alembic",
+    "msgspec",
+    "openai",
+    "psycopg",
+    "pydantic",
+    "pydantic_settings",
+    "pynvml",
+    "rich",
+    "sqlalchemy",
+    "sqlmodel",
+    "torch",
+    "transformers",
+    "vllm",
+}
+COMMANDS = ["submit", "list", "status", "watch", "results", "cancel", "retry", "delete", "run-worker", "demo"]
+
+
+def vbatch(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *flags, "-m", "vbatch", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tolerated"),
+    [
+        (["--help"], set()),
+        (["--version"], set()),
+        (["submit", "--help"], {"pydantic"}),  # Typer's own choice, for a command's options
+        (["no-such-command"], {"pydantic", "rich"}),  # an error is coloured
+    ],
+)
+def test_nothing_heavy_is_imported(arguments: list[str], tolerated: set[str]) -> None:
+    listing = vbatch(*arguments, flags=("-X", "importtime")).stderr
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in listing.splitlines() if "|" in line
+    }
+    assert "typer" in imported
+    assert imported & HEAVY <= tolerated
+
+
+def test_help_takes_a_fifth_of_a_second() -> None:
+    """The best of five, so that a busy machine does not decide; the limit leaves room for a slow one."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert vbatch("--help").returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5, times
+
+
+def test_help_lists_every_command_uncut() -> None:
+    text = vbatch("--help").stdout
+    section = text.partition("Commands:\n")[2]
+    assert re.findall(r"^  ([a-z-]+)  ", section, flags=re.MULTILINE) == COMMANDS
+    assert "..." not in section
+
+
+def test_no_command_shows_help() -> None:
+    assert vbatch().stdout == vbatch("--help").stdout
+    assert vbatch().returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = vbatch(command, "-h")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: vbatch {command}")
+    assert not done.stderr
+
+
+def test_version() -> None:
+    assert vbatch("--version").stdout == f"vbatch {__version__}\n"

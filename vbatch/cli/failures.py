@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,14 +30,14 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
         return ExitCode.DONE  # `vbatch results … | head`: the reader has what it wanted
     if os.environ.get("VBATCH_DEBUG"):
         traceback.print_exception(error)
-    failure = describe(error)
+    failure = describe(error, argv)
     options = argv[: argv.index("--")] if "--" in argv else argv
     output = Output(Mode.JSON if "--json" in options else Mode.HUMAN)
     output.failure(failure.code, failure.message, failure.hint, failure.extra)
     return failure.exit_code
 
 
-def describe(error: BaseException) -> Failure:
+def describe(error: BaseException, argv: Sequence[str]) -> Failure:
     """Put an exception into words."""
     match error:
         case VbatchError():
@@ -49,7 +48,7 @@ def describe(error: BaseException) -> Failure:
             return Failure(
                 code="usage",
                 message=_sentence(error.format_message()),
-                hint=_usage_hint(error),
+                hint=_usage_hint(error, argv),
                 exit_code=int(ExitCode.USAGE),
             )
         case KeyboardInterrupt() | typer.Abort():
@@ -65,7 +64,7 @@ def describe(error: BaseException) -> Failure:
             return Failure(
                 code="internal",
                 message=f"unexpected {type(error).__name__}: {error}",
-                hint=f"VBATCH_DEBUG=1 vbatch {' '.join(sys.argv[1:2])} … shows where; please report it",
+                hint=f"VBATCH_DEBUG=1 vbatch {' '.join(argv[:1])} … shows where; please report it",
                 exit_code=int(ExitCode.FAILED),
             )
 
@@ -76,6 +75,8 @@ def _sentence(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _usage_hint(error: typer.TyperException) -> str:
+def _usage_hint(error: typer.TyperException, argv: Sequence[str]) -> str:
     context: typer.Context | None = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'vbatch'} --help"
+    if context is not None:
+        return f"{context.command_path} --help"
+    return "vbatch --help" if not argv or argv[0].startswith("-") else f"vbatch {argv[0]} --help"

@@ -1,0 +1,222 @@
+"""``install-service`` and ``uninstall-service``: what would be done, what was done, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vbatch.cli.output import Mode, Output
+from vbatch.service import gpus, install, plan, uninstall
+from vbatch.service.install import Installed
+from vbatch.service.plan import FileState, Plan, Wish
+from vbatch.service.scope import Scope
+from vbatch.service.uninstall import Uninstalled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def install_service(
+    worker_arguments: Sequence[str],
+    *,
+    scope: str | None,
+    wanted_gpus: Sequence[int],
+    run_as: str | None,
+    dry_run: bool,
+    start: bool,
+    force: bool,
+    json: bool,
+) -> None:
+    """Plan, and unless it is a dry run, do it and wait until the worker is ready."""
+    output = Output.of(json=json)
+    wish = Wish(
+        scope=scope_of(scope),
+        gpus=tuple(sorted(set(wanted_gpus))) or gpus.present(),
+        run_as=run_as,
+        worker_arguments=tuple(worker_arguments),
+        start=start,
+        force=force,
+    )
+    planned = plan.plan(wish)
+    if dry_run:
+        _show_plan(output, planned)
+        return
+    if planned.unit.diff:
+        output.note(planned.unit.diff)
+    if planned.unit.state is FileState.EDITED and not planned.unit.write:
+        output.warn(
+            f"{planned.places.unit} was changed by hand and stays as it is; {_edit(planned)} keeps changes "
+            "apart from it, --force replaces it"
+        )
+    if os.geteuid() == 0 and planned.scope is Scope.SYSTEM and planned.account.uid == 0:
+        output.note("the worker will run as root; --run-as USER gives it another account")
+    done = install.install(planned, report=_Steps(output))
+    output.show(_InstalledScreen(done))
+
+
+def uninstall_service(*, scope: str | None, force: bool, json: bool) -> None:
+    """Stop, disable, remove; say what was kept."""
+    output = Output.of(json=json)
+    done = uninstall.uninstall(scope_of(scope), report=_Steps(output), force=force)
+    output.show(_UninstalledScreen(done))
+
+
+def scope_of(name: str | None) -> Scope:
+    """Return the scope asked for: by default the machine's as root, the person's own otherwise."""
+    if name is not None:
+        return Scope(name)
+    return Scope.SYSTEM if os.geteuid() == 0 else Scope.USER
+
+
+class _Steps:
+    """Shows each new line of progress once, however often it is reported."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._last = ""
+
+    def __call__(self, line: str) -> None:
+        if line != self._last:
+            self._last = line
+            self._output.transient(line)
+
+
+def _show_plan(output: Output, planned: Plan) -> None:
+    """Print the plan on stderr and the unit on stdout, so that ``> unit`` keeps the unit alone."""
+    if output.mode is Mode.JSON:
+        output.document(_plan_document(planned) | {"unit_text": planned.unit.text})
+        return
+    output.note("\n".join([*_plan_lines(planned), "nothing was changed"]))
+    if planned.unit.diff:
+        output.note(planned.unit.diff)
+    sys.stdout.write(planned.unit.text)
+
+
+def _plan_lines(planned: Plan) -> list[str]:
+    places = planned.places
+    lines = [
+        f"a {planned.scope} service of systemd {planned.systemd}, run as {planned.account.name}",
+        f"  unit         {places.unit} ({_UNIT_WORDS[planned.unit.state]})",
+        *(f"  drop-in      {file}" for file in planned.unit.drop_ins),
+    ]
+    if planned.environment.write:
+        lines.append(f"  environment  {places.environment} takes {', '.join(planned.environment.names)}")
+    lines += [
+        f"  at boot      {' '.join(planned.instances)}",
+        *(f"  no longer    {name}" for name in planned.surplus),
+        f"  database     {planned.database.words}",
+    ]
+    if planned.linger:
+        lines.append(f"  linger       {planned.account.name}'s services start at boot, without a login")
+    return lines
+
+
+_UNIT_WORDS = {
+    FileState.MISSING: "new",
+    FileState.CURRENT: "already current",
+    FileState.OUTDATED: "differs, is replaced",
+    FileState.EDITED: "changed by hand",
+}
+
+
+def _plan_document(planned: Plan) -> dict[str, object]:
+    return {
+        "scope": planned.scope,
+        "systemd": planned.systemd,
+        "user": planned.account.name,
+        "unit": str(planned.places.unit),
+        "unit_state": planned.unit.state,
+        "unit_diff": planned.unit.diff,
+        "drop_ins": list(planned.unit.drop_ins),
+        "environment_file": str(planned.places.environment),
+        "environment_names": list(planned.environment.names),
+        "instances": list(planned.instances),
+        "no_longer": list(planned.surplus),
+        "linger": planned.linger,
+        "database": planned.database.kind,
+        "database_hint": planned.database.hint,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _InstalledScreen:
+    """What install-service did."""
+
+    done: Installed
+
+    def ids(self) -> list[str]:
+        return list(self.done.plan.instances)
+
+    def document(self) -> object:
+        return _plan_document(self.done.plan) | {
+            "changed": self.done.changed,
+            "linger_refused": self.done.linger_refused,
+            "workers": [
+                {"unit": started.unit, "ready": started.ready, "status": started.status}
+                for started in self.done.instances
+            ],
+        }
+
+    def screen(self) -> RenderableType:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        planned = self.done.plan
+        systemctl = "systemctl --user" if planned.scope is Scope.USER else "systemctl"
+        journal = "journalctl --user" if planned.scope is Scope.USER else "journalctl"
+        first = planned.instances[0].removesuffix(".service")
+        lines = [] if self.done.changed else ["already current: nothing was changed"]
+        lines.append(planned.database.words)
+        for started in self.done.instances:
+            name = started.unit.removesuffix(".service")
+            state = "is ready" if started.ready else "is not ready yet, and goes on by itself"
+            lines.append(f"{name} {state}" + (f": {started.status}" if started.status else ""))
+        if self.done.linger_refused is not None:
+            lines.append("it starts when you log in; to start it at boot, an administrator runs:")
+            lines.append(f"  sudo loginctl enable-linger {planned.account.name}")
+        else:
+            lines.append("it starts at every boot and after every crash; nothing is left to do by hand")
+        if planned.database.hint is not None:
+            lines.append("but the database's container does not come back after a reboot; have it do so:")
+            lines.append(f"  {planned.database.hint}")
+        if not self.done.instances:
+            lines.append(f"  start it now    {systemctl} start {' '.join(planned.instances)}")
+        lines.append("  give it work    vbatch submit prompts.jsonl")
+        lines.append(f"  look on         {journal} -fu {first}")
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _UninstalledScreen:
+    """What uninstall-service did."""
+
+    done: Uninstalled
+
+    def ids(self) -> list[str]:
+        return list(self.done.instances)
+
+    def document(self) -> object:
+        return {
+            "scope": self.done.scope,
+            "stopped": list(self.done.instances),
+            "removed": list(self.done.removed),
+            "kept": list(self.done.kept),
+        }
+
+    def screen(self) -> RenderableType:
+        if not self.done.removed:
+            return "\n".join([f"no {self.done.scope} service of vbatch is installed", *self._kept()])
+        stopped = [f"stopped {name}" for name in self.done.instances]
+        removed = [f"removed {what}" for what in self.done.removed]
+        return "\n".join([*stopped, *removed, *self._kept(), "the queue, the results and the models stay"])
+
+    def _kept(self) -> list[str]:
+        return [f"kept {file}: it is yours" for file in self.done.kept]
+
+
+def _edit(planned: Plan) -> str:
+    flag = " --user" if planned.scope is Scope.USER else ""
+    return f"systemctl{flag} edit {planned.places.unit.name}"

@@ -1,0 +1,81 @@
+"""``run-worker``: settings become options, the worker runs, a live view shows it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from vbatch import logs, worker
+from vbatch.cli import words
+from vbatch.cli.opening import settings as load_settings
+from vbatch.cli.output import Output
+from vbatch.config import Settings
+from vbatch.errors import UsageError
+from vbatch.store import WORKER_PATIENCE, Store
+from vbatch.worker import ModelOptions, Stop, View, WorkerOptions
+
+
+def run_worker(
+    vllm_flags: Sequence[str],
+    *,
+    engine: str | None,
+    gpu: int | None,
+    drain: bool,
+    preload: str | None,
+    max_inflight: int | None,
+) -> None:
+    """Work until a signal or, with ``drain``, until the queue is empty."""
+    if vllm_flags and not vllm_flags[0].startswith("-"):
+        raise UsageError(
+            f"unexpected argument '{vllm_flags[0]}'",
+            hint="vLLM's own flags go after a double dash: vbatch run-worker -- --max-model-len 4096",
+        )
+    output = Output()
+    settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
+    stop, view = Stop(), View()
+    store = Store(
+        settings.store_url,
+        patience=WORKER_PATIENCE,
+        stop=stop.store,
+        on_wait=lambda reason, _seconds: view.update(waiting_for=reason),
+    )
+    live = sys.stderr.isatty()
+    if not live:
+        logs.configure(settings.log_level)
+    started = time.monotonic()
+    try:
+        with _live(output, view, stop) if live else nullcontext():
+            worker.run(store, options(settings, drain=drain, extra_args=vllm_flags), view=view, stop=stop)
+    finally:
+        store.close()
+    if live:
+        saved = words.count(view.snapshot.saved, "result")
+        why = "the queue is empty" if drain and not stop.requested else "stopped"
+        output.note(f"{why}: {saved} saved in {words.duration(time.monotonic() - started)}")
+
+
+def options(settings: Settings, *, drain: bool = False, extra_args: Sequence[str] = ()) -> WorkerOptions:
+    """Translate the settings into what a worker is told."""
+    return WorkerOptions(
+        cache_dir=settings.cache_dir,
+        state_dir=settings.state_dir,
+        engine=settings.engine,
+        gpu=settings.gpu,
+        drain=drain,
+        preload=settings.preload,
+        max_inflight=settings.max_inflight,
+        default_args=settings.defaults.args,
+        models={
+            name: ModelOptions(path=model.path, args=model.args) for name, model in settings.models.items()
+        },
+        extra_args=tuple(extra_args),
+        echo_latency=settings.echo_latency,
+        flush_interval=settings.flush_interval,
+        lease=settings.lease,
+        drain_limit=settings.drain_limit,
+        request_timeout=settings.request_timeout,
+        idle_unload=settings.idle_unload,
+        engine_stall=settings.engine_stall,
+    )

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds
+from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds, SystemScope, UserScope
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -237,3 +237,73 @@ def demo() -> int:
     from vbatch.cli.demo import demo as run
 
     return run()
+
+
+@app.command()
+def install_service(
+    *,
+    worker_arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- RUN_WORKER_OPTIONS",
+            help="Options of `vbatch run-worker` for the service, after a double dash.",
+            show_default=False,
+        ),
+    ] = None,
+    user: UserScope = False,
+    system: SystemScope = False,
+    gpu: Annotated[
+        list[int] | None,
+        typer.Option("--gpu", metavar="N", min=0, help="Use this GPU; repeatable.  [default: every GPU]"),
+    ] = None,
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--run-as", metavar="USER", help="The account of a system service.  [default: who called sudo]"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the unit, change nothing.")
+    ] = False,
+    now: Annotated[
+        bool, typer.Option("--now/--no-now", help="Start the worker now, not only at the next boot.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a unit that was changed by hand.")] = False,
+    json: Json = False,
+) -> None:
+    """Have systemd run a worker at every boot and after every crash, one a GPU.
+
+    As root it becomes a service of the machine, otherwise one of your own, which needs no root.
+    """
+    from vbatch.cli.service import install_service as run
+
+    run(
+        worker_arguments or [],
+        user=user,
+        system=system,
+        wanted_gpus=gpu or [],
+        run_as=run_as,
+        dry_run=dry_run,
+        start=now,
+        force=force,
+        json=json,
+    )
+
+
+@app.command()
+def uninstall_service(
+    *,
+    user: UserScope = False,
+    system: SystemScope = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a unit that was changed by hand too.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Stop the workers and remove exactly what install-service installed.
+
+    The queue, the results and the models stay.
+    """
+    from vbatch.cli.service import uninstall_service as run
+
+    run(user=user, system=system, force=force, json=json)

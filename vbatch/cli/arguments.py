@@ -30,3 +30,5 @@ QuietIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids alo
 ExitStatus = Annotated[
     bool, typer.Option("--exit-status", help="Exit with 5 unless every request of the batch succeeded.")
 ]
+UserScope = Annotated[bool, typer.Option("--user", help="Your own service.  [default, unless you are root]")]
+SystemScope = Annotated[bool, typer.Option("--system", help="A service of the machine.  [default as root]")]

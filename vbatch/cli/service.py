@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vbatch.cli.output import Mode, Output
+from vbatch.errors import UsageError
 from vbatch.service import gpus, install, plan, uninstall
 from vbatch.service.install import Installed
 from vbatch.service.plan import FileState, Plan, Wish
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def install_service(
     worker_arguments: Sequence[str],
     *,
-    scope: str | None,
+    user: bool,
+    system: bool,
     wanted_gpus: Sequence[int],
     run_as: str | None,
     dry_run: bool,
@@ -33,7 +35,7 @@ def install_service(
     """Plan, and unless it is a dry run, do it and wait until the worker is ready."""
     output = Output.of(json=json)
     wish = Wish(
-        scope=scope_of(scope),
+        scope=_scope(user=user, system=system),
         gpus=tuple(sorted(set(wanted_gpus))) or gpus.present(),
         run_as=run_as,
         worker_arguments=tuple(worker_arguments),
@@ -57,17 +59,19 @@ def install_service(
     output.show(_InstalledScreen(done))
 
 
-def uninstall_service(*, scope: str | None, force: bool, json: bool) -> None:
+def uninstall_service(*, user: bool, system: bool, force: bool, json: bool) -> None:
     """Stop, disable, remove; say what was kept."""
     output = Output.of(json=json)
-    done = uninstall.uninstall(scope_of(scope), report=_Steps(output), force=force)
+    done = uninstall.uninstall(_scope(user=user, system=system), report=_Steps(output), force=force)
     output.show(_UninstalledScreen(done))
 
 
-def scope_of(name: str | None) -> Scope:
+def _scope(*, user: bool, system: bool) -> Scope:
     """Return the scope asked for: by default the machine's as root, the person's own otherwise."""
-    if name is not None:
-        return Scope(name)
+    if user and system:
+        raise UsageError("--user and --system exclude each other")
+    if user or system:
+        return Scope.USER if user else Scope.SYSTEM
     return Scope.SYSTEM if os.geteuid() == 0 else Scope.USER
 
 

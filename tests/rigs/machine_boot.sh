@@ -1,0 +1,63 @@
+#!/bin/bash
+# Boots a guest: systemd as PID 1 of new namespaces, over an overlay of the host's own root file system.
+# Called by machine.py as the first process of those namespaces; everything mounted here vanishes with them.
+#
+#   DISK       an ext4 image: all that the guest ever wrote
+#   DESK       an empty folder outside of the guest, for its mount points
+#   BOOT_ID    the id of this boot
+#   SHARED     folders that the guest reads through the overlay but that lie on other file systems of the host
+set -euo pipefail
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$DESK"
+mkdir "$DESK/disk" "$DESK/root"
+mount -o loop "$DISK" "$DESK/disk"
+mkdir -p "$DESK/disk/upper" "$DESK/disk/work"
+R=$DESK/root
+mount -t overlay overlay -o "lowerdir=/,upperdir=$DESK/disk/upper,workdir=$DESK/disk/work" "$R"
+
+mount -t proc proc "$R/proc"
+echo "$BOOT_ID" >"$DESK/boot_id"
+mount --bind "$DESK/boot_id" "$R/proc/sys/kernel/random/boot_id"
+mount -t sysfs sysfs "$R/sys"
+mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup"
+mount -t tmpfs -o mode=755 tmpfs "$R/dev"
+for node in null zero full random urandom tty; do
+    touch "$R/dev/$node"
+    mount --bind "/dev/$node" "$R/dev/$node"
+done
+mkdir "$R/dev/pts" "$R/dev/shm"
+mount -t devpts devpts "$R/dev/pts" -o newinstance,ptmxmode=0666
+ln -s pts/ptmx "$R/dev/ptmx"
+mount -t tmpfs tmpfs "$R/dev/shm"
+mount -t tmpfs -o mode=755 tmpfs "$R/run"
+mount -t tmpfs -o mode=1777 tmpfs "$R/tmp"
+for folder in $SHARED; do
+    mkdir -p "$R$folder"
+    mount --bind "$folder" "$R$folder"
+    mount -o remount,bind,ro "$R$folder"
+done
+
+# The first boot decides what starts: the few services of a bare machine, and nothing that the host enabled.
+if [ ! -e "$DESK/disk/seeded" ]; then
+    rm -rf "$R"/etc/systemd/system/*.wants "$R"/etc/systemd/system/*.requires
+    bare=" systemd-journald.service systemd-journal-flush.service systemd-tmpfiles-setup.service systemd-logind.service
+           systemd-user-sessions.service dbus.service dbus.socket systemd-journald.socket systemd-journald-dev-log.socket "
+    for link in "$R"/lib/systemd/system/{sysinit,multi-user,sockets,timers,graphical,local-fs,getty}.target.wants/*; do
+        unit=${link##*/}
+        case $unit in *.target) continue ;; esac
+        [[ $bare == *[[:space:]]"$unit"[[:space:]]* ]] || ln -sf /dev/null "$R/etc/systemd/system/$unit"
+    done
+    for unit in systemd-udevd.service systemd-remount-fs.service getty.target; do
+        ln -sf /dev/null "$R/etc/systemd/system/$unit"
+    done
+    ln -sf /lib/systemd/system/multi-user.target "$R/etc/systemd/system/default.target"
+    : >"$R/etc/fstab"
+    echo vbatch-guest >"$R/etc/hostname"
+    printf '127.0.0.1 localhost vbatch-guest\n::1 localhost\n' >"$R/etc/hosts"
+    tr -d - </proc/sys/kernel/random/uuid >"$R/etc/machine-id"
+    mkdir -p "$R/var/log/journal" "$R/etc/systemd/journald.conf.d"
+    printf '[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nRateLimitBurst=0\n' >"$R/etc/systemd/journald.conf.d/guest.conf"
+    touch "$DESK/disk/seeded"
+    sync
+fi
+exec env -i container=vbatch-test PATH="$PATH" chroot "$R" /lib/systemd/systemd --system --log-target=journal

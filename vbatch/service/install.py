@@ -1,0 +1,124 @@
+"""Carry out a plan: write, reload, enable, start, and wait until the worker says that it is ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from vbatch.service import files
+from vbatch.service.errors import ServiceFailed, SystemdRefused
+from vbatch.service.plan import Plan
+from vbatch.service.systemd import Systemd
+
+READY_LIMIT = timedelta(minutes=2)
+POLL = timedelta(milliseconds=100)
+
+Report = Callable[[str], None]  # a line of progress for whoever looks on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """One instance when install-service is done with it. ``status`` is the worker's own words."""
+
+    unit: str
+    ready: bool
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What was done. ``linger_refused`` is systemd's reason where a person must switch linger on."""
+
+    plan: Plan
+    changed: bool
+    instances: tuple[Started, ...]
+    linger_refused: str | None
+
+
+def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> Installed:
+    """Do what the plan says; a hand-edited unit stays unless the plan writes it.
+
+    Raises SystemdRefused, and ServiceFailed when the worker ends instead of becoming ready. A worker that
+    still waits for something after ``limit`` is no failure: it goes on waiting.
+    """
+    systemd = Systemd(plan.scope)
+    where = plan.places
+    if plan.environment.write:
+        files.write(where.environment, plan.environment.text, mode=0o600)
+    if plan.unit.write:
+        files.write(where.unit, plan.unit.text, mode=0o644)
+        systemd.systemctl("daemon-reload")
+    refused = _switch_linger_on(systemd, plan) if plan.linger else None
+    if plan.surplus:
+        stop(systemd, plan.surplus, report=report, limit=plan.drain_limit + READY_LIMIT)
+        systemd.systemctl("disable", *plan.surplus)
+    enabled = systemd.enabled_instances(where.units, where.target)
+    missing = [name for name in plan.instances if name not in enabled]
+    if missing:
+        systemd.systemctl("enable", *missing)
+        files.sync_folder(where.units / f"{where.target}.wants")
+    rewritten = plan.environment.write or plan.unit.write
+    started: tuple[Started, ...] = ()
+    if plan.start:
+        systemd.systemctl("restart" if rewritten else "start", "--no-block", *plan.instances)
+        drains = plan.drain_limit if rewritten else timedelta()
+        started = tuple(
+            _wait_until_ready(systemd, name, report=report, limit=limit + drains) for name in plan.instances
+        )
+    return Installed(
+        plan=plan,
+        changed=bool(rewritten or plan.surplus or missing),
+        instances=started,
+        linger_refused=refused,
+    )
+
+
+def stop(systemd: Systemd, units: tuple[str, ...], *, report: Report, limit: timedelta) -> None:
+    """Stop instances and wait until they have drained."""
+    systemd.systemctl("stop", "--no-block", *units)
+    deadline = time.monotonic() + limit.total_seconds()
+    for unit in units:
+        while (seen := systemd.show(unit, "ActiveState", "StatusText"))["ActiveState"] not in _AT_REST:
+            if time.monotonic() > deadline:
+                raise SystemdRefused(f"{unit} did not stop within {limit.total_seconds():g} s")
+            report(f"{unit}: {seen['StatusText'] or 'stopping'}")
+            time.sleep(POLL.total_seconds())
+
+
+_AT_REST = ("inactive", "failed")
+
+
+def _switch_linger_on(systemd: Systemd, plan: Plan) -> str | None:
+    """Let the user's services start at boot; return systemd's words where it refuses that to the user."""
+    try:
+        systemd.linger(plan.account.name, on=True)
+    except SystemdRefused as error:
+        return error.message
+    return None
+
+
+def _wait_until_ready(systemd: Systemd, unit: str, *, report: Report, limit: timedelta) -> Started:
+    """Wait for READY=1, which ends the start job. A start that is not tried again leaves it failed."""
+    deadline = time.monotonic() + limit.total_seconds()
+    while True:
+        seen = systemd.show(unit, "ActiveState", "Job", "StatusText", "Result", "ExecMainStatus")
+        status = seen["StatusText"]
+        pending = seen.get("Job", "0") not in ("", "0")
+        if seen["ActiveState"] == "active" and not pending:
+            return Started(unit=unit, ready=True, status=status)
+        if seen["ActiveState"] == "failed" and not pending:
+            raise ServiceFailed(
+                f"{unit} did not start: {_cause(seen)}",
+                hint=f"journalctl{systemd.flag} -u {unit.removesuffix('.service')} -b",
+            )
+        if time.monotonic() > deadline:
+            return Started(unit=unit, ready=False, status=status)
+        report(f"{unit}: {status or 'starting'}")
+        time.sleep(POLL.total_seconds())
+
+
+def _cause(seen: dict[str, str]) -> str:
+    """Say why the start failed: the worker's last words, or systemd's result and exit status."""
+    return seen["StatusText"] or f"{seen['Result']}, exit {seen['ExecMainStatus']}"

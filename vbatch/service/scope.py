@@ -1,0 +1,60 @@
+"""Where a service lives: the machine's systemd or a person's own, and the folders of each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+UNIT = "vbatch-worker"
+TEMPLATE = f"{UNIT}@.service"
+ENVIRONMENT_FILE = "worker.env"
+
+
+class Scope(StrEnum):
+    """Whose systemd runs the service."""
+
+    SYSTEM = "system"  # the machine's: starts at boot, sandboxed, needs root to install
+    USER = "user"  # a person's own: starts at boot with linger, needs no root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The files of a service in one scope."""
+
+    units: Path
+    settings: Path
+    target: str
+
+    @property
+    def unit(self) -> Path:
+        """The unit file: a template, one instance a GPU."""
+        return self.units / TEMPLATE
+
+    @property
+    def drop_ins(self) -> Path:
+        """Where ``systemctl edit`` keeps a person's changes."""
+        return self.units / f"{TEMPLATE}.d"
+
+    @property
+    def environment(self) -> Path:
+        """The file that holds what may be secret: mode 0600, never in the unit."""
+        return self.settings / ENVIRONMENT_FILE
+
+
+def places(scope: Scope) -> Places:
+    """Return where this scope's files are: systemd.unit(5), "unit file load path"."""
+    if scope is Scope.SYSTEM:
+        return Places(
+            units=Path("/etc/systemd/system"), settings=Path("/etc/vbatch"), target="multi-user.target"
+        )
+    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Places(
+        units=configuration / "systemd/user", settings=configuration / "vbatch", target="default.target"
+    )
+
+
+def instance(name: int | str) -> str:
+    """Return the unit's name for one GPU."""
+    return f"{UNIT}@{name}.service"

@@ -1,0 +1,169 @@
+"""The text of the unit: every key with its reason, for the systemd that will read it. Touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vbatch import __version__
+from vbatch.errors import ExitCode
+from vbatch.service import hardening, seal
+from vbatch.service.accounts import Account
+from vbatch.service.quoting import command, path, word
+from vbatch.service.scope import TEMPLATE, Scope
+
+OLDEST = 249  # of Ubuntu 22.04; older ones were not tried
+GROWING_DELAYS = 254  # RestartSteps= and RestartMaxDelaySec=
+
+PATIENCE = timedelta(seconds=60)  # of doctor before the start: the incident's 30 tries, 2 s apart
+START_LIMIT = timedelta(minutes=3)  # of each step of a start; the worker extends it while it has a reason
+AFTER_DRAIN = timedelta(minutes=1)  # what a stop takes beyond the drain limit: save, unload, give memory back
+WATCHDOG = timedelta(minutes=3)
+FIRST_DELAY = timedelta(seconds=5)
+LONGEST_DELAY = timedelta(minutes=5)
+DELAY_STEPS = 8
+ONLY_DELAY = timedelta(seconds=20)  # where systemd knows no growing ones
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSpec:
+    """All that the unit's text depends on."""
+
+    scope: Scope
+    systemd: int
+    python: str
+    account: Account
+    environment_file: Path
+    search_path: str
+    worker_arguments: tuple[str, ...]
+    one_per_gpu: bool
+    modprobe: str | None
+    drain_limit: timedelta
+    after: tuple[str, ...]
+    remote: bool
+    folders: tuple[str, ...]
+    target: str
+    remarks: tuple[str, ...] = ()
+
+
+def render(spec: UnitSpec) -> str:
+    """Return the unit file: a header that seals what follows, then the three sections."""
+    body = "\n".join(
+        [
+            f"# {TEMPLATE}: one vbatch worker{' a GPU' if spec.one_per_gpu else ''}, kept running.",
+            f"# Written by vbatch {__version__}. Change it by `systemctl edit`: a drop-in survives updates.",
+            *(f"# {remark}" for remark in spec.remarks),
+            "",
+            "[Unit]",
+            *_lines(_unit(spec)),
+            "",
+            "[Service]",
+            *_lines(_service(spec)),
+            *_lines(_directories(spec)),
+            *(_lines(_sandbox(spec)) if spec.scope is Scope.SYSTEM else []),
+            "",
+            "[Install]",
+            f"WantedBy={spec.target}",
+            "",
+        ]
+    )
+    return seal.seal(body)
+
+
+def _unit(spec: UnitSpec) -> Iterator[Key | str]:
+    yield "Description", "vbatch worker" + (" on GPU %i" if spec.one_per_gpu else "")
+    if spec.scope is Scope.SYSTEM:
+        yield "# Order only; nothing is required. The worker waits for what it needs, as long as it takes."
+        if spec.remote:
+            yield "Wants", "network-online.target"
+        network = "network-online.target" if spec.remote else "network.target"
+        yield "After", " ".join(map(word, (network, "nvidia-persistenced.service", *spec.after)))
+    yield "RequiresMountsFor", " ".join(word(folder) for folder in spec.folders)
+    yield "# No burst limit: a database that is late must not end in a permanent failure."
+    yield "StartLimitIntervalSec", "0"
+
+
+def _service(spec: UnitSpec) -> Iterator[Key | str]:
+    vbatch = (spec.python, "-P", "-m", "vbatch")
+    gpu = ("--gpu", "%i") if spec.one_per_gpu else ()
+    yield "Type", "notify"
+    if spec.scope is Scope.SYSTEM:
+        yield "User", spec.account.name
+        yield "WorkingDirectory", "-~"
+    yield "Environment", word(f"PATH={spec.search_path}")
+    yield "EnvironmentFile", "-" + path(str(spec.environment_file))
+    if spec.modprobe is not None and spec.scope is Scope.SYSTEM:
+        yield "# Makes the GPU's device nodes, which at boot only root can do."
+        yield "ExecStartPre", command("-+", spec.modprobe, "-u", "-c", "0")
+    yield "# Mends what is provably ours and reports the rest; whether to start is the worker's own decision."
+    yield "ExecStartPre", command("-", *vbatch, "doctor", "--fix", "--yes", "--wait", _span(PATIENCE))
+    yield "ExecStart", _with_gpu(command("", *vbatch, "run-worker"), gpu, spec.worker_arguments)
+    yield "ExecStopPost", command("-", *vbatch, "doctor", "gpu", "queue", "--fix", "--yes")
+    yield from _restarts(spec)
+    yield "# The worker drains alone; what is left of its engine after that is ended before any restart."
+    yield "KillMode", "mixed"
+    yield "TimeoutStopSec", _span(spec.drain_limit + AFTER_DRAIN)
+    yield "TimeoutAbortSec", _span(timedelta(seconds=30))
+    yield "TimeoutStartSec", _span(START_LIMIT)
+    yield "# Reset only by progress: a hung worker is restarted."
+    yield "WatchdogSec", _span(WATCHDOG)
+    yield "# An engine that the kernel ends for want of memory is the worker's to report and to reload."
+    yield "OOMPolicy", "continue"
+    yield "SyslogIdentifier", "vbatch"
+    yield "LimitNOFILE", "65536"
+    yield "# A core dump would hold prompts, and all of the GPU's mappings."
+    yield "LimitCORE", "0"
+
+
+def _restarts(spec: UnitSpec) -> Iterator[Key | str]:
+    yield "Restart", "on-failure"
+    yield "# What only a person can mend is not tried again: wrong settings, wrong usage."
+    yield "RestartPreventExitStatus", f"{ExitCode.USAGE:d} {ExitCode.MISCONFIGURED:d}"
+    if spec.systemd >= GROWING_DELAYS:
+        yield "RestartSec", _span(FIRST_DELAY)
+        yield "RestartSteps", str(DELAY_STEPS)
+        yield "RestartMaxDelaySec", _span(LONGEST_DELAY)
+    else:
+        yield "RestartSec", _span(ONLY_DELAY)
+
+
+def _directories(spec: UnitSpec) -> Iterator[Key | str]:
+    yield "# vLLM's sockets: gone with the worker, however it ends."
+    yield "RuntimeDirectory", f"{_RUNTIME}-%i"
+    yield "RuntimeDirectoryMode", "0700"
+    yield "Environment", f"VLLM_RPC_BASE_PATH=%t/{_RUNTIME}-%i"
+    if spec.scope is Scope.SYSTEM and not spec.account.has_home:
+        yield "# The account has no home of its own: systemd keeps its data and caches."
+        yield "StateDirectory", "vbatch"
+        yield "StateDirectoryMode", "0700"
+        yield "CacheDirectory", "vbatch"
+        yield "CacheDirectoryMode", "0700"
+        yield "Environment", "HOME=%S/vbatch XDG_DATA_HOME=%S XDG_STATE_HOME=%S XDG_CACHE_HOME=%C"
+
+
+_RUNTIME = "vbatch-worker"
+
+
+def _sandbox(spec: UnitSpec) -> Iterator[Key | str]:
+    yield "# What neither CUDA, nor a JIT compiler, nor a batch needs."
+    yield from hardening.KEYS
+    yield "CapabilityBoundingSet", hardening.CAPABILITIES_OF_ROOT if spec.account.uid == 0 else ""
+
+
+def _with_gpu(line: str, gpu: tuple[str, ...], arguments: tuple[str, ...]) -> str:
+    """Add ``--gpu %i``, whose specifier is meant to be one, and what the person added."""
+    return " ".join([line, *gpu, *map(word, arguments)])
+
+
+def _lines(keys: Iterator[Key | str]) -> list[str]:
+    return [entry if isinstance(entry, str) else f"{entry[0]}={entry[1]}" for entry in keys]
+
+
+def _span(duration: timedelta) -> str:
+    """Write a duration as systemd.time(7) reads it."""
+    seconds = round(duration.total_seconds())
+    return f"{seconds // 60}min" if seconds % 60 == 0 else f"{seconds}s"

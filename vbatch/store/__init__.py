@@ -1,0 +1,11 @@
+"""The job store: batches, their requests and results, the lease, and the workers, in SQLite or PostgreSQL.
+
+``Store`` is the open database; what can be done with it are the functions of ``ingest``, ``queue``,
+``catalog``, ``answers`` and ``registry``. No session, connection or row ever leaves this package.
+"""
+
+from __future__ import annotations
+
+from vbatch.store.database import COMMAND_PATIENCE, NO_PATIENCE, WORKER_PATIENCE, Patience, Store
+
+__all__ = ["COMMAND_PATIENCE", "NO_PATIENCE", "WORKER_PATIENCE", "Patience", "Store"]

@@ -19,6 +19,7 @@ class ChunkState(StrEnum):
     RUNNING = "running"  # leased to a worker
     DONE = "done"  # every request of it has its result
     CANCELLED = "cancelled"  # its batch was cancelled or expired; what is unfinished stays so
+    FAILED = "failed"  # its model cannot be loaded; what is unfinished counts as failed
 
 
 class ChunkKey(NamedTuple):
@@ -152,7 +153,6 @@ class Waiting:
     model: str
     priority: int
     batch: int
-    chunks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +183,15 @@ class EngineProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One request and, where it is recorded, its result: what a line of an output or error file is made of."""
+    """One request and what became of it: what a line of an output or error file is made of.
+
+    Without a result, ``error_code`` and ``error_message`` say why there never will be one (the batch was
+    cancelled, its model cannot be loaded), or are None while there may be.
+    """
 
     seq: int
     line: int
     custom_id: str
     result: Result | None
+    error_code: str | None = None
+    error_message: str | None = None

@@ -45,9 +45,7 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
 def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
     store.prepare()
     with ExitStack() as stack:
-        worker = registry.register(
-            store, identity=processes.current(), engine=options.engine, gpu_uuid=None
-        )
+        worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         pulse = Pulse()
         heartbeat = Heartbeat(
             pulse,

@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 
 from vbatch import processes
+from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.store import Store, ingest, queue, registry
 from vbatch.store.records import Worker
@@ -43,12 +44,13 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
     for a dead worker holds the memory that the next one needs.
     """
     chunks = 0
+    here = processes.current()
     for worker in registry.live(store):
         if worker.id == me:
             continue
         match processes.liveness(worker.identity):
             case Liveness.GONE:
-                reclaimed = queue.reclaim(store, worker=worker.id, beat=None)
+                reclaimed = queue.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
                 log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
             case _ if watch.lapsed(worker):
                 reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)
@@ -57,6 +59,11 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
                 continue
         chunks += reclaimed
     return chunks
+
+
+def _same_boot(worker: Worker, here: ProcessIdentity) -> bool:
+    """Whether it died on this boot: after a power cut nobody is to blame."""
+    return worker.identity.boot_id == here.boot_id
 
 
 def sweep(store: Store) -> None:

@@ -203,7 +203,7 @@ class Serving:
             held = self._inflight.held
             if accused := {key: seqs for key, seqs in crashed.items() if key in held}:
                 await self._context.in_store(
-                    queue.record_crash, store, worker=worker, suspects=accused, cause=self.deaths_cause
+                    queue.record_crash, store, worker=worker, suspects_of=accused, cause=self.deaths_cause
                 )
             if innocent := held - accused.keys():
                 await self._context.in_store(queue.release, store, worker=worker, keys=innocent)

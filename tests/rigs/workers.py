@@ -1,0 +1,59 @@
+"""Many short-lived worker processes: forked from one that has imported everything, killed without mercy.
+
+Each is a real process with a store connection of its own; only the imports are shared, so that hundreds of
+kills fit into a test run.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from datetime import timedelta
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.dialects.sqlite"])
+
+
+def _work(url: str, folder: str, options: Mapping[str, Any]) -> None:
+    from vbatch.store import WORKER_PATIENCE, Store
+    from vbatch.worker import Stop, View, WorkerOptions, run
+
+    logging.basicConfig(
+        filename=f"{folder}/worker-{os.getpid()}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    stop = Stop()
+    store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
+    settings = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder)} | dict(options)
+    run(store, WorkerOptions(**settings), view=View(), stop=stop)
+
+
+def start_worker(url: str, folder: Path, **options: Any) -> ForkServerProcess:
+    """Start a worker on the echo engine; ``options`` are fields of WorkerOptions."""
+    process = _context.Process(target=_work, args=(url, str(folder), options), daemon=True)
+    process.start()
+    return process
+
+
+def kill(process: ForkServerProcess) -> None:
+    """End it as a power cut would: no handler runs, nothing is flushed."""
+    assert process.pid is not None
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> None:
+    """Run a worker until the queue is empty."""
+    process = start_worker(url, folder, drain=True, **options)
+    process.join(timeout.total_seconds())
+    if process.is_alive():
+        log = folder / f"worker-{process.pid}.log"
+        kill(process)
+        raise AssertionError(f"the queue was not drained in time:\n{log.read_text()[-4000:]}")
+    assert process.exitcode == 0, (folder / f"worker-{process.pid}.log").read_text()[-4000:]

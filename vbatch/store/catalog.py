@@ -1,0 +1,428 @@
+"""Batches as people see them: find, list, cancel, finalize, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, case, delete, exists, func, or_, select, text, update
+
+from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
+from vbatch.protocol import BatchStatus
+from vbatch.store import tables
+from vbatch.store.database import Store
+from vbatch.store.records import Batch, ChunkState, RequestCounts
+from vbatch.store.tables import OPEN, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+
+_batch = BatchRow.__table__  # type: ignore[attr-defined]
+_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
+_request = RequestRow.__table__  # type: ignore[attr-defined]
+_result = ResultRow.__table__  # type: ignore[attr-defined]
+_worker = WorkerRow.__table__  # type: ignore[attr-defined]
+
+_VISIBLE = _batch.c.status != BatchStatus.VALIDATING
+_OPEN_CHUNK = exists().where(_chunk.c.batch == _batch.c.pk, text(f"chunk.{OPEN}"))
+_UNFINISHED = and_(text(f"batch.{tables.UNFINISHED}"), _VISIBLE)
+_DELETE_ROWS = 5000  # rows in one transaction of a delete, so that nobody waits long for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failed requests of one kind, with one of them as the example."""
+
+    code: str
+    status_code: int | None
+    count: int
+    custom_id: str
+    body: bytes | None
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueProgress:
+    """All unfinished batches together. Counts are requests."""
+
+    unfinished_batches: int
+    total: int
+    completed: int
+    failed: int
+    ready_chunks: int
+    running_chunks: int
+
+
+def find(store: Store, ref: str) -> Batch:
+    """Return the batch with this id, or with a unique beginning or ending like it.
+
+    Raises NoSuchBatch or AmbiguousBatch.
+    """
+
+    def work(connection: Connection) -> Batch:
+        exact = connection.execute(select(_batch.c.pk).where(_batch.c.id == ref, _VISIBLE)).scalar()
+        if exact is not None:
+            return find_in(connection, exact)
+        escaped = ref.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        candidates = connection.execute(
+            select(_batch.c.pk, _batch.c.id)
+            .where(
+                _VISIBLE,
+                or_(
+                    _batch.c.id.like(f"{escaped}%", escape="\\"),
+                    _batch.c.id.like(f"batch\\_{escaped}%", escape="\\"),
+                    _batch.c.id.like(f"%{escaped}", escape="\\"),
+                ),
+            )
+            .order_by(_batch.c.pk.desc())
+            .limit(10)
+        ).all()
+        if not ref or not candidates:
+            raise NoSuchBatch(f"There is no batch {ref!r}.", hint="vbatch list")
+        if len(candidates) > 1:
+            names = ", ".join(row.id for row in candidates)
+            raise AmbiguousBatch(f"{ref!r} fits several batches: {names}.", hint="give more of the id")
+        return find_in(connection, candidates[0].pk)
+
+    return store.read(work)
+
+
+def find_in(connection: Connection, pk: int) -> Batch:
+    """Return a batch inside a transaction of the store."""
+    return _to_batches(connection, select(_batch).where(_batch.c.pk == pk))[0]
+
+
+def by_pk(store: Store, *, pk: int) -> Batch:
+    """Return the batch with this primary key."""
+    return store.read(lambda connection: find_in(connection, pk))
+
+
+def recent(store: Store, *, limit: int, statuses: Collection[BatchStatus] | None = None) -> list[Batch]:
+    """Return batches, the newest first."""
+    query = select(_batch).where(_VISIBLE).order_by(_batch.c.pk.desc()).limit(limit)
+    if statuses is not None:
+        query = query.where(_batch.c.status.in_(statuses))
+    return store.read(lambda connection: _to_batches(connection, query))
+
+
+def ids(store: Store, *, prefix: str) -> list[str]:
+    """Return the ids that begin like this, the newest first, for completion on TAB."""
+    query = (
+        select(_batch.c.id)
+        .where(_VISIBLE, _batch.c.id.startswith(prefix, autoescape=True))
+        .order_by(_batch.c.pk.desc())
+        .limit(100)
+    )
+    return store.read(lambda connection: list(connection.execute(query).scalars()))
+
+
+def same_input(store: Store, *, input_sha256: str) -> list[Batch]:
+    """Return the batches that were made of the same bytes, oldest first."""
+    query = select(_batch).where(_VISIBLE, _batch.c.input_sha256 == input_sha256).order_by(_batch.c.pk)
+    return store.read(lambda connection: _to_batches(connection, query))
+
+
+def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, str]:
+    """Return which of these paths an unfinished batch will write, with that batch's id."""
+
+    def work(connection: Connection) -> dict[str, str]:
+        rows = connection.execute(
+            select(_batch.c.id, _batch.c.output_path, _batch.c.error_path).where(
+                text(f"batch.{tables.UNFINISHED}"),
+                or_(_batch.c.output_path.in_(paths), _batch.c.error_path.in_(paths)),
+            )
+        ).all()
+        return {path: row.id for row in rows for path in (row.output_path, row.error_path) if path in paths}
+
+    return store.read(work)
+
+
+def request_cancel(store: Store, *, pk: int) -> Batch:
+    """Let no request of the batch start any more, and have its workers stop what runs.
+
+    Asking twice is no error. Raises WrongStatus when the batch has ended.
+    """
+
+    def work(connection: Connection) -> Batch:
+        batch = find_in(connection, pk)
+        if batch.status.final:
+            raise WrongStatus(f"{batch.id} is already {batch.status}.")
+        if batch.status is BatchStatus.IN_PROGRESS:
+            connection.execute(
+                update(_batch)
+                .where(_batch.c.pk == pk)
+                .values(status=BatchStatus.CANCELLING, cancelling_at=datetime.now(UTC))
+            )
+            _stop_chunks(
+                connection, pk, "batch_cancelled", "The batch was cancelled before this request ran."
+            )
+        return find_in(connection, pk)
+
+    return store.write(work)
+
+
+def expire(store: Store, *, now: datetime) -> list[str]:
+    """Stop the batches whose deadline has passed; return their ids. Their files are then to be written."""
+
+    def work(connection: Connection) -> list[str]:
+        due = connection.execute(
+            select(_batch.c.pk, _batch.c.id).where(
+                _batch.c.status == BatchStatus.IN_PROGRESS, _batch.c.expires_at <= now
+            )
+        ).all()
+        for row in due:
+            connection.execute(update(_batch).where(_batch.c.pk == row.pk).values(expired_at=now))
+            _stop_chunks(connection, row.pk, "batch_expired", "The batch expired before this request ran.")
+        return [row.id for row in due]
+
+    return store.write(work)
+
+
+def _stop_chunks(connection: Connection, pk: int, code: str, message: str) -> None:
+    connection.execute(
+        update(_chunk)
+        .where(_chunk.c.batch == pk, text(f"chunk.{OPEN}"))
+        .values(state=ChunkState.CANCELLED, worker=None, error_code=code, error_message=message)
+    )
+
+
+def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
+    """Return the kinds of failure of a batch, the most frequent first."""
+    failed = and_(
+        _result.c.batch == pk,
+        or_(_result.c.status_code.is_(None), _result.c.status_code < 200, _result.c.status_code >= 300),
+    )
+
+    def work(connection: Connection) -> list[FailureGroup]:
+        groups = connection.execute(
+            select(
+                _result.c.error_code,
+                _result.c.status_code,
+                func.count().label("requests"),
+                func.min(_result.c.seq).label("seq"),
+            )
+            .where(failed)
+            .group_by(_result.c.error_code, _result.c.status_code)
+        ).all()
+        found = [_failure_group(connection, pk, row) for row in groups]
+        stopped = connection.execute(
+            select(
+                _chunk.c.error_code,
+                _chunk.c.error_message,
+                func.sum(_chunk.c.failed).label("requests"),
+                func.min(_chunk.c.first_seq).label("seq"),
+            )
+            .where(_chunk.c.batch == pk, _chunk.c.state == ChunkState.FAILED)
+            .group_by(_chunk.c.error_code, _chunk.c.error_message)
+        ).all()
+        for row in stopped:
+            custom_id = connection.execute(
+                select(_request.c.custom_id).where(_request.c.batch == pk, _request.c.seq == row.seq)
+            ).scalar_one()
+            found.append(
+                FailureGroup(
+                    code=row.error_code,
+                    status_code=None,
+                    count=int(row.requests),
+                    custom_id=custom_id,
+                    body=None,
+                    message=row.error_message,
+                )
+            )
+        return sorted(found, key=lambda group: -group.count)
+
+    return store.read(work)
+
+
+def _failure_group(connection: Connection, pk: int, row: Any) -> FailureGroup:
+    example = connection.execute(
+        select(_request.c.custom_id, _result.c.body, _result.c.error_message)
+        .join(_result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq))
+        .where(_request.c.batch == pk, _request.c.seq == row.seq)
+    ).one()
+    return FailureGroup(
+        code=row.error_code or f"http_{row.status_code}",
+        status_code=row.status_code,
+        count=row.requests,
+        custom_id=example.custom_id,
+        body=example.body,
+        message=example.error_message,
+    )
+
+
+def delete_batch(store: Store, *, pk: int) -> None:
+    """Remove a batch that has ended, its requests and results. Its files stay. Raises WrongStatus."""
+    batch = by_pk(store, pk=pk)
+    if not batch.status.final:
+        raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch cancel {batch.id}")
+    remove_rows(store, pk)
+
+
+def remove_rows(store: Store, pk: int) -> None:
+    """Remove everything of a batch in short transactions; it is invisible from the first one on."""
+    store.write(
+        lambda connection: connection.execute(
+            update(_batch)
+            .where(_batch.c.pk == pk)
+            .values(status=BatchStatus.VALIDATING, submitter=_batch.c.submitter)
+        )
+    )
+    for table in (_result, _request, _chunk):
+        key = table.c.n if table is _chunk else table.c.seq
+        while _remove_some(store, table, key, pk):
+            pass
+    store.write(lambda connection: connection.execute(delete(_batch).where(_batch.c.pk == pk)))
+
+
+def _remove_some(store: Store, table: Any, key: Any, pk: int) -> bool:
+    def work(connection: Connection) -> bool:
+        last = connection.execute(
+            select(key).where(table.c.batch == pk).order_by(key).offset(_DELETE_ROWS - 1).limit(1)
+        ).scalar()
+        matching = delete(table).where(table.c.batch == pk)
+        connection.execute(matching if last is None else matching.where(key <= last))
+        return last is not None
+
+    return store.write(work)
+
+
+def to_finalize(store: Store) -> list[Batch]:
+    """Return the unfinished batches of which no request is open any more, and which nobody is finalizing."""
+    alive = exists().where(_worker.c.id == _batch.c.finalizer, _worker.c.stopped_at.is_(None))
+    query = (
+        select(_batch)
+        .where(_UNFINISHED, ~_OPEN_CHUNK, or_(_batch.c.finalizer.is_(None), ~alive))
+        .order_by(_batch.c.pk)
+    )
+    return store.read(lambda connection: _to_batches(connection, query))
+
+
+def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
+    """Take a batch for finalizing. None when somebody else who is alive has it, or it is finished."""
+    alive = exists().where(_worker.c.id == _batch.c.finalizer, _worker.c.stopped_at.is_(None))
+
+    def work(connection: Connection) -> Batch | None:
+        taken = connection.execute(
+            update(_batch)
+            .where(
+                _batch.c.pk == pk,
+                _UNFINISHED,
+                ~_OPEN_CHUNK,
+                or_(_batch.c.finalizer.is_(None), _batch.c.finalizer == by, ~alive),
+            )
+            .values(
+                finalizer=by,
+                finalizing_at=func.coalesce(_batch.c.finalizing_at, datetime.now(UTC)),
+                status=case(
+                    (_batch.c.status == BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING.value),
+                    else_=_batch.c.status,
+                ),
+            )
+        )
+        return find_in(connection, pk) if taken.rowcount else None
+
+    return store.write(work)
+
+
+def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str) -> Batch:
+    """Say that the batch's files are durable: it is completed, cancelled or expired from now on."""
+
+    def work(connection: Connection) -> Batch:
+        batch = find_in(connection, pk)
+        if batch.status is BatchStatus.CANCELLING:
+            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
+        elif batch.expired_at is not None:
+            ending = {"status": BatchStatus.EXPIRED}
+        else:
+            ending = {"status": BatchStatus.COMPLETED, "completed_at": datetime.now(UTC)}
+        connection.execute(
+            update(_batch)
+            .where(_batch.c.pk == pk, _batch.c.finalizer == by, _UNFINISHED)
+            .values(output_path=output_path, error_path=error_path, finalizer=None, **ending)
+        )
+        return find_in(connection, pk)
+
+    return store.write(work)
+
+
+def progress(store: Store) -> QueueProgress:
+    """Return how far all unfinished batches are together."""
+    counted = (
+        select(
+            func.coalesce(func.sum(_chunk.c.total), 0).label("total"),
+            func.coalesce(func.sum(_chunk.c.completed), 0).label("completed"),
+            func.coalesce(func.sum(_chunk.c.failed), 0).label("failed"),
+            func.coalesce(func.sum(case((_chunk.c.state == ChunkState.READY, 1), else_=0)), 0).label("ready"),
+            func.coalesce(func.sum(case((_chunk.c.state == ChunkState.RUNNING, 1), else_=0)), 0).label(
+                "running"
+            ),
+        )
+        .join(_batch, _batch.c.pk == _chunk.c.batch)
+        .where(_UNFINISHED)
+    )
+
+    def work(connection: Connection) -> QueueProgress:
+        unfinished = connection.execute(
+            select(func.count()).select_from(_batch).where(_UNFINISHED)
+        ).scalar_one()
+        row = connection.execute(counted).one()
+        return QueueProgress(
+            unfinished_batches=unfinished,
+            total=int(row.total),
+            completed=int(row.completed),
+            failed=int(row.failed),
+            ready_chunks=int(row.ready),
+            running_chunks=int(row.running),
+        )
+
+    return store.read(work)
+
+
+def _to_batches(connection: Connection, query: Select[Any]) -> list[Batch]:
+    rows = connection.execute(query).all()
+    sums = _sums(connection, [row.pk for row in rows])
+    return [_to_batch(row, sums.get(row.pk)) for row in rows]
+
+
+def _sums(connection: Connection, pks: Iterable[int]) -> dict[int, Any]:
+    counted = select(
+        _chunk.c.batch,
+        func.sum(_chunk.c.completed).label("completed"),
+        func.sum(_chunk.c.failed).label("failed"),
+        func.sum(_chunk.c.prompt_tokens).label("prompt_tokens"),
+        func.sum(_chunk.c.completion_tokens).label("completion_tokens"),
+    ).where(_chunk.c.batch.in_(list(pks)))
+    return {row.batch: row for row in connection.execute(counted.group_by(_chunk.c.batch))}
+
+
+def _to_batch(row: Any, sums: Any | None) -> Batch:
+    return Batch(
+        pk=row.pk,
+        id=row.id,
+        status=BatchStatus(row.status),
+        endpoint=row.endpoint,
+        model=row.model,
+        name=row.name,
+        priority=row.priority,
+        metadata=row.metadata,
+        input_path=row.input_path,
+        input_sha256=row.input_sha256,
+        input_bytes=row.input_bytes,
+        output_path=row.output_path,
+        error_path=row.error_path,
+        counts=RequestCounts(
+            total=row.total,
+            completed=int(sums.completed) if sums else 0,
+            failed=int(sums.failed) if sums else 0,
+        ),
+        prompt_tokens=int(sums.prompt_tokens) if sums else 0,
+        completion_tokens=int(sums.completion_tokens) if sums else 0,
+        created_at=row.created_at,
+        in_progress_at=row.in_progress_at,
+        finalizing_at=row.finalizing_at,
+        completed_at=row.completed_at,
+        failed_at=row.failed_at,
+        expired_at=row.expired_at,
+        cancelling_at=row.cancelling_at,
+        cancelled_at=row.cancelled_at,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,81 @@
+"""Open connections that keep the promises: durable commits, one writer at a time, private files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from vbatch.errors import StoreMisconfigured
+from vbatch.store.url import is_sqlite, sqlite_path
+
+PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 badly
+CACHE_KIB = 48 * 1024
+BUSY_TIMEOUT_MS = 2000
+CONNECT_TIMEOUT_S = 10
+
+# SQLite 3.7.0 to 3.51.2 can corrupt a WAL database that several processes write and checkpoint; the fix was
+# ported back to two older lines (sqlite.org/wal.html, "WAL-reset bug").
+_WAL_SAFE_SINCE = (3, 51, 3)
+_WAL_SAFE_BACKPORTS = {(3, 50): 7, (3, 44): 6}
+
+
+def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Whether this SQLite is free of the WAL-reset bug."""
+    fixed = _WAL_SAFE_BACKPORTS.get(version[:2])
+    return version >= _WAL_SAFE_SINCE or (fixed is not None and version[2] >= fixed)
+
+
+def connect(url: URL) -> Engine:
+    """Return an SQLAlchemy engine for this store; no connection is made yet."""
+    if is_sqlite(url):
+        return _connect_sqlite(url)
+    return create_engine(
+        url,
+        pool_size=4,
+        pool_pre_ping=False,  # a dead connection is met by the retry that every transaction has
+        pool_recycle=3600,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "vbatch",
+            "options": "-c synchronous_commit=on -c timezone=UTC -c idle_in_transaction_session_timeout=0",
+            "keepalives_idle": 30,
+            "tcp_user_timeout": 60_000,
+        },
+    )
+
+
+def _connect_sqlite(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None})
+    path = sqlite_path(url)
+
+    @event.listens_for(engine, "do_connect")
+    def make_private(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
+        """Create the file for its owner alone: prompts are private."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StoreMisconfigured(
+                f"The store {path} cannot be opened: {error.strerror}.", hint=f"ls -ld {path.parent}"
+            ) from None
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA page_size={PAGE_SIZE}")  # of effect only in a new file
+        if wal_is_safe():
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+        else:
+            cursor.execute("PRAGMA journal_mode=DELETE")
+            cursor.execute("PRAGMA synchronous=EXTRA")
+        cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    return engine

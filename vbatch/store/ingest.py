@@ -1,0 +1,240 @@
+"""Take a batch in, row by row and fast, visible to nobody until it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from vbatch.errors import StoreUnreachable
+from vbatch.identity import ProcessIdentity
+from vbatch.protocol import BatchStatus
+from vbatch.store.catalog import find_in, remove_rows
+from vbatch.store.database import Store
+from vbatch.store.records import Batch, ChunkState, NewBatch
+from vbatch.store.tables import BatchRow, ChunkRow
+
+_batch = BatchRow.__table__  # type: ignore[attr-defined]
+_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
+
+CHUNK_REQUESTS = 256
+CHUNK_BYTES = 16 << 20
+MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
+SQLITE_WRITE = 24 << 20  # bytes of bodies in one transaction: each costs three syncs
+COPY_WRITE = 1 << 20  # bytes of bodies handed to COPY at once
+
+_COLUMNS = "batch, seq, line, custom_id, body"
+
+
+@dataclass(slots=True)
+class _Run:
+    """The requests of one model: where its present chunk began and how big it is."""
+
+    model: str
+    first: int
+    next: int
+    bytes: int = 0
+
+
+class Ingest:
+    """A batch on its way in. ``add`` is the hot path: a million calls in a few seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        pk: int,
+        new: NewBatch,
+        *,
+        write: Callable[[list[tuple[Any, ...]]], None],
+        write_bytes: int,
+        close: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._pk = pk
+        self._new = new
+        self._write = write
+        self._write_bytes = write_bytes
+        self._close = close
+        self._runs: dict[str, _Run] = {}
+        self._rows: list[tuple[Any, ...]] = []
+        self._bytes = 0
+        self._chunks: list[dict[str, Any]] = []
+        self._total = 0
+        self.accepted: Batch | None = None
+
+    def add(self, line: int, custom_id: str, model: str, body: bytes) -> None:
+        """Take one request. Raises StoreUnreachable when the database goes away."""
+        run = self._runs.get(model)
+        if run is None:
+            first = len(self._runs) << MODEL_SHIFT
+            run = self._runs[model] = _Run(model, first, first)
+        size = len(body)
+        self._rows.append((self._pk, run.next, line, custom_id, body))
+        run.next += 1
+        run.bytes += size
+        if run.next - run.first >= CHUNK_REQUESTS or run.bytes >= CHUNK_BYTES:
+            self._cut(run)
+        self._bytes += size
+        if self._bytes >= self._write_bytes:
+            self._flush()
+
+    def accept(self, *, input_sha256: str, input_bytes: int) -> Batch:
+        """Make the batch visible, with its chunks, in one transaction that is safe to replay."""
+        self._flush()
+        for run in self._runs.values():
+            if run.next > run.first:
+                self._cut(run)
+        models = list(self._runs)
+        self._close()  # the rows must be durable before the batch shows them
+
+        def work(connection: Connection) -> Batch:
+            changed = connection.execute(
+                update(_batch)
+                .where(_batch.c.pk == self._pk, _batch.c.status == BatchStatus.VALIDATING)
+                .values(
+                    status=BatchStatus.IN_PROGRESS,
+                    in_progress_at=datetime.now(UTC),
+                    input_sha256=input_sha256,
+                    input_bytes=input_bytes,
+                    model=models[0] if len(models) == 1 else None,
+                    total=self._total,
+                    submitter=None,
+                )
+            )
+            if changed.rowcount:
+                connection.execute(insert(_chunk), self._chunks)
+            return find_in(connection, self._pk)
+
+        self.accepted = self._store.write(work)
+        return self.accepted
+
+    def _cut(self, run: _Run) -> None:
+        count = run.next - run.first
+        self._chunks.append(
+            {
+                "batch": self._pk,
+                "n": len(self._chunks),
+                "model": run.model,
+                "url": self._new.endpoint,
+                "priority": self._new.priority,
+                "first_seq": run.first,
+                "last_seq": run.next - 1,
+                "state": ChunkState.READY,
+                "total": count,
+            }
+        )
+        self._total += count
+        run.first = run.next
+        run.bytes = 0
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+            self._rows.clear()
+            self._bytes = 0
+
+
+@contextmanager
+def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterator[Ingest]:
+    """Open an ingest. Leaving it without ``accept`` removes every trace.
+
+    Raises StoreUnreachable when the database goes away in the middle: what was written is then invisible, and
+    removed by ``sweep_abandoned_ingests`` later.
+    """
+    pk = _announce(store, new, submitter)
+    opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
+    running: Ingest | None = None
+    try:
+        with _lost_connections(store), opened(store, pk, new) as running:
+            yield running
+    finally:
+        if running is None or running.accepted is None:
+            remove_rows(store, pk)
+
+
+def sweep_abandoned_ingests(store: Store, *, gone: Callable[[ProcessIdentity], bool]) -> int:
+    """Remove the rows of ingests whose submitter died; return how many ingests those were."""
+    rows = store.read(
+        lambda connection: connection.execute(
+            select(_batch.c.pk, _batch.c.submitter).where(_batch.c.status == BatchStatus.VALIDATING)
+        ).all()
+    )
+    abandoned = [row.pk for row in rows if row.submitter is None or gone(ProcessIdentity(**row.submitter))]
+    for pk in abandoned:
+        remove_rows(store, pk)
+    return len(abandoned)
+
+
+def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
+    def work(connection: Connection) -> int:
+        known = connection.execute(select(_batch.c.pk).where(_batch.c.id == new.id)).scalar()
+        if known is not None:
+            return int(known)
+        inserted = connection.execute(
+            insert(_batch).values(
+                id=new.id,
+                status=BatchStatus.VALIDATING,
+                endpoint=new.endpoint,
+                name=new.name,
+                priority=new.priority,
+                metadata=dict(new.metadata),
+                input_path=new.input_path,
+                input_sha256="",
+                input_bytes=0,
+                output_path=new.output_path,
+                error_path=new.error_path,
+                total=0,
+                submitter=asdict(submitter),
+                created_at=new.created_at,
+                expires_at=new.expires_at,
+            )
+        )
+        assert inserted.inserted_primary_key is not None
+        return int(inserted.inserted_primary_key[0])
+
+    return store.write(work)
+
+
+@contextmanager
+def _sqlite_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
+    statement = f"INSERT INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"
+
+    def write(rows: list[tuple[Any, ...]]) -> None:
+        def work(connection: Connection) -> None:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            driver.executemany(statement, rows)
+
+        store.write(work)
+
+    yield Ingest(store, pk, new, write=write, write_bytes=SQLITE_WRITE, close=lambda: None)
+
+
+@contextmanager
+def _postgresql_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
+    """One COPY in one transaction on a connection of its own: a crash leaves nothing."""
+    with ExitStack() as stack:
+        driver = stack.enter_context(store.driver_connection())
+        cursor = stack.enter_context(driver.cursor())
+        copy = stack.enter_context(cursor.copy(f"COPY request ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"))
+        copy.set_types(["int8", "int8", "int8", "text", "bytea"])
+
+        def write(rows: list[tuple[Any, ...]]) -> None:
+            for row in rows:
+                copy.write_row(row)
+
+        yield Ingest(store, pk, new, write=write, write_bytes=COPY_WRITE, close=stack.close)
+
+
+@contextmanager
+def _lost_connections(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, psycopg.OperationalError) as error:
+        raise StoreUnreachable(f"The store {store} went away while the batch was being stored.") from error

@@ -1,0 +1,309 @@
+"""The lease: claim chunks, flush their results, release and reclaim them. Fenced by the epoch.
+
+Every function is one transaction and safe to replay. A chunk is ours while its row says so: state running, our
+name, our epoch. Anything else that a late or frozen worker brings is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
+
+from vbatch.store import suspects
+from vbatch.store.database import Store
+from vbatch.store.records import ChunkKey, ChunkState, Flushed, Lease, Request, Result, Waiting
+from vbatch.store.tables import READY, RUNNING, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+
+_batch = BatchRow.__table__  # type: ignore[attr-defined]
+_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
+_request = RequestRow.__table__  # type: ignore[attr-defined]
+_result = ResultRow.__table__  # type: ignore[attr-defined]
+_worker = WorkerRow.__table__  # type: ignore[attr-defined]
+
+_READY = text(f"chunk.{READY}")
+_RUNNING = text(f"chunk.{RUNNING}")
+
+
+def waiting(store: Store) -> list[Waiting]:
+    """Return the best ready work of each model, the best model first: highest priority, then oldest batch.
+
+    Jumps from model to model in the index of ready chunks, so that it costs the same however many there are.
+    """
+
+    def work(connection: Connection) -> list[Waiting]:
+        found: list[Waiting] = []
+        best_of_next_model = (
+            select(_chunk.c.model, _chunk.c.priority, _chunk.c.batch)
+            .where(_READY)
+            .order_by(_chunk.c.model, _chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+            .limit(1)
+        )
+        while True:
+            beyond = (
+                best_of_next_model.where(_chunk.c.model > found[-1].model) if found else best_of_next_model
+            )
+            row = connection.execute(beyond).one_or_none()
+            if row is None:
+                return found
+            found.append(Waiting(model=row.model, priority=row.priority, batch=row.batch))
+
+    return sorted(store.read(work), key=lambda entry: (-entry.priority, entry.batch))
+
+
+def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[ChunkKey]) -> list[Lease]:
+    """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
+
+    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost.
+    """
+
+    def work(connection: Connection) -> list[Lease]:
+        mine = connection.execute(
+            select(_chunk).where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
+        ).all()
+        strays = [row for row in mine if ChunkKey(row.batch, row.n) not in held]
+        fresh = connection.execute(
+            select(_chunk)
+            .where(_READY, _chunk.c.model == model)
+            .order_by(_chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+            .limit(max(0, chunks - len(strays)))
+            .with_for_update(skip_locked=True)
+        ).all()
+        for row in fresh:
+            connection.execute(
+                update(_chunk)
+                .where(_is(ChunkKey(row.batch, row.n)))
+                .values(state=ChunkState.RUNNING, worker=worker, epoch=_chunk.c.epoch + 1)
+            )
+        ids = _batch_ids(connection, {row.batch for row in (*strays, *fresh)})
+        return [
+            *(_lease(connection, row, row.epoch, ids) for row in strays),
+            *(_lease(connection, row, row.epoch + 1, ids) for row in fresh),
+        ]
+
+    return store.write(work)
+
+
+def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
+    """Record results, in one durable transaction. Those of a chunk that is not ours any more are dropped.
+
+    What was recorded before (a replay) is not recorded or counted again.
+    """
+    by_chunk: dict[ChunkKey, list[Result]] = defaultdict(list)
+    for result in results:
+        by_chunk[result.key].append(result)
+
+    def work(connection: Connection) -> Flushed:
+        recorded = 0
+        rejected: set[ChunkKey] = set()
+        finished: set[ChunkKey] = set()
+        for key in sorted(by_chunk):
+            row = connection.execute(select(_chunk).where(_is(key)).with_for_update()).one_or_none()
+            if row is None or not _is_ours(row, worker, by_chunk[key][0].epoch):
+                rejected.add(key)
+                continue
+            new = _unrecorded(connection, row, by_chunk[key])
+            recorded += len(new)
+            if _record(connection, row, new):
+                finished.add(key)
+        return Flushed(recorded=recorded, rejected=frozenset(rejected), finished_chunks=frozenset(finished))
+
+    return store.write(work)
+
+
+def still_ours(store: Store, *, worker: str, leases: Collection[tuple[ChunkKey, int]]) -> frozenset[ChunkKey]:
+    """Return which of these chunks are still ours under that epoch."""
+    if not leases:
+        return frozenset()
+
+    def work(connection: Connection) -> frozenset[ChunkKey]:
+        rows = connection.execute(
+            select(_chunk.c.batch, _chunk.c.n, _chunk.c.epoch).where(_RUNNING, _chunk.c.worker == worker)
+        ).all()
+        ours = {(ChunkKey(row.batch, row.n), row.epoch) for row in rows}
+        return frozenset(key for key, epoch in leases if (key, epoch) in ours)
+
+    return store.read(work)
+
+
+def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
+    """Give chunks back unfinished. An interruption is not an attempt and no crash."""
+    return store.write(
+        lambda connection: sum(
+            connection.execute(
+                update(_chunk)
+                .where(_is(key), _RUNNING, _chunk.c.worker == worker)
+                .values(state=ChunkState.READY, worker=None)
+            ).rowcount
+            for key in sorted(keys)
+        )
+    )
+
+
+def reclaim(store: Store, *, worker: str, beat: int | None, vanished: bool = False) -> int:
+    """Give a dead worker's chunks back and return how many those were.
+
+    ``beat`` is what its beat was when it was found dead: if it has risen since, it lives, and nothing happens.
+    None where its process is proved to be gone. ``vanished`` says that it died on this very boot: a chunk that
+    takes one worker after the other down with it, without any result in between, becomes a suspect.
+    """
+
+    def work(connection: Connection) -> int:
+        alive = select(_worker.c.id).where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
+        if beat is not None:
+            alive = alive.where(_worker.c.beat == beat)
+        if connection.execute(alive.with_for_update()).one_or_none() is None:
+            return 0
+        rows = connection.execute(
+            select(_chunk).where(_RUNNING, _chunk.c.worker == worker).with_for_update()
+        ).all()
+        for row in rows:
+            suspects.lost(connection, row, vanished=vanished, alone=len(rows) == 1)
+        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=_worker.c.beat_at))
+        return len(rows)
+
+    return store.write(work)
+
+
+def record_crash(
+    store: Store, *, worker: str, suspects_of: Mapping[ChunkKey, Sequence[int]], cause: str
+) -> None:
+    """Count an engine death on the chunks whose requests were in the engine, and give them back.
+
+    ``suspects_of`` names those requests by their ``seq``. See ``vbatch.store.suspects`` for what follows.
+    """
+
+    alone = sum(map(len, suspects_of.values())) == 1
+
+    def work(connection: Connection) -> None:
+        for key in sorted(suspects_of):
+            row = connection.execute(
+                select(_chunk).where(_is(key), _RUNNING, _chunk.c.worker == worker).with_for_update()
+            ).one_or_none()
+            if row is not None:
+                suspects.crashed(connection, row, suspects_of[key], cause, alone=alone)
+
+    store.write(work)
+
+
+def fail_model(store: Store, *, model: str, code: str, message: str) -> int:
+    """Fail every ready chunk of a model that cannot be loaded; return how many requests that were."""
+
+    def work(connection: Connection) -> int:
+        open_requests = _chunk.c.total - _chunk.c.completed - _chunk.c.failed
+        ready = and_(_READY, _chunk.c.model == model)
+        failed = connection.execute(
+            select(func.coalesce(func.sum(open_requests), 0)).where(ready)
+        ).scalar_one()
+        connection.execute(
+            update(_chunk)
+            .where(ready)
+            .values(
+                state=ChunkState.FAILED,
+                failed=_chunk.c.total - _chunk.c.completed,
+                error_code=code,
+                error_message=message,
+            )
+        )
+        return int(failed)
+
+    return store.write(work)
+
+
+def _is(key: ChunkKey) -> Any:
+    return and_(_chunk.c.batch == key.batch, _chunk.c.n == key.n)
+
+
+def _is_ours(row: Any, worker: str, epoch: int) -> bool:
+    return bool(row.state == ChunkState.RUNNING and row.worker == worker and row.epoch == epoch)
+
+
+def _unrecorded(connection: Connection, row: Any, results: Sequence[Result]) -> list[Result]:
+    known = set(
+        connection.execute(
+            select(_result.c.seq).where(
+                _result.c.batch == row.batch, _result.c.seq.between(row.first_seq, row.last_seq)
+            )
+        ).scalars()
+        if row.completed + row.failed
+        else ()
+    )
+    return [result for result in results if result.seq not in known]
+
+
+def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool:
+    """Insert results and raise the chunk's counts; say whether the chunk is finished."""
+    if not results:
+        return bool(row.completed + row.failed == row.total)
+    connection.execute(
+        insert(_result),
+        [
+            {
+                "batch": result.key.batch,
+                "seq": result.seq,
+                "epoch": result.epoch,
+                "status_code": result.status_code,
+                "request_id": result.request_id,
+                "body": result.body,
+                "error_code": result.error_code,
+                "error_message": result.error_message,
+                "prompt_tokens": result.prompt_tokens,
+                "completion_tokens": result.completion_tokens,
+                "attempts": result.attempts,
+            }
+            for result in results
+        ],
+    )
+    succeeded = sum(result.succeeded for result in results)
+    finished = row.completed + row.failed + len(results) == row.total
+    connection.execute(
+        update(_chunk)
+        .where(_is(ChunkKey(row.batch, row.n)))
+        .values(
+            completed=_chunk.c.completed + succeeded,
+            failed=_chunk.c.failed + len(results) - succeeded,
+            prompt_tokens=_chunk.c.prompt_tokens + sum(result.prompt_tokens for result in results),
+            completion_tokens=_chunk.c.completion_tokens
+            + sum(result.completion_tokens for result in results),
+            losses=0,
+            state=ChunkState.DONE if finished else ChunkState.RUNNING,
+        )
+    )
+    return bool(finished)
+
+
+def _batch_ids(connection: Connection, pks: Collection[int]) -> dict[int, str]:
+    if not pks:
+        return {}
+    rows = connection.execute(select(_batch.c.pk, _batch.c.id).where(or_(*(_batch.c.pk == pk for pk in pks))))
+    return {row.pk: row.id for row in rows}
+
+
+def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str]) -> Lease:
+    return Lease(
+        key=ChunkKey(row.batch, row.n),
+        batch_id=ids[row.batch],
+        epoch=epoch,
+        model=row.model,
+        url=row.url,
+        crashes=row.crashes,
+        requests=tuple(open_requests(connection, row)),
+    )
+
+
+def open_requests(connection: Connection, row: Any) -> list[Request]:
+    """Return the requests of a chunk that have no result."""
+    query = select(_request.c.seq, _request.c.line, _request.c.custom_id, _request.c.body).where(
+        _request.c.batch == row.batch, _request.c.seq.between(row.first_seq, row.last_seq)
+    )
+    if row.epoch:
+        joined = _request.outerjoin(
+            _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
+        )
+        query = query.select_from(joined).where(_result.c.seq.is_(None))
+    return [
+        Request(seq=found.seq, line=found.line, custom_id=found.custom_id, body=bytes(found.body))
+        for found in connection.execute(query.order_by(_request.c.seq))
+    ]

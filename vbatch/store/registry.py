@@ -1,0 +1,166 @@
+"""Workers, and the ledger of the engine processes that they started."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from vbatch.identity import ProcessIdentity
+from vbatch.store.database import Store
+from vbatch.store.records import EngineProcess, Worker
+from vbatch.store.tables import ProcessRow, WorkerRow
+
+_worker = WorkerRow.__table__  # type: ignore[attr-defined]
+_process = ProcessRow.__table__  # type: ignore[attr-defined]
+
+
+def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:
+    """Write a new worker down and return its id. One that is already written down keeps its id (replay)."""
+    worker = f"worker_{secrets.token_hex(8)}"
+    now = datetime.now(UTC)
+
+    def work(connection: Connection) -> str:
+        known = connection.execute(
+            select(_worker.c.id).where(
+                _worker.c.boot_id == identity.boot_id,
+                _worker.c.pid_namespace == identity.pid_namespace,
+                _worker.c.pid == identity.pid,
+                _worker.c.start_ticks == identity.start_ticks,
+                _worker.c.stopped_at.is_(None),
+            )
+        ).scalar()
+        if known is None:
+            connection.execute(
+                insert(_worker).values(
+                    id=worker,
+                    **_columns(identity),
+                    engine=engine,
+                    gpu_uuid=gpu_uuid,
+                    beat=0,
+                    started_at=now,
+                    beat_at=now,
+                )
+            )
+        return known or worker
+
+    return store.write(work)
+
+
+def beat(store: Store, *, worker: str, model: str | None, note: str | None) -> None:
+    """Raise the worker's beat: it lives and makes progress. The time is for people, nothing is decided by it."""
+    store.write(
+        lambda connection: connection.execute(
+            update(_worker)
+            .where(_worker.c.id == worker)
+            .values(beat=_worker.c.beat + 1, beat_at=datetime.now(UTC), model=model, note=note)
+        )
+    )
+
+
+def stop(store: Store, *, worker: str) -> None:
+    """Write down that the worker ended cleanly, and that its engine processes did."""
+
+    def work(connection: Connection) -> None:
+        connection.execute(delete(_process).where(_process.c.worker == worker))
+        connection.execute(
+            update(_worker)
+            .where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
+            .values(stopped_at=datetime.now(UTC))
+        )
+
+    store.write(work)
+
+
+def live(store: Store) -> list[Worker]:
+    """Return the workers that did not stop cleanly: they work, or they died."""
+    rows = store.read(
+        lambda connection: connection.execute(
+            select(_worker).where(_worker.c.stopped_at.is_(None)).order_by(_worker.c.started_at)
+        ).all()
+    )
+    return [_to_worker(row) for row in rows]
+
+
+def recent(store: Store, *, limit: int) -> list[Worker]:
+    """Return workers, stopped ones too, the newest first."""
+    rows = store.read(
+        lambda connection: connection.execute(
+            select(_worker).order_by(_worker.c.started_at.desc()).limit(limit)
+        ).all()
+    )
+    return [_to_worker(row) for row in rows]
+
+
+def record_processes(store: Store, *, worker: str, processes: Sequence[EngineProcess]) -> None:
+    """Write engine processes into the ledger."""
+
+    def work(connection: Connection) -> None:
+        connection.execute(delete(_process).where(_process.c.worker == worker))
+        if processes:
+            connection.execute(
+                insert(_process),
+                [
+                    {
+                        "worker": worker,
+                        "title": process.title,
+                        "cgroup": process.cgroup,
+                        **_columns(process.identity),
+                    }
+                    for process in processes
+                ],
+            )
+
+    store.write(work)
+
+
+def forget_processes(store: Store, *, worker: str) -> None:
+    """Take a worker's engine processes out of the ledger: they are gone."""
+    store.write(lambda connection: connection.execute(delete(_process).where(_process.c.worker == worker)))
+
+
+def ledger(store: Store) -> list[EngineProcess]:
+    """Return every engine process that is written down."""
+    rows = store.read(lambda connection: connection.execute(select(_process)).all())
+    return [
+        EngineProcess(worker=row.worker, identity=_identity(row), title=row.title, cgroup=row.cgroup)
+        for row in rows
+    ]
+
+
+def _columns(identity: ProcessIdentity) -> dict[str, Any]:
+    return {
+        "host": identity.host,
+        "boot_id": identity.boot_id,
+        "pid_namespace": identity.pid_namespace,
+        "pid": identity.pid,
+        "start_ticks": identity.start_ticks,
+    }
+
+
+def _identity(row: Any) -> ProcessIdentity:
+    return ProcessIdentity(
+        host=row.host,
+        boot_id=row.boot_id,
+        pid_namespace=row.pid_namespace,
+        pid=row.pid,
+        start_ticks=row.start_ticks,
+    )
+
+
+def _to_worker(row: Any) -> Worker:
+    return Worker(
+        id=row.id,
+        identity=_identity(row),
+        engine=row.engine,
+        gpu_uuid=row.gpu_uuid,
+        model=row.model,
+        note=row.note,
+        beat=row.beat,
+        started_at=row.started_at,
+        beat_at=row.beat_at,
+        stopped_at=row.stopped_at,
+    )

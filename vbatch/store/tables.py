@@ -1,0 +1,214 @@
+"""The schema, as SQLModel tables: every column with its explicit type, the same on SQLite and PostgreSQL.
+
+Only partial indexes besides the primary keys, and none on a column that changes often: a claim costs the same
+after ten million results as after none (measured: tests/benchmarks/bench_store.py). No foreign keys: PostgreSQL
+would check each of a million inserted rows by itself, and rows of a batch come and go only together.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time. SQLite has no such type: there it is stored without its zone and comes back with it."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a naive time; store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Return an aware UTC time."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite makes only an INTEGER PRIMARY KEY the row's own id.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+# The conditions of the partial indexes. Queries repeat them to the letter (``holds``): with a bound parameter
+# in their place neither database can prove that the index serves.
+UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+OPEN = "state IN ('ready', 'running')"
+READY = "state = 'ready'"
+RUNNING = "state = 'running'"
+
+
+def _partial(name: str, *columns: Any, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+def _text(**options: Any) -> Any:
+    return Column(Text(), nullable=options.pop("nullable", False), **options)
+
+
+def _integer(**options: Any) -> Any:
+    return Column(Integer(), nullable=False, **options)
+
+
+def _big(**options: Any) -> Any:
+    return Column(BigInteger(), nullable=False, **options)
+
+
+def _time(*, nullable: bool = True) -> Any:
+    return Column(UtcDateTime(), nullable=nullable)
+
+
+class BatchRow(SQLModel, table=True):
+    """A batch: what ``submit`` was given, and one time for each status it had."""
+
+    __tablename__ = "batch"
+    __table_args__ = (
+        Index("ix_batch_input", "input_sha256"),
+        _partial("ix_batch_unfinished", "pk", where=UNFINISHED),
+    )
+
+    pk: int | None = Field(default=None, sa_column=Column(_Id, primary_key=True, autoincrement=True))
+    id: str = Field(sa_column=_text(unique=True))
+    status: str = Field(sa_column=_text())
+    endpoint: str = Field(sa_column=_text())
+    model: str | None = Field(default=None, sa_column=_text(nullable=True))
+    name: str | None = Field(default=None, sa_column=_text(nullable=True))
+    priority: int = Field(sa_column=_integer())
+    metadata_: dict[str, str] = Field(sa_column=Column("metadata", JSON(), nullable=False))
+    input_path: str | None = Field(default=None, sa_column=_text(nullable=True))
+    input_sha256: str = Field(sa_column=_text())
+    input_bytes: int = Field(sa_column=_big())
+    output_path: str = Field(sa_column=_text())
+    error_path: str = Field(sa_column=_text())
+    total: int = Field(sa_column=_big())
+    submitter: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
+    finalizer: str | None = Field(default=None, sa_column=_text(nullable=True))
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    in_progress_at: datetime | None = Field(default=None, sa_column=_time())
+    finalizing_at: datetime | None = Field(default=None, sa_column=_time())
+    completed_at: datetime | None = Field(default=None, sa_column=_time())
+    failed_at: datetime | None = Field(default=None, sa_column=_time())
+    expired_at: datetime | None = Field(default=None, sa_column=_time())
+    cancelling_at: datetime | None = Field(default=None, sa_column=_time())
+    cancelled_at: datetime | None = Field(default=None, sa_column=_time())
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class RequestRow(SQLModel, table=True):
+    """One input line. Never changed."""
+
+    __tablename__ = "request"
+
+    batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    seq: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    line: int = Field(sa_column=_big())
+    custom_id: str = Field(sa_column=_text())
+    body: bytes = Field(sa_column=Column(LargeBinary(), nullable=False))
+
+
+class ChunkRow(SQLModel, table=True):
+    """A run of requests that is leased together: the only rows that change while a batch is worked on."""
+
+    __tablename__ = "chunk"
+    __table_args__ = (
+        _partial("ix_chunk_ready", "model", text("priority DESC"), "batch", "n", where=READY),
+        _partial("ix_chunk_running", "worker", where=RUNNING),
+        _partial("ix_chunk_open", "batch", where=OPEN),
+    )
+
+    batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    n: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    model: str = Field(sa_column=_text())
+    url: str = Field(sa_column=_text())
+    priority: int = Field(sa_column=_integer())
+    first_seq: int = Field(sa_column=_big())
+    last_seq: int = Field(sa_column=_big())
+    state: str = Field(sa_column=_text())
+    epoch: int = Field(sa_column=_integer(server_default="0"))
+    crashes: int = Field(sa_column=_integer(server_default="0"))
+    losses: int = Field(sa_column=_integer(server_default="0"))
+    worker: str | None = Field(default=None, sa_column=_text(nullable=True))
+    total: int = Field(sa_column=_integer())
+    completed: int = Field(sa_column=_integer(server_default="0"))
+    failed: int = Field(sa_column=_integer(server_default="0"))
+    prompt_tokens: int = Field(sa_column=_big(server_default="0"))
+    completion_tokens: int = Field(sa_column=_big(server_default="0"))
+    error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+class ResultRow(SQLModel, table=True):
+    """What became of a request. Only ever inserted."""
+
+    __tablename__ = "result"
+
+    batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    seq: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    epoch: int = Field(sa_column=_integer())
+    status_code: int | None = Field(default=None, sa_column=Column(Integer(), nullable=True))
+    request_id: str | None = Field(default=None, sa_column=_text(nullable=True))
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary(), nullable=True))
+    error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+    prompt_tokens: int = Field(sa_column=_integer())
+    completion_tokens: int = Field(sa_column=_integer())
+    attempts: int = Field(sa_column=_integer())
+
+
+class WorkerRow(SQLModel, table=True):
+    """A worker that works, or died without saying so."""
+
+    __tablename__ = "worker"
+    __table_args__ = (_partial("ix_worker_live", "id", where="stopped_at IS NULL"),)
+
+    id: str = Field(sa_column=Column(Text(), primary_key=True))
+    host: str = Field(sa_column=_text())
+    boot_id: str = Field(sa_column=_text())
+    pid_namespace: int = Field(sa_column=_big())
+    pid: int = Field(sa_column=_integer())
+    start_ticks: int = Field(sa_column=_big())
+    engine: str = Field(sa_column=_text())
+    gpu_uuid: str | None = Field(default=None, sa_column=_text(nullable=True))
+    model: str | None = Field(default=None, sa_column=_text(nullable=True))
+    note: str | None = Field(default=None, sa_column=_text(nullable=True))
+    beat: int = Field(sa_column=_big())
+    started_at: datetime = Field(sa_column=_time(nullable=False))
+    beat_at: datetime = Field(sa_column=_time(nullable=False))
+    stopped_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class ProcessRow(SQLModel, table=True):
+    """The ledger: an engine process that a worker started. Only what stands here may ever be ended by us."""
+
+    __tablename__ = "process"
+
+    boot_id: str = Field(sa_column=Column(Text(), primary_key=True))
+    pid: int = Field(sa_column=Column(Integer(), primary_key=True, autoincrement=False))
+    start_ticks: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    pid_namespace: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    host: str = Field(sa_column=_text())
+    worker: str = Field(sa_column=Column(Text(), nullable=False, index=True))
+    title: str = Field(sa_column=_text())
+    cgroup: str | None = Field(default=None, sa_column=_text(nullable=True))

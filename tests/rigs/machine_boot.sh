@@ -7,6 +7,7 @@
 #   BOOT_ID    the id of this boot
 #   SHARED     folders that the guest reads through the overlay but that lie on other file systems of the host
 set -euo pipefail
+shopt -s nullglob
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$DESK"
 mkdir "$DESK/disk" "$DESK/root"

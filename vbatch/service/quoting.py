@@ -13,8 +13,13 @@ from vbatch.errors import UsageError
 from vbatch.text import harmless
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+,./:=-]+")
-_ASSIGNMENT = re.compile(
-    r'^\s*(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>.*?))\s*$', re.M | re.S
+_LINE = re.compile(
+    r"""^[ \t]*(?:
+        [#;].* |
+        (?P<name>[A-Za-z_][A-Za-z0-9_]*)=[ \t]*
+        (?: "(?P<double>(?:[^"\\]|\\[\s\S])*)" | '(?P<single>[^']*)' | (?P<bare>[^"'\n].*?)? )
+    )[ \t]*$""",
+    re.M | re.X,
 )
 _IN_QUOTES = str.maketrans({character: "\\" + character for character in '\\"`$'})
 
@@ -49,16 +54,13 @@ def environment_file(variables: Mapping[str, str]) -> str:
 
 
 def read_environment_file(text: str) -> dict[str, str]:
-    """Read the assignments of an environment file, as written here or by a person in the plain forms."""
+    """Read the assignments of an environment file, as written here or by a person in the usual forms."""
     found: dict[str, str] = {}
-    for match in _ASSIGNMENT.finditer("\n".join(_without_comments(text))):
-        quoted, bare = match["quoted"], match["bare"]
-        found[match["name"]] = re.sub(r"\\(.)", r"\1", quoted, flags=re.S) if quoted is not None else bare
+    for line in _LINE.finditer(text):
+        if line["name"] is not None:
+            double, single, bare = line["double"], line["single"], line["bare"]
+            found[line["name"]] = re.sub(r"\\([\s\S])", r"\1", double) if double else single or bare or ""
     return found
-
-
-def _without_comments(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.lstrip().startswith(("#", ";"))]
 
 
 def _refuse_controls(text: str) -> None:

@@ -78,4 +78,4 @@ def _folders(where: Places) -> tuple[Path, ...]:
     """Return the folders that installing may have made, innermost first."""
     wants = where.units / f"{where.target}.wants"
     own = (where.drop_ins, wants, where.settings)
-    return own if where.units.parent.parent == Path("/etc") else (*own, where.units, where.units.parent)
+    return own if where.units.is_relative_to("/etc") else (*own, where.units, *where.units.parents[:2])

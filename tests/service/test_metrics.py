@@ -1,0 +1,150 @@
+"""The worker's figures, as the official Prometheus parsers read them, and the alerts that are made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY, Counter
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from vbatch.metrics import Exposition, Figures
+
+FIGURES = Figures(
+    healthy=True,
+    state="working",
+    model='a "model"\n',
+    queue_unfinished=70,
+    queue_finished=30,
+    running=16,
+    completed=28,
+    failed=2,
+    prompt_tokens=1000,
+    completion_tokens=500,
+    engine_loads=1,
+    engine_deaths=0,
+    outages=1,
+    outage_seconds=0.0,
+    progress_age_seconds=0.5,
+    gpu_memory_used=3 << 30,
+    gpu_memory_total=16 << 30,
+    disk_free={"store": 5 << 30},
+)
+
+
+@contextmanager
+def serving(*figures: Figures) -> Iterator[str]:
+    """Serve these figures, one a scrape, the last one for ever."""
+    left = list(figures)
+    with Exposition(0, lambda: left.pop(0) if len(left) > 1 else left[0]) as exposition:
+        yield f"http://127.0.0.1:{exposition.port}"
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }
+
+
+def test_the_official_parser_reads_every_figure() -> None:
+    with serving(FIGURES) as url:
+        status, text = get(f"{url}/metrics")
+    found = samples(text)
+    assert status == 200
+    assert found["vbatch_queue_requests", "unfinished"] == 70
+    assert found["vbatch_requests_total", "completed"] == 28
+    assert found["vbatch_requests_total", "failed"] == 2
+    assert found["vbatch_tokens_total", "completion"] == 500
+    assert found["vbatch_engine_loads_total", ""] == 1
+    assert found["vbatch_store_outages_total", ""] == 1
+    assert found["vbatch_progress_age_seconds", ""] == 0.5
+    assert found["vbatch_gpu_memory_bytes", "used"] == 3 << 30
+    assert found["vbatch_disk_free_bytes", "store"] == 5 << 30
+    assert found["process_resident_memory_bytes", ""] > 0
+
+
+def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
+    with serving(FIGURES) as url:
+        _, text = get(f"{url}/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert {family.name for family in openmetrics.text_string_to_metric_families(text)} >= {"vbatch_requests"}
+
+
+def test_an_unknown_gpu_is_left_out() -> None:
+    with serving(replace(FIGURES, gpu_memory_used=None)) as url:
+        assert "vbatch_gpu_memory" not in get(f"{url}/metrics")[1]
+
+
+def test_metrics_of_vllm_are_in_the_same_page() -> None:
+    """vLLM registers its own in the process's registry; one stands in for them here."""
+    counter = Counter("vllm:prompt_tokens_stand_in", "Registered as vLLM does.")
+    counter.inc(7)
+    try:
+        with serving(FIGURES) as url:
+            assert samples(get(f"{url}/metrics")[1])["vllm:prompt_tokens_stand_in_total", ""] == 7
+    finally:
+        REGISTRY.unregister(counter)
+
+
+def test_health_says_when_the_worker_hangs() -> None:
+    with serving(FIGURES, replace(FIGURES, healthy=False, progress_age_seconds=300)) as url:
+        status, text = get(f"{url}/health")
+        assert (status, json.loads(text)["status"]) == (200, "ok")
+        status, text = get(f"{url}/health")
+        assert (status, json.loads(text)["status"]) == (503, "hung")
+        assert get(f"{url}/")[0] == 404
+
+
+def test_it_leaves_nothing_behind() -> None:
+    """A worker's metrics end with it: the next one in the same process registers its own."""
+    for _ in range(2):
+        with serving(FIGURES) as url:
+            assert get(f"{url}/metrics")[0] == 200
+    assert REGISTRY.get_sample_value("vbatch_up") is None
+
+
+def promtool(*arguments: str, cwd: Path) -> str:
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    done = subprocess.run(
+        [tool, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_accepts_the_alert_rules() -> None:
+    rules = Path(str(files("vbatch.service") / "alerts.yml"))
+    assert "6 rules found" in promtool("check", "rules", str(rules), cwd=rules.parent)
+
+
+def test_the_alerts_fire_on_recorded_situations_and_only_then() -> None:
+    promtool("test", "rules", "alerts_test.yml", cwd=Path(__file__).parent)
+
+
+def test_the_alerts_ask_for_metrics_that_exist() -> None:
+    rules = (files("vbatch.service") / "alerts.yml").read_text()
+    with serving(FIGURES) as url:
+        served = {name for name, _ in samples(get(f"{url}/metrics")[1])}
+    assert set(re.findall(r"vbatch_[a-z_]+", rules)) <= served

@@ -1,0 +1,55 @@
+"""What is written for systemd is read back by it letter for letter (the guest's test asks systemd itself)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vbatch.errors import UsageError
+from vbatch.service import quoting
+
+names = st.from_regex(r"\A[A-Z][A-Z0-9_]{0,8}\Z")
+values = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("/usr/bin/python3", "/usr/bin/python3"),
+        ("/opt/my env/bin", '"/opt/my env/bin"'),
+        ("100%", "100%%"),
+        ("%i", "%%i"),
+        ("$HOME", '"$HOME"'),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("", '""'),
+        (";", '";"'),
+    ],
+)
+def test_words(text: str, written: str) -> None:
+    assert quoting.word(text) == written
+
+
+def test_a_command_expands_no_variable() -> None:
+    assert quoting.command("-+", "/bin/a$b", "$c") == '"-+:/bin/a$b" "$c"'
+    assert quoting.command("", "/bin/true") == ":/bin/true"
+
+
+def test_control_characters_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"\\n"):
+        quoting.word("a\nb")
+
+
+@given(st.dictionaries(names, values))
+def test_an_environment_file_is_read_back(variables: dict[str, str]) -> None:
+    assert quoting.read_environment_file(quoting.environment_file(variables)) == variables
+
+
+def test_a_person_may_write_the_environment_file_plainly() -> None:
+    text = "# mine=1\nVBATCH_ENGINE=echo \n; old=2\n  HF_HOME=\nHF_TOKEN='x $y'\nVBATCH_NAME=a b\n"
+    assert quoting.read_environment_file(text) == {
+        "VBATCH_ENGINE": "echo",
+        "HF_HOME": "",
+        "HF_TOKEN": "x $y",
+        "VBATCH_NAME": "a b",
+    }

@@ -1,0 +1,161 @@
+"""The unit is what systemd accepts, of the version that is there, and is as closed as CUDA allows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from vbatch.service import hardening, seal, unit
+from vbatch.service.accounts import Account
+from vbatch.service.errors import UnitInvalid
+from vbatch.service.scope import Scope, places
+from vbatch.service.systemd import STRICT_VERIFY, Systemd
+from vbatch.service.unit import UnitSpec
+
+ROOT = Account(name="root", uid=0, gid=0, home="/root", has_home=True)
+PERSON = Account(name="daemon", uid=1, gid=1, home="/home/daemon", has_home=True)
+HOMELESS = replace(PERSON, has_home=False)
+
+# The systemd that first knew a key, where that is later than the oldest one supported (its man pages say).
+SINCE = {"RestartSteps": 254, "RestartMaxDelaySec": 254}
+
+# What the unit may be exposed to at most (0 sealed, 10 open); the rest is what CUDA and outputs need.
+EXPOSURE = {"root": 4.0, "daemon": 3.3}
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+def spec(scope: Scope = Scope.SYSTEM, **changes: object) -> UnitSpec:
+    known = UnitSpec(
+        scope=scope,
+        systemd=252,
+        python="/usr/bin/env",
+        account=PERSON,
+        environment_file=places(scope).environment,
+        search_path="/opt/vbatch/bin:/usr/bin:/bin",
+        worker_arguments=(),
+        one_per_gpu=True,
+        modprobe="/usr/bin/env",
+        drain_limit=timedelta(minutes=5),
+        after=("postgresql.service", "docker.service"),
+        remote=False,
+        folders=("/opt/vbatch", "/var/lib/vbatch"),
+        target=places(scope).target,
+    )
+    return replace(known, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def user_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd-analyze --user wants a runtime folder, which a login would have made."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@needs_systemd
+@pytest.mark.parametrize("account", [ROOT, PERSON, HOMELESS], ids=["root", "person", "homeless"])
+@pytest.mark.parametrize("version", [249, 252, 254, 257])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_systemd_accepts_every_unit(scope: Scope, version: int, account: Account) -> None:
+    analyze = Systemd(scope)
+    if analyze.version() < STRICT_VERIFY:
+        pytest.skip("this systemd's verify does not fail on unknown keys")
+    text = unit.render(spec(scope, systemd=version, account=account, remote=version == 252))
+    analyze.verify(without_newer_keys(text, analyze.version()))
+
+
+@needs_systemd
+def test_the_gate_refuses_what_systemd_does_not_know() -> None:
+    """The mutant: verify without --recursive-errors=no and without reading stderr lets this pass."""
+    text = unit.render(spec()).replace("KillMode=", "KilMode=")
+    with pytest.raises(UnitInvalid, match="KilMode"):
+        Systemd(Scope.SYSTEM).verify(text)
+
+
+@pytest.mark.parametrize("version", [249, 252, 254, 257])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_no_key_is_newer_than_the_systemd_that_reads_it(scope: Scope, version: int) -> None:
+    text = unit.render(spec(scope, systemd=version))
+    assert without_newer_keys(text, version) == text
+    assert ("RestartSteps=" in text) == (version >= 254)
+
+
+@needs_systemd
+@pytest.mark.parametrize("account", [ROOT, PERSON], ids=["root", "person"])
+def test_the_security_score_is_kept(account: Account) -> None:
+    exposure = Systemd(Scope.SYSTEM).exposure(unit.render(spec(account=account)))
+    assert exposure <= EXPOSURE[account.name]
+
+
+def test_hardening_leaves_what_cuda_jit_and_outputs_need() -> None:
+    """Each of these breaks a GPU, a compiler, or an output beside its input, in ways no CPU test can see."""
+    harmful = {
+        "MemoryDenyWriteExecute",
+        "PrivateDevices",
+        "DevicePolicy",
+        "DeviceAllow",
+        "ProtectClock",  # implies a device list
+        "PrivateTmp",
+        "ProtectHome",
+        "RemoveIPC",
+        "ProtectProc",
+        "PrivateNetwork",
+        "IPAddressDeny",
+    }
+    for scope in Scope:
+        assert not harmful & keys(unit.render(spec(scope)))
+    assert ("ProtectSystem", "full") in hardening.KEYS
+
+
+def test_a_user_service_takes_no_key_that_only_the_machine_has() -> None:
+    """A user's systemd cannot drop privileges, nor load the GPU's module without a set-uid program."""
+    found = keys(unit.render(spec(Scope.USER)))
+    assert not found & {"User", "StateDirectory", "NoNewPrivileges", "CapabilityBoundingSet", "After"}
+    assert found >= {"Type", "WatchdogSec", "KillMode", "RuntimeDirectory", "EnvironmentFile"}
+
+
+def test_a_slow_database_never_ends_in_a_permanent_failure() -> None:
+    text = unit.render(spec())
+    assert "StartLimitIntervalSec=0" in text
+    assert "RestartPreventExitStatus=2 78" in text
+    assert re.search(r"^(Requires|BindsTo|Requisite|PartOf)=", text, re.M) is None
+
+
+def test_the_stop_limit_is_above_the_drain_limit() -> None:
+    assert "TimeoutStopSec=6min" in unit.render(spec())
+    assert "TimeoutStopSec=150s" in unit.render(spec(drain_limit=timedelta(seconds=90)))
+
+
+def test_the_network_is_waited_for_only_where_the_store_is_remote() -> None:
+    """An offline workstation would otherwise spend two minutes of each boot on network-online.target."""
+    assert "network-online.target" not in unit.render(spec())
+    assert "Wants=network-online.target" in unit.render(spec(remote=True))
+
+
+def test_an_account_without_a_home_gets_folders_from_systemd() -> None:
+    found = keys(unit.render(spec(account=HOMELESS)))
+    assert found >= {"StateDirectory", "CacheDirectory"}
+    assert not keys(unit.render(spec(account=PERSON))) & {"StateDirectory", "CacheDirectory"}
+
+
+def test_a_changed_line_breaks_the_seal() -> None:
+    text = unit.render(spec())
+    assert seal.intact(text)
+    assert not seal.intact(text.replace("WatchdogSec=3min", "WatchdogSec=9min"))
+    assert not seal.intact(text.partition("\n")[2])
+
+
+def without_newer_keys(text: str, version: int) -> str:
+    """Leave out what this version of systemd cannot know yet."""
+    newer = {key for key, since in SINCE.items() if since > version}
+    return "\n".join(line for line in text.split("\n") if line.partition("=")[0] not in newer)
+
+
+def keys(text: str) -> set[str]:
+    return {line.partition("=")[0] for line in text.splitlines() if "=" in line and line[0] not in "#["}

@@ -1,0 +1,202 @@
+"""Find out who a process is and whether it still lives, and end one without ever hitting another.
+
+Identities are values that outlive the process (``vbatch.identity``). What a process *is called* never decides
+anything here: titles can be set by anyone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from vbatch.identity import ProcessIdentity
+
+_PROC = Path("/proc")
+
+
+class Liveness(StrEnum):
+    """What can be known about a process from here."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"  # another machine, or another pid namespace of this one
+
+
+class Ended(StrEnum):
+    """How an attempt to end a process came out."""
+
+    ALREADY_GONE = "already_gone"
+    TERMINATED = "terminated"  # it obeyed SIGTERM
+    KILLED = "killed"  # it needed SIGKILL
+    UNKILLABLE = "unkillable"  # it waits in the kernel; only a reboot helps
+
+
+def current() -> ProcessIdentity:
+    """Return who we are."""
+    identity = identify(os.getpid())
+    assert identity is not None, "/proc is not mounted"
+    return identity
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """Return who has this pid now, in our own pid namespace; None when nobody has, or only a zombie."""
+    found = _state_and_start(pid)
+    if found is None or found[0] in "ZX":
+        return None
+    return ProcessIdentity(
+        host=_host(),
+        boot_id=_boot_id(),
+        pid_namespace=_pid_namespace(),
+        pid=pid,
+        start_ticks=found[1],
+    )
+
+
+def liveness(identity: ProcessIdentity) -> Liveness:
+    """Decide whether a process lives, where that can be known at once.
+
+    On the same boot, in the same pid namespace: by its pid and start time. After a reboot of the same host
+    nobody of the earlier boot lives. A zombie is gone: it runs nothing and holds nothing.
+    """
+    if identity.boot_id != _boot_id():
+        return Liveness.GONE if identity.host == _host() else Liveness.UNKNOWN
+    if identity.pid_namespace != _pid_namespace():
+        return Liveness.UNKNOWN
+    return Liveness.ALIVE if identify(identity.pid) == identity else Liveness.GONE
+
+
+def title(pid: int) -> str:
+    """Return what the process calls itself; empty when it is gone."""
+    with suppress(psutil.Error, OSError):
+        return " ".join(psutil.Process(pid).cmdline()).strip()
+    return ""
+
+
+def cgroup(pid: int) -> str | None:
+    """Return its control group (version 2), which names its service or container."""
+    with suppress(OSError):
+        for line in (_PROC / str(pid) / "cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line.removeprefix("0::")
+    return None
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of its living children."""
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children()]
+    return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the pids of its living children, their children, and so on."""
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def kill_child(pid: int) -> None:
+    """Kill a child of ours. Safe without a pidfd: its pid is ours until we reap it."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def end(identity: ProcessIdentity, *, grace: timedelta = timedelta(seconds=10)) -> Ended:
+    """End exactly this process: SIGTERM, and SIGKILL after ``grace``.
+
+    The pidfd is opened first and the identity read again after it, so that a recycled pid is never hit
+    (pidfd_open(2)). The caller has proved that the process is ours to end.
+    """
+    if liveness(identity) is not Liveness.ALIVE:
+        return Ended.ALREADY_GONE
+    try:
+        handle = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return Ended.ALREADY_GONE
+    try:
+        if identify(identity.pid) != identity:
+            return Ended.ALREADY_GONE
+        for number, patience, outcome in (
+            (signal.SIGTERM, grace, Ended.TERMINATED),
+            (signal.SIGKILL, timedelta(seconds=5), Ended.KILLED),
+        ):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, number)
+            if _gone_within(handle, patience):
+                return outcome
+        return Ended.UNKILLABLE
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a person needs to recognise a process."""
+
+    pid: int
+    title: str
+    user: str
+    state: str
+    cgroup: str | None
+    started_seconds_ago: float
+
+
+def describe(pid: int) -> Description | None:
+    """Return what a person needs to recognise a process; None when it is gone."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return Description(
+                pid=pid,
+                title=title(pid) or process.name(),
+                user=process.username(),
+                state=process.status(),
+                cgroup=cgroup(pid),
+                started_seconds_ago=max(0.0, time.time() - process.create_time()),
+            )
+    return None
+
+
+def _gone_within(handle: int, patience: timedelta) -> bool:
+    """Wait until the process behind a pidfd has ended: the pidfd becomes readable."""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(patience / timedelta(milliseconds=1)))
+
+
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """Return state and start time in clock ticks: fields 3 and 22 of /proc/PID/stat (proc_pid_stat(5))."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in field 2 may hold spaces and brackets
+    return fields[0].decode(), int(fields[19])
+
+
+@cache
+def _boot_id() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def _pid_namespace() -> int:
+    return (_PROC / "self/ns/pid").stat().st_ino
+
+
+@cache
+def _host() -> str:
+    """Name this machine so that it is known again after a reboot: a cloned disk alone is not the same host."""
+    machine_id = ""
+    with suppress(OSError):
+        machine_id = Path("/etc/machine-id").read_text().strip()
+    return f"{os.uname().nodename}/{machine_id}"

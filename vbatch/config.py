@@ -137,6 +137,11 @@ class Settings(BaseSettings):
         return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, _read_file()[1])
 
     @property
+    def echo_latency(self) -> timedelta:
+        """``echo_latency_ms`` as a duration; zero is one, too."""
+        return timedelta(milliseconds=self.echo_latency_ms)
+
+    @property
     def store_url(self) -> str:
         """The store's URL, password included: for the store alone, never for a person's eyes."""
         if self.database_url is not None:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -27,13 +26,6 @@ REFRESHES = 4  # a second
 BAR_WIDTH = 40
 
 _LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
-
-
-class Waiting(NamedTuple):
-    """That the store is being waited for: why, and since how many seconds."""
-
-    reason: str
-    seconds: float
 
 
 class Screen:
@@ -121,6 +113,9 @@ def _pace(now: Snapshot) -> RenderableType:
 def shown(screen: Screen, console: Console) -> Iterator[None]:
     """Keep the screen at the foot of the terminal; log events are printed above it."""
     with Live(screen, console=console, refresh_per_second=REFRESHES, transient=True):
+        console.show_cursor(
+            True
+        )  # a second Ctrl-C ends the process on the spot, with no time to bring it back
         handler = _Printer(console)
         root, ours = logging.getLogger(), logging.getLogger("vbatch")
         root.handlers[:] = [handler]

@@ -26,17 +26,21 @@ def open_store(output: Output) -> Iterator[Store]:
 
     Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
     """
-    logs.configure("warning")
+    logs.configure("error")  # what a command waits for, it says itself
     store = Store(
         settings(output).store_url,
         patience=COMMAND_PATIENCE,
-        on_wait=lambda reason, seconds: output.transient(
-            f"waiting for the job store: {reason} ({seconds:.0f} s)"
-        ),
+        on_wait=lambda reason, seconds: _tell(output, reason, seconds),
     )
     try:
         store.prepare()
-        output.clear()
         yield store
     finally:
         store.close()
+
+
+def _tell(output: Output, reason: str | None, seconds: float) -> None:
+    if reason is None:
+        output.clear()
+    else:
+        output.transient(f"waiting for the store: {reason} ({seconds:.0f} s)")

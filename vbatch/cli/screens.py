@@ -13,7 +13,8 @@ from rich.text import Text
 
 from vbatch.cli import words
 from vbatch.protocol import BatchStatus
-from vbatch.store.records import Batch, FailureGroup
+from vbatch.store.catalog import FailureGroup
+from vbatch.store.records import Batch
 from vbatch.text import harmless, one_line
 
 BAR_WIDTH = 40
@@ -44,7 +45,8 @@ def progress_row(batch: Batch) -> RenderableType:
     row.add_row(
         ProgressBar(total=max(counts.total, 1), completed=done, width=BAR_WIDTH),
         Text.assemble(
-            (words.percent(done, counts.total), "bold"), f"  {done:,} of {words.count(counts.total, 'request')}"
+            (words.percent(done, counts.total), "bold"),
+            f"  {done:,} of {words.count(counts.total, 'request')}",
         ),
     )
     return row

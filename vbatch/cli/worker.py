@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 from vbatch import logs, worker
 from vbatch.cli import words
+from vbatch.cli.live import Screen, shown
 from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
 from vbatch.config import Settings
@@ -39,14 +40,15 @@ def run_worker(
         settings.store_url,
         patience=WORKER_PATIENCE,
         stop=stop.store,
-        on_wait=lambda reason, _seconds: view.update(waiting_for=reason),
+        on_wait=lambda reason, _seconds: view.update(waiting_for=reason and f"the store: {reason}"),
     )
     live = sys.stderr.isatty()
     if not live:
         logs.configure(settings.log_level)
+    screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
     try:
-        with _live(output, view, stop) if live else nullcontext():
+        with shown(screen, output.stderr) if live else nullcontext():
             worker.run(store, options(settings, drain=drain, extra_args=vllm_flags), view=view, stop=stop)
     finally:
         store.close()

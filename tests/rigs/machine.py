@@ -178,6 +178,30 @@ class Machine:
         text = self.run(["journalctl", "--output=json", "--no-pager", "--quiet", *arguments]).stdout
         return [json.loads(line) for line in text.splitlines()]
 
+    def written(self) -> dict[str, str]:
+        """Return what differs on its disk from the host's file system: path to mode, owner and content."""
+        script = (
+            'find . -mindepth 1 \\( -type f -printf "%P\\0%m %U %G " -exec md5sum -z {} \\; \\) -o '
+            '\\( ! -type f -printf "%P\\0%y %m %U %G %l\\0" \\)'
+        )
+        done = subprocess.run(
+            [
+                "nsenter",
+                f"--target={self._pid1}",
+                "--mount",
+                "sh",
+                "-c",
+                f"cd {self._folder}/desk/disk/upper && {script}",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        fields = done.stdout.split("\0")
+        found = dict(zip(fields[::2], fields[1::2], strict=False))
+        return {f"/{path}": entry for path, entry in found.items() if not _is_mere_copy(path, entry)}
+
     def write(self, path: str, text: str, *, mode: int = 0o644, durable: bool = True) -> None:
         """Write a file in the guest; by default it is on the disk when this returns."""
         self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=text)
@@ -271,6 +295,11 @@ class Machine:
 def _on_another_file_system(path: Path) -> bool:
     """Whether the guest would not see it: an overlay of / shows what lies on that file system only."""
     return path.stat().st_dev != Path("/").stat().st_dev
+
+
+def _is_mere_copy(path: str, entry: str) -> bool:
+    """Whether this is a folder of the host that the overlay copied up to hold something else."""
+    return entry.startswith("d ") and Path("/", path).is_dir()
 
 
 def _children(pid: int) -> list[int]:

@@ -35,6 +35,12 @@ def test_a_command_expands_no_variable() -> None:
     assert quoting.command("", "/bin/true") == ":/bin/true"
 
 
+@pytest.mark.parametrize("program", ['/a"b/python', "/a'b/python", "/a\\b/python"])
+def test_a_program_that_systemd_would_refuse_is_refused_in_words(program: str) -> None:
+    with pytest.raises(UsageError, match="quote or a backslash"):
+        quoting.command("", program)
+
+
 def test_control_characters_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\\n"):
         quoting.word("a\nb")

@@ -38,7 +38,12 @@ def command(prefix: str, program: str, *arguments: str) -> str:
 
     ``prefix`` is systemd's (``-`` may fail, ``+`` full privileges). ``:`` is added to it: without it ``$``
     is expanded in the arguments but not in the program, so no single way of writing a path suits both.
+    Raises UsageError for a program that systemd refuses (string_is_safe in its source).
     """
+    if any(character in program for character in "\"'\\"):
+        raise UsageError(
+            f"systemd runs no program with a quote or a backslash in its path: {harmless(program)}"
+        )
     return " ".join([word(f"{prefix}:{program}"), *map(word, arguments)])
 
 

@@ -1,0 +1,133 @@
+"""A guest machine with this project on it, a person called alice, and a vbatch service that she installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.rigs.commands import Lines, chats
+from tests.rigs.machine import Machine
+
+PERSON = "alice"
+HOME = f"/home/{PERSON}"
+UNIT = "vbatch-worker@0.service"
+VBATCH = [sys.executable, "-P", "-m", "vbatch"]
+SQLITE = f"{HOME}/.local/share/vbatch/vbatch.db"
+
+# What a guest must be able to see: the interpreter, its environment, this project.
+SHARED = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]
+
+_COUNT_SQLITE = """
+import sqlite3, sys
+store = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=30)
+print(*store.execute("select count(*) from result").fetchone())
+"""
+
+
+class Guest:
+    """The machine, and what its person does on it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def set_up(self) -> None:
+        """Boot for the first time, and make the person."""
+        self.machine.boot()
+        self.machine.run(["useradd", "--create-home", "--shell", "/bin/bash", PERSON])
+        # The interpreter may lie in root's own home (pyenv); a person must be able to get there.
+        folders = {str(parent) for path in SHARED for parent in (path, *path.parents)} - {"/"}
+        self.machine.run(["chmod", "o+x", *sorted(folders)])
+        self.machine.sync()
+
+    def vbatch(
+        self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as the person."""
+        return self.machine.run([*VBATCH, *arguments], user=PERSON, check=check, env=env, timeout=120)
+
+    def sudo(
+        self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root, called by the person with sudo."""
+        called = {"SUDO_USER": PERSON, **(env or {})}
+        return self.machine.run([*VBATCH, *arguments], check=check, env=called, timeout=180)
+
+    def install(self, *worker_arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Install and start the system service on the echo engine; return what the person read."""
+        done = self.sudo("install-service", "--", "--engine", "echo", *worker_arguments, env=env)
+        self.machine.sync()
+        return done.stdout + done.stderr
+
+    def drop_in(self, text: str) -> None:
+        """Change the service as ``systemctl edit`` does."""
+        self.machine.write("/etc/systemd/system/vbatch-worker@.service.d/test.conf", text)
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    def submit(self, count: int) -> str:
+        """Submit a batch of chats; return its id."""
+        lines = "".join(json.dumps(line) + "\n" for line in chats(count))
+        self.machine.run(["sh", "-c", "cat > prompts.jsonl"], user=PERSON, stdin=lines)
+        return self.vbatch("submit", f"{HOME}/prompts.jsonl", "--quiet").stdout.strip()
+
+    def batch(self, batch_id: str) -> dict[str, object]:
+        """Return the batch object."""
+        document: dict[str, object] = json.loads(self.vbatch("status", batch_id, "--json").stdout)
+        return document
+
+    def recorded(self) -> int:
+        """Return how many results are committed, in the quickest way there is: SQLite only."""
+        return int(self.machine.run([sys.executable, "-ISc", _COUNT_SQLITE, SQLITE]).stdout)
+
+    def finished(self, batch_id: str) -> Iterator[bool]:
+        """Poll whether the batch has ended."""
+        while True:
+            yield self.batch(batch_id)["status"] == "completed"
+
+    def is_active(self) -> Iterator[bool]:
+        """Poll whether the worker has said that it is ready."""
+        while True:
+            yield self.unit("ActiveState") == "active"
+
+    def unit(self, name: str) -> str:
+        """Return a property of the service."""
+        return self.machine.show(UNIT)[name]
+
+    def journal(self) -> list[str]:
+        """Return the service's lines, of all boots."""
+        return [entry["MESSAGE"] for entry in self.machine.journal("--unit", UNIT)]
+
+    def journal_has(self, words: str) -> Iterator[bool]:
+        """Poll whether this boot's journal holds these words."""
+        while True:
+            yield any(words in str(entry.get("MESSAGE")) for entry in self.machine.journal("--boot"))
+
+    def lines(self, tmp_path: Path, batch: Mapping[str, object]) -> Lines:
+        """Fetch the batch's files and read them."""
+        copied = dict(batch)
+        for key in ("output_path", "error_path"):
+            text = self.machine.run(["cat", str(batch[key])], check=False)
+            if text.returncode == 0:
+                (tmp_path / key).write_text(text.stdout)
+            copied[key] = str(tmp_path / key)
+        return Lines.of(copied)
+
+
+@contextmanager
+def guest(folder: Path) -> Iterator[Guest]:
+    """A guest that is set up; whatever happens, it is off and gone afterwards."""
+    machine = Machine(folder, shared=SHARED)
+    try:
+        made = Guest(machine)
+        made.set_up()
+        yield made
+    finally:
+        machine.cut_power()
+
+
+def lost_or_doubled(lines: Lines, count: int) -> Sequence[str]:
+    """Return the custom_ids that are in no file, or more than once."""
+    return [*lines.lost(chats(count)), *lines.doubled]

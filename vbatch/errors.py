@@ -47,6 +47,13 @@ class UsageError(VbatchError):
     exit_code = ExitCode.USAGE
 
 
+class InputUnreadable(VbatchError):
+    """The input file cannot be read."""
+
+    code = "input_unreadable"
+    exit_code = ExitCode.USAGE
+
+
 class NoSuchBatch(VbatchError):
     """No batch has this id."""
 

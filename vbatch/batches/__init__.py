@@ -1,0 +1,26 @@
+"""What can be done with batches: submit, list, follow, read, cancel, retry, delete, write their files.
+
+Each operation takes a Store, returns a frozen result and prints nothing.
+"""
+
+from __future__ import annotations
+
+from vbatch.batches.cancelling import cancel
+from vbatch.batches.describing import Status, batch_object, status
+from vbatch.batches.finalizing import finalize
+from vbatch.batches.reading import results
+from vbatch.batches.retrying import retry
+from vbatch.batches.submitting import InvalidInput, Submitted, submit
+
+__all__ = [
+    "InvalidInput",
+    "Status",
+    "Submitted",
+    "batch_object",
+    "cancel",
+    "finalize",
+    "results",
+    "retry",
+    "status",
+    "submit",
+]

@@ -84,13 +84,19 @@ class Ingest:
         if self._bytes >= self._write_bytes:
             self._flush()
 
-    def accept(self, *, input_sha256: str, input_bytes: int) -> Batch:
+    @property
+    def total(self) -> int:
+        """How many requests were added."""
+        return self._total + sum(run.next - run.first for run in self._runs.values())
+
+    def accept(self, *, endpoint: str, input_sha256: str, input_bytes: int) -> Batch:
         """Make the batch visible, with its chunks, in one transaction that is safe to replay."""
         self._flush()
         for run in self._runs.values():
             if run.next > run.first:
                 self._cut(run)
         models = list(self._runs)
+        chunks = [chunk | {"url": endpoint} for chunk in self._chunks]
         self._close()  # the rows must be durable before the batch shows them
 
         def work(connection: Connection) -> Batch:
@@ -100,6 +106,7 @@ class Ingest:
                 .values(
                     status=BatchStatus.IN_PROGRESS,
                     in_progress_at=datetime.now(UTC),
+                    endpoint=endpoint,
                     input_sha256=input_sha256,
                     input_bytes=input_bytes,
                     model=models[0] if len(models) == 1 else None,
@@ -108,7 +115,7 @@ class Ingest:
                 )
             )
             if changed.rowcount:
-                connection.execute(insert(_chunk), self._chunks)
+                connection.execute(insert(_chunk), chunks)
             return find_in(connection, self._pk)
 
         self.accepted = self._store.write(work)
@@ -121,7 +128,6 @@ class Ingest:
                 "batch": self._pk,
                 "n": len(self._chunks),
                 "model": run.model,
-                "url": self._new.endpoint,
                 "priority": self._new.priority,
                 "first_seq": run.first,
                 "last_seq": run.next - 1,

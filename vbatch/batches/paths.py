@@ -1,0 +1,75 @@
+"""Where the files of a batch go, and whether they can go there: asked at submit, not after a night of work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbatch.errors import OutputPathError
+from vbatch.store import Store, catalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """The absolute paths of a batch's output file and error file."""
+
+    output: Path
+    errors: Path
+
+
+def targets(source: Path | None, *, output: Path | None, error_file: Path | None, batch_id: str) -> Targets:
+    """Return where the files go: beside the input, or in the current folder for standard input.
+
+    ``prompts.jsonl`` gives ``prompts.output.jsonl`` and ``prompts.errors.jsonl``; a given output
+    ``answers.jsonl`` gives ``answers.errors.jsonl``.
+    """
+    if output is None:
+        stem = source.with_suffix("") if source is not None else Path(batch_id)
+        return Targets(
+            output=_sibling(stem, "output"),
+            errors=(error_file or _sibling(stem, "errors")).absolute(),
+        )
+    return Targets(
+        output=output.absolute(), errors=(error_file or _sibling(output.with_suffix(""), "errors")).absolute()
+    )
+
+
+def check_targets(store: Store | None, chosen: Targets, *, source: Path | None) -> None:
+    """Refuse targets that cannot be written, or that would overwrite something. Raises OutputPathError."""
+    if chosen.output == chosen.errors:
+        raise OutputPathError(
+            f"Output file and error file are the same: {chosen.output}.", hint="--error-file PATH"
+        )
+    for path, option in ((chosen.output, "-o"), (chosen.errors, "--error-file")):
+        _check_folder(path.parent, option)
+        if source is not None and path == source.absolute():
+            raise OutputPathError(f"{path} is the input file itself.", hint=f"{option} PATH")
+        if path.is_dir():
+            raise OutputPathError(f"{path} is a folder.", hint=f"{option} {path / 'output.jsonl'}")
+        if path.exists():
+            raise OutputPathError(
+                f"{path} exists already, and vbatch overwrites nothing.",
+                hint=f"{option} another path, or move the file away",
+            )
+    if store is None:
+        return
+    used = catalog.paths_in_use(store, paths=[str(chosen.output), str(chosen.errors)])
+    for taken, batch_id in used.items():
+        raise OutputPathError(
+            f"{batch_id}, which is not finished yet, will write {taken}.",
+            hint=f"vbatch status {batch_id}, or choose another path with -o",
+        )
+
+
+def _sibling(stem: Path, kind: str) -> Path:
+    return stem.with_name(f"{stem.name}.{kind}.jsonl").absolute()
+
+
+def _check_folder(folder: Path, option: str) -> None:
+    if not folder.is_dir():
+        raise OutputPathError(f"There is no folder {folder}.", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputPathError(
+            f"The folder {folder} is not writable.", hint=f"{option} a path in another folder"
+        )

@@ -1,0 +1,184 @@
+"""Accept a batch whole or refuse it with every bad line named; a crash in between leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+from vbatch import processes
+from vbatch.batches.paths import Targets, check_targets, targets
+from vbatch.errors import ExitCode, InputUnreadable, StoreUnreachable, UsageError, VbatchError
+from vbatch.jsonl import Defects, LineReader, Validator
+from vbatch.processes import Liveness
+from vbatch.protocol import BatchError, with_model
+from vbatch.store import Store, catalog, ingest
+from vbatch.store.records import Batch, NewBatch
+
+# OpenAI's limits of a batch's metadata.
+METADATA_PAIRS, METADATA_KEY, METADATA_VALUE = 16, 64, 512
+TRIES = 3  # of reading a file from its start again when the database went away in the middle
+
+
+class InvalidInput(VbatchError):
+    """The input file is not valid; nothing was stored."""
+
+    code = "invalid_input"
+    exit_code = ExitCode.INVALID_INPUT
+
+    def __init__(self, defects: Defects, *, source: str) -> None:
+        self.errors: tuple[BatchError, ...] = tuple(defects.shown)
+        self.total = defects.total
+        problems = "1 problem" if self.total == 1 else f"{self.total:,} problems"
+        super().__init__(f"{source} has {problems}; nothing was stored.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """What a submit did. ``batch`` is None for a dry run; ``repeats`` are earlier batches of the same bytes."""
+
+    batch: Batch | None
+    requests: int
+    targets: Targets
+    repeats: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What ``submit`` is asked for."""
+
+    model: str | None = None
+    output: Path | None = None
+    error_file: Path | None = None
+    name: str | None = None
+    priority: int = 0
+    metadata: Mapping[str, str] | None = None
+    expires_in: timedelta | None = None
+
+
+def submit(store: Store, source: Path | BinaryIO, order: Order, *, dry_run: bool = False) -> Submitted:
+    """Validate the source and store it as a batch; with ``dry_run`` only validate it.
+
+    Raises InvalidInput, InputUnreadable, OutputPathError, UsageError, StoreUnreachable.
+    """
+    _check_metadata(order.metadata or {})
+    path = source if isinstance(source, Path) else None
+    batch_id = f"batch_{secrets.token_hex(12)}"
+    chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
+    check_targets(None if dry_run else store, chosen, source=path)
+    if dry_run:
+        requests = _validate_only(source, order)
+        return Submitted(batch=None, requests=requests, targets=chosen, repeats=())
+    ingest.sweep_abandoned_ingests(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    for attempt in range(1, TRIES + 1):
+        try:
+            batch = _store_batch(store, source, order, chosen, batch_id)
+        except StoreUnreachable:
+            if path is None or not path.is_file() or attempt == TRIES:
+                raise
+            store.prepare()  # waits for the database
+        else:
+            repeats = catalog.same_input(store, input_sha256=batch.input_sha256)
+            return Submitted(
+                batch=batch,
+                requests=batch.counts.total,
+                targets=chosen,
+                repeats=tuple(earlier for earlier in repeats if earlier.pk != batch.pk),
+            )
+    raise AssertionError("the last try returns or raises")
+
+
+def _store_batch(
+    store: Store, source: Path | BinaryIO, order: Order, chosen: Targets, batch_id: str
+) -> Batch:
+    now = datetime.now(UTC)
+    new = NewBatch(
+        id=batch_id,
+        endpoint="",
+        name=order.name,
+        priority=order.priority,
+        metadata=dict(order.metadata or {}),
+        input_path=str(source.absolute()) if isinstance(source, Path) else None,
+        output_path=str(chosen.output),
+        error_path=str(chosen.errors),
+        expires_at=now + order.expires_in if order.expires_in is not None else None,
+        created_at=now,
+    )
+    validator = Validator(model=order.model)
+    with _opened(source) as stream, ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+        lines = LineReader(stream)
+        add, check, defects = storing.add, validator.check, validator.defects
+        replace = order.model is not None
+        for number, line in lines:
+            checked = check(number, line)
+            if checked is None or defects.total:
+                continue
+            request, model = checked
+            body = bytes(request.body)
+            add(number, request.custom_id, model, with_model(body, model) if replace else body)
+        validator.finish(cut_off=lines.cut_off)
+        if defects.total:
+            raise InvalidInput(defects, source=_name(source))
+        assert validator.endpoint is not None
+        return storing.accept(endpoint=validator.endpoint, input_sha256=lines.sha256, input_bytes=lines.size)
+
+
+def _validate_only(source: Path | BinaryIO, order: Order) -> int:
+    validator = Validator(model=order.model)
+    requests = 0
+    with _opened(source) as stream:
+        lines = LineReader(stream)
+        for number, line in lines:
+            requests += validator.check(number, line) is not None
+    validator.finish(cut_off=lines.cut_off)
+    if validator.defects.total:
+        raise InvalidInput(validator.defects, source=_name(source))
+    return requests
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Open the source. Raises InputUnreadable with the reason, also for what goes wrong while it is read."""
+    if not isinstance(source, Path):
+        yield source
+        return
+    try:
+        stream = source.open("rb", buffering=0)
+    except IsADirectoryError:
+        raise InputUnreadable(f"{source} is a folder.", hint=f"ls {source}/*.jsonl") from None
+    except OSError as error:
+        raise InputUnreadable(f"{source} cannot be read: {error.strerror}.", hint=f"ls -l {source}") from None
+    with stream:
+        before = _version(stream)
+        yield stream
+        if _version(stream) != before:
+            raise InputUnreadable(
+                f"{source} was changed while it was being read; nothing was stored.",
+                hint="submit it again when it is finished",
+            )
+
+
+def _version(stream: BinaryIO) -> tuple[int, int] | None:
+    """Return size and time of change of a regular file."""
+    status = os.fstat(stream.fileno())
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _name(source: Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else "The input"
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if len(metadata) > METADATA_PAIRS:
+        raise UsageError(f"A batch takes at most {METADATA_PAIRS} metadata pairs; these are {len(metadata)}.")
+    for key, value in metadata.items():
+        if not 0 < len(key) <= METADATA_KEY or len(value) > METADATA_VALUE:
+            raise UsageError(
+                f"Metadata {key!r}: keys have 1 to {METADATA_KEY} characters, values at most {METADATA_VALUE}."
+            )

@@ -1,0 +1,70 @@
+"""Cut a stream into lines, holding no more than a block and a line, with the digest of all bytes read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+BLOCK = 1 << 20  # bytes read at once
+LINE_LIMIT = 64 << 20  # bytes; a longer line is a file of another kind
+
+
+class Overlong:
+    """Stands for a line beyond the limit, which was skipped without being held."""
+
+
+OVERLONG = Overlong()
+
+
+class LineReader:
+    """Iterates over ``(number, line)``: 1-based, without white space around it, blank lines left out.
+
+    ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end;
+    ``cut_off`` is the number of a last line that no line break ends, else None.
+    """
+
+    def __init__(self, stream: BinaryIO, *, block: int = BLOCK, limit: int = LINE_LIMIT) -> None:
+        self._stream = stream
+        self._block = block
+        self._limit = limit
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.cut_off: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was read so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | Overlong]]:
+        number = 0
+        begun: list[bytes] = []  # the pieces of a line whose end has not been read yet
+        held = 0
+        while block := self._stream.read(self._block):
+            self._digest.update(block)
+            self.size += len(block)
+            pieces = block.split(b"\n")
+            tail = pieces.pop()
+            for piece in pieces:
+                number += 1
+                if begun:
+                    held += len(piece)
+                    line = b"".join((*begun, piece)) if held <= self._limit else None
+                    begun, held = [], 0
+                else:
+                    line = piece if len(piece) <= self._limit else None
+                if line is None:
+                    yield number, OVERLONG
+                elif line := line.strip(b" \t\r"):
+                    yield number, line
+            held += len(tail)
+            if held > self._limit:
+                begun = [b""]
+            elif tail:
+                begun.append(tail)
+        if held > self._limit:
+            yield number + 1, OVERLONG
+        elif line := b"".join(begun).strip(b" \t\r"):
+            self.cut_off = number + 1
+            yield number + 1, line

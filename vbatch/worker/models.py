@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -34,14 +35,14 @@ async def load(context: Context, model: str) -> Engine | None:
         try:
             engine = await _load(context, model)
         except EngineStartFailed as error:
-            if context.stop.requested:
-                return None
             log.warning("engine.start_failed model=%s attempt=%d cause=%s", model, attempt, error.cause)
             if not error.transient or attempt == ATTEMPTS:
                 raise
             context.view.update(state=f"waiting to load {model} again", trouble=error.cause)
             await context.stop.sleep(PAUSE.total_seconds())
         else:
+            if engine is None:
+                return None
             context.pulse.turn()
             await context.in_store(_record, context, engine.processes())
             loads = context.view.snapshot.engine_loads + 1
@@ -62,22 +63,32 @@ async def unload(context: Context, engine: Engine, model: str) -> None:
     log.info("engine.unloaded model=%s", model)
 
 
-async def _load(context: Context, model: str) -> Engine:
-    """Load once. The load blocks the event loop for minutes; a stop ends it by ending the engine's processes."""
+async def _load(context: Context, model: str) -> Engine | None:
+    """Load once; a stop that is requested meanwhile ends the engine's processes, and there is None."""
+    loading = asyncio.ensure_future(_home(context, model))
+    stopping = asyncio.ensure_future(context.stop.wait())
+    try:
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            return loading.result()
+        loading.cancel()
+        await asyncio.wait((loading,))
+        return None
+    finally:
+        stopping.cancel()
+
+
+async def _home(context: Context, model: str) -> Engine:
     options = context.options
     if options.engine == "echo":
         return await echo.load(model=model, latency=options.echo_latency)
-    context.stop.on_first = end_children
-    try:
-        return await vllm.load(
-            model=model,
-            path=options.model_path(model),
-            args=options.engine_args(model),
-            gpu=options.gpu,
-            log_dir=options.state_dir / "logs",
-        )
-    finally:
-        context.stop.on_first = lambda: None
+    return await vllm.load(
+        model=model,
+        path=options.model_path(model),
+        args=options.engine_args(model),
+        gpu=options.gpu,
+        log_dir=options.state_dir / "logs",
+    )
 
 
 def _record(context: Context, pids: Sequence[int]) -> None:

@@ -24,7 +24,6 @@ class Stop:
         self.requested = False
         self.store = threading.Event()
         self.may_abandon_store = True
-        self.on_first: Callable[[], None] = lambda: None
         self.on_second: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
@@ -43,6 +42,10 @@ class Stop:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._event.set)
 
+    async def wait(self) -> None:
+        """Return when a stop is requested."""
+        await self._event.wait()
+
     async def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than until a stop is requested."""
         try:
@@ -59,7 +62,6 @@ def on_signals(stop: Stop) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if not stop.requested:
             stop.request()
-            stop.on_first()
             return
         stop.on_second()
         os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else 128 + number)

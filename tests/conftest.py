@@ -1,0 +1,83 @@
+"""What all tests share: a clean environment, a PostgreSQL for the run, a store of each kind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.commands import Home
+from tests.rigs.postgres import Postgres
+from vbatch.store import COMMAND_PATIENCE, Store
+
+_numbers = count()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop the user's own settings: a test must not reach their store."""
+    for name in list(os.environ):
+        if name.startswith("VBATCH_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The PostgreSQL of this test run. A test that stops or kills it uses ``own_postgres``."""
+    with tempfile.TemporaryDirectory(prefix="vbatch-pg-") as folder:
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "server")
+        server.start()
+        url = server.url("template1")
+        Store(url, patience=COMMAND_PATIENCE).prepare()  # every database is a copy of the migrated template
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'template1'")
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that the test may stop, kill and restart."""
+    with tempfile.TemporaryDirectory(prefix="vbatch-pg-") as folder:
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "server")
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def postgresql_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh PostgreSQL database with the schema in it."""
+    name = f"test_{next(_numbers)}"
+    postgres.execute(f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh store, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store' / 'vbatch.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A fresh, migrated store, once of each kind."""
+    opened = Store(database_url, patience=COMMAND_PATIENCE)
+    opened.prepare()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, database_url: str) -> Home:
+    """A user's home on a fresh store, once of each kind."""
+    return Home(tmp_path, database_url)

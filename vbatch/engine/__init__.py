@@ -28,7 +28,9 @@ class EngineDied(Exception):
 class EngineStartFailed(Exception):
     """The engine did not start. ``transient`` says whether trying again may help (memory that settles)."""
 
-    def __init__(self, cause: str, *, transient: bool, hint: str | None = None, log: str | None = None) -> None:
+    def __init__(
+        self, cause: str, *, transient: bool, hint: str | None = None, log: str | None = None
+    ) -> None:
         self.cause = cause
         self.transient = transient
         self.hint = hint

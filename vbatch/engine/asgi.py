@@ -1,0 +1,150 @@
+"""Call an ASGI application for one POST: no socket, no server, no framework.
+
+Knows nothing of vLLM but for one habit that it shares with Starlette: a handler that is still at work
+watches ``receive`` for ``http.disconnect`` and gives up when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from vbatch.engine import Reply
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+HANG_UP_GRACE = 1.0  # seconds for a handler to notice that nobody wants its answer, before it is cancelled
+
+
+async def post(
+    app: App, url: str, body: bytes, *, headers: Headers = (), request_id: str | None = None
+) -> Reply:
+    """Post a JSON body to ``url`` (a path, perhaps with a query) and return the whole answer.
+
+    Cancelling the call hangs up on the handler and waits until it has let go, so that its sequence is aborted.
+    An application that fails before it answers is a 500, as it would be behind a server.
+    """
+    exchange = _Exchange(body)
+    scope = _scope(url, len(body), headers, request_id)
+    handling = asyncio.ensure_future(app(scope, exchange.receive, exchange.send))
+    try:
+        await asyncio.wait((handling,))
+    except asyncio.CancelledError:
+        await _hang_up(exchange, handling)
+        raise
+    # An application may raise after it has answered, for its server to log: the answer stands.
+    error = None if handling.cancelled() else handling.exception()
+    if exchange.complete:
+        return exchange.reply(request_id)
+    reason = f"{type(error).__name__}: {error}" if error is not None else "no answer"
+    return Reply(status=500, body=_server_error(reason), request_id=request_id)
+
+
+async def _hang_up(exchange: _Exchange, handling: asyncio.Future[None]) -> None:
+    exchange.hang_up()
+    await asyncio.wait((handling,), timeout=HANG_UP_GRACE)
+    if not handling.done():
+        handling.cancel()
+        await asyncio.wait((handling,))
+    if not handling.cancelled():
+        handling.exception()  # seen: it is nobody's any more
+
+
+def _scope(url: str, length: int, headers: Headers, request_id: str | None) -> Message:
+    parts = urlsplit(url)
+    sent = [
+        (b"host", b"vbatch"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % length),
+        *headers,
+    ]
+    if request_id is not None:
+        sent.append((b"x-request-id", request_id.encode("ascii")))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": unquote(parts.path),
+        "raw_path": parts.path.encode(),
+        "query_string": parts.query.encode(),
+        "root_path": "",
+        "headers": sent,
+        "client": None,
+        "server": None,
+        "state": {},
+    }
+
+
+class _Exchange:
+    """One request and its answer, as the application's ``receive`` and ``send`` see them."""
+
+    __slots__ = ("_body", "_chunks", "_gone", "_headers", "_status", "complete")
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self._gone: asyncio.Future[None] | None = None
+        self._status = 0
+        self._headers: Headers = ()
+        self._chunks: list[bytes] = []
+        self.complete = False
+
+    async def receive(self) -> Message:
+        """Give the body, then nothing until somebody hangs up."""
+        if (body := self._body) is not None:
+            self._body = None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        # Several listeners may wait, and one that is cancelled must not take the others with it.
+        await asyncio.shield(self._gone)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take the answer, piece by piece."""
+        match message["type"]:
+            case "http.response.start":
+                self._status = message["status"]
+                self._headers = message.get("headers", ())
+            case "http.response.body":
+                self._chunks.append(message.get("body", b""))
+                self.complete = not message.get("more_body", False)
+
+    def hang_up(self) -> None:
+        """Tell the application that nobody wants the answer."""
+        self._body = None
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def reply(self, request_id: str | None) -> Reply:
+        """Return the answer, once it is complete."""
+        retry_after = None
+        for name, value in self._headers:
+            if name == b"retry-after":
+                retry_after = _seconds(value)
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        return Reply(status=self._status, body=body, request_id=request_id, retry_after=retry_after)
+
+
+def _seconds(value: bytes) -> float | None:
+    """Read a Retry-After header in its numeric form (RFC 9110, 10.2.3); a date is left alone."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        return None
+
+
+def _server_error(reason: str) -> bytes:
+    import msgspec
+
+    error = {"message": reason, "type": "InternalServerError", "param": None, "code": 500}
+    return msgspec.json.encode({"error": error})

@@ -1,0 +1,115 @@
+"""Where an engine's own words go: a log file instead of the worker's terminal.
+
+vLLM logs, warns and draws progress bars through ``sys.stdout`` and ``sys.stderr``, and its processes inherit
+file descriptors 1 and 2. While an engine is loaded both lead to the log; whoever took hold of a stream before
+(a logging handler, a console) still writes to the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.util
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+KEPT = 20  # logs of earlier engines that stay in the folder
+TAIL = 256 * 1024  # bytes of a log that are read to find a cause
+
+
+class EngineLog:
+    """The log of one engine. At most one is open in a process: opening the next one ends the last one."""
+
+    def __init__(self, folder: Path, model: str) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _prune(folder)
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        name = re.sub(r"[^\w.-]+", "-", model)[-60:].strip("-.")
+        self.path = folder / f"engine-{moment}-{os.getpid()}-{name}.log"
+        self._marked = 0
+        # Private: an engine that fails dumps what it was working on.
+        self._stream = _lead_to(
+            os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        )
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Send here what Python code prints, and everything that processes print that are spawned meanwhile."""
+        with redirect_stdout(self._stream), redirect_stderr(self._stream), _spawning_into(self._stream):
+            yield
+
+    def write(self, text: str) -> None:
+        """Add words of our own."""
+        self._stream.write(text)
+        self._stream.flush()
+
+    def mark(self) -> None:
+        """Forget what was said so far: ``tail`` begins here."""
+        self._marked = self.path.stat().st_size
+
+    def tail(self) -> str:
+        """Return the end of it, as text."""
+        with self.path.open("rb") as file:
+            file.seek(max(self._marked, self.path.stat().st_size - TAIL))
+            return file.read().decode(errors="replace")
+
+
+_stream: TextIO | None = None
+
+
+def _lead_to(descriptor: int) -> TextIO:
+    """Return the one stream of this process that leads to engine logs, leading to this file from now on.
+
+    Libraries keep the stream that they found when they were imported, so that it must outlive its file.
+    """
+    global _stream  # noqa: PLW0603
+    if _stream is None:
+        _stream = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    else:
+        _stream.flush()
+        os.dup2(descriptor, _stream.fileno(), inheritable=False)
+        os.close(descriptor)
+    return _stream
+
+
+_swapping = threading.Lock()
+
+
+@contextlib.contextmanager
+def _spawning_into(stream: TextIO) -> Iterator[None]:
+    """Give processes that multiprocessing spawns this file as their standard output and error.
+
+    Standard descriptors cannot be passed to multiprocessing, only inherited: so they are swapped for the
+    millisecond of each spawn. A line that another thread writes just then is found in the log.
+    """
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def spawn_into_log(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        with _swapping:
+            saved = {number: os.dup(number) for number in (1, 2)}
+            try:
+                for number in saved:
+                    os.dup2(stream.fileno(), number)
+                return spawn(path, args, passfds)
+            finally:
+                for number, descriptor in saved.items():
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
+
+    multiprocessing.util.spawnv_passfds = spawn_into_log
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = spawn
+
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest logs; another worker may be doing the same."""
+    logs = sorted(folder.glob("engine-*.log"))
+    for path in logs[: max(0, len(logs) - KEPT)]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""The echo home of the engine: answers with the request's own words, in this process, without a model.
+
+For tests, drills and measuring vbatch itself. A request whose ``metadata`` holds ``{"vbatch_echo": WORD}``
+makes something go wrong; see ``Misdeed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from vbatch.engine import EngineDied, Reply
+from vbatch.engine.echo_answers import ENDPOINTS, Body, Invalid, identity
+
+MAX_INFLIGHT = 256
+SLOW = timedelta(seconds=5)
+
+
+class Misdeed(StrEnum):
+    """What ``metadata.vbatch_echo`` asks for. Some take an argument after a colon."""
+
+    EXIT = "exit"  # the engine dies under all that runs
+    KILL = "kill"  # the whole worker process dies by SIGKILL
+    HANG = "hang"  # no answer, ever
+    SLOW = "slow"  # the answer takes so many seconds: slow:0.5 (default 5)
+    ERROR400 = "error400"  # refused
+    ERROR500 = "error500"  # fails; error500:2 fails at the first two attempts and then answers
+
+
+async def load(*, model: str, latency: timedelta = timedelta(0)) -> EchoEngine:
+    """Make an engine that answers for this model and takes ``latency`` for each answer."""
+    return EchoEngine(model, latency)
+
+
+class EchoEngine:
+    """See ``vbatch.engine.Engine``."""
+
+    max_inflight = MAX_INFLIGHT
+
+    def __init__(self, model: str, latency: timedelta) -> None:
+        self._model = model
+        self._latency = latency.total_seconds()
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._failures: Counter[str] = Counter()
+        self.died: str | None = None
+        self.progress = 0
+
+    async def post(self, url: str, body: bytes) -> Reply:
+        """Answer one request with an answer that depends on nothing but its body."""
+        if self.died is not None:
+            raise EngineDied(self.died)
+        name = identity(body)
+        status = HTTPStatus.OK
+        try:
+            request = _decode(body)
+            if request.model != self._model:
+                raise _Refused(HTTPStatus.NOT_FOUND, f"The model `{request.model}` does not exist.", "model")
+            if request.metadata and (word := request.metadata.get("vbatch_echo")) is not None:
+                await self._misbehave(str(word), name)
+            if self._latency:
+                await self._wait(self._latency)
+            answer = _answer(url, request, name)
+        except _Refused as refusal:
+            status, answer = refusal.status, refusal.answer
+        self.progress += 1
+        return Reply(status=status, body=_encode(answer), request_id=f"echo-{name}")
+
+    def processes(self) -> Sequence[int]:
+        """Return nothing: it has no process of its own."""
+        return ()
+
+    async def close(self) -> None:
+        """Stop answering."""
+        self._die("the echo engine was closed")
+
+    async def _misbehave(self, word: str, name: str) -> None:
+        kind, _, argument = word.partition(":")
+        match kind:
+            case Misdeed.EXIT:
+                self._die("the echo engine was told to exit")
+                raise EngineDied("the echo engine was told to exit")
+            case Misdeed.KILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case Misdeed.HANG:
+                await self._wait(None)
+            case Misdeed.SLOW:
+                await self._wait(_number(argument, SLOW.total_seconds()))
+            case Misdeed.ERROR400:
+                raise _Refused(HTTPStatus.BAD_REQUEST, "refused, as vbatch_echo asked")
+            case Misdeed.ERROR500:
+                self._failures[name] += 1
+                if self._failures[name] <= _number(argument, float("inf")):
+                    raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "failed, as vbatch_echo asked")
+            case _:
+                known = ", ".join(Misdeed)
+                raise _Refused(
+                    HTTPStatus.BAD_REQUEST, f"vbatch_echo: {kind} is none of {known}", "metadata.vbatch_echo"
+                )
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait, for ever without a number; the engine's death ends it with EngineDied."""
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        self._waiting.add(waiting)
+        timer = None if seconds is None else loop.call_later(seconds, _wake, waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+            if timer is not None:
+                timer.cancel()
+
+    def _die(self, cause: str) -> None:
+        if self.died is None:
+            self.died = cause
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_exception(EngineDied(cause))
+
+
+class _Refused(Exception):
+    """An HTTP error to answer with, as OpenAI's error object."""
+
+    def __init__(self, status: HTTPStatus, message: str, param: str | None = None) -> None:
+        self.status = status
+        kind = status.phrase.title().replace(" ", "") + ("" if status.phrase.endswith("Error") else "Error")
+        self.answer = {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}
+        super().__init__(message)
+
+
+_decode_body = msgspec.json.Decoder(Body).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _decode(body: bytes) -> Body:
+    try:
+        return _decode_body(body)
+    except msgspec.DecodeError as error:
+        raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+
+def _answer(url: str, request: Body, name: str) -> dict[str, Any]:
+    endpoint = ENDPOINTS.get(url)
+    if endpoint is None:
+        raise _Refused(HTTPStatus.NOT_FOUND, f"{url} is not an endpoint of the echo engine")
+    try:
+        return endpoint(request, name)
+    except Invalid as error:
+        raise _Refused(HTTPStatus.BAD_REQUEST, error.message, error.param) from None
+
+
+def _number(argument: str, default: float) -> float:
+    try:
+        return float(argument) if argument else default
+    except ValueError:
+        raise _Refused(
+            HTTPStatus.BAD_REQUEST, f"vbatch_echo: {argument} is no number", "metadata.vbatch_echo"
+        ) from None
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

@@ -1,0 +1,198 @@
+"""The vLLM home of the engine: loads a model with vLLM's own flags and asks its OpenAI app, in this process.
+
+The model lives in a child process (vLLM's EngineCore), which the guard plugin ties to us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import multiprocessing
+import os
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from vbatch.engine import EngineDied, EngineStartFailed, Reply, asgi, causes, descendants, guard, server
+from vbatch.engine.capture import EngineLog
+
+SURPLUS = 1.25  # requests given to the engine for each sequence it can run: see ``max_inflight``
+SHUTDOWN_LIMIT = 10.0  # seconds for an engine to end by itself; an idle one takes 2 to 4
+KILL_LIMIT = 10.0  # seconds for a killed process to be gone; the GPU driver may hold one for some
+
+
+async def load(
+    *,
+    model: str,
+    path: str | None = None,
+    args: Sequence[str] = (),
+    gpu: int | None = None,
+    log_dir: Path,
+) -> VllmEngine:
+    """Load a model; requests name it ``model``, its files are at ``path`` (a folder or a hub id).
+
+    ``args`` are flags of ``vllm serve``. What vLLM prints goes to a log file in ``log_dir``. The event loop is
+    not blocked. Cancelling the call ends the engine's processes. Raises EngineStartFailed with the root cause.
+    """
+    log = EngineLog(log_dir, model)
+    _set_environment(gpu)
+    async with AsyncExitStack() as stack:
+        try:
+            with log.capturing(), _guarding_children():
+                await asyncio.to_thread(server.imports)
+                started = await _start(model=model, path=path or model, args=args)
+                stack.push_async_callback(_shut_down, started, _family(started))
+                app = await stack.enter_async_context(server.serving(started))
+        except (Exception, SystemExit) as error:
+            log.write("".join(traceback.format_exception(error)))
+            cause = causes.of_failed_start(error, log.tail())
+            raise EngineStartFailed(
+                cause.line, transient=cause.transient, hint=cause.hint, log=str(log.path)
+            ) from error
+        log.mark()
+        return VllmEngine(app, started, log, stack.pop_all())
+
+
+class VllmEngine:
+    """A loaded model, see ``vbatch.engine.Engine``."""
+
+    def __init__(
+        self, app: asgi.App, started: server.Started, log: EngineLog, closing: AsyncExitStack
+    ) -> None:
+        self._app = app
+        self._llm = started.llm
+        self._children = started.processes
+        self._log = log
+        self._closing = closing
+        self._headers = server.authorization(started.arguments)
+        self._out_of_memory_kills = causes.out_of_memory_kills()
+        self._steps = _count_outputs(started.llm.engine_core)
+        self.max_inflight = math.ceil(started.max_num_seqs * SURPLUS)
+
+    @property
+    def died(self) -> str | None:
+        """None while it lives; else the cause, in one line."""
+        if not self._llm.errored:
+            return None
+        return causes.of_death(
+            exit_codes=[process.exitcode for process in self._children],
+            log=self._log.tail(),
+            out_of_memory=causes.out_of_memory_kills() > self._out_of_memory_kills,
+        )
+
+    @property
+    def progress(self) -> int:
+        """How many steps of the engine have given tokens."""
+        return self._steps()
+
+    async def post(self, url: str, body: bytes) -> Reply:
+        """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied.
+
+        vLLM's serving layer reports a dead engine as an ordinary error of each request; no reply is believed
+        that came from one.
+        """
+        self._check()
+        reply = await asgi.post(
+            self._app, url, body, headers=self._headers, request_id=f"vbatch-{uuid.uuid4().hex}"
+        )
+        self._check()
+        return reply
+
+    def _check(self) -> None:
+        if (cause := self.died) is not None:
+            raise EngineDied(cause)
+
+    def processes(self) -> Sequence[int]:
+        """The pids of the engine's processes and of everything below them."""
+        return [process.pid for process in descendants.family([child.pid for child in self._children])]
+
+    async def close(self) -> None:
+        """End every process of it; they are gone when this returns, and so is what it took of our memory."""
+        await self._closing.aclose()
+        del self._app, self._llm
+        # vLLM froze what it had built; at exit some libraries complain about what was never collected.
+        gc.unfreeze()
+        gc.collect()
+
+
+async def _start(*, model: str, path: str, args: Sequence[str]) -> server.Started:
+    """Start the engine in a thread; when the call is cancelled, end what it has started by then."""
+    abandoned = threading.Event()
+    strangers = set(multiprocessing.active_children())
+    starting = asyncio.ensure_future(
+        asyncio.to_thread(server.start, model=model, path=path, args=args, abandoned=abandoned)
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        abandoned.set()
+        while not starting.done():
+            for child in set(multiprocessing.active_children()) - strangers:
+                child.kill()
+            await asyncio.wait((starting,), timeout=0.2)
+        if starting.exception() is None:
+            started = starting.result()
+            await _shut_down(started, _family(started))
+        raise
+
+
+def _family(started: server.Started) -> list[descendants.Process]:
+    return descendants.family([child.pid for child in started.processes])
+
+
+async def _shut_down(started: server.Started, family: list[descendants.Process]) -> None:
+    """End the engine in good order, then by force what is left of this family of it.
+
+    The family is the one of the start: processes below an engine that was killed are nobody's children.
+    """
+    await asyncio.to_thread(started.llm.shutdown, SHUTDOWN_LIMIT)
+    await asyncio.to_thread(descendants.end, family, limit=KILL_LIMIT)
+
+
+def _count_outputs(client: Any) -> Callable[[], int]:
+    """Count the engine's steps as their outputs arrive, and return what reads the count.
+
+    vLLM's own statistics would tell too, at the price of computing all of them.
+    """
+    receive = client.get_output_async
+    count = 0
+
+    async def counted() -> Any:
+        nonlocal count
+        outputs = await receive()
+        count += 1
+        return outputs
+
+    client.get_output_async = counted
+    return lambda: count
+
+
+def _set_environment(gpu: int | None) -> None:
+    """Set what vLLM reads from the environment, here and in the processes that it spawns."""
+    # A forked engine would keep our database session and file locks when we are gone.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ["VLLM_PROCESS_NAME_PREFIX"] = f"vbatch-{os.getpid()}"
+    if not any(name in os.environ for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK")):
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if gpu is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi and NVML
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and guard.NAME not in plugins.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join([*filter(None, plugins.split(",")), guard.NAME])
+
+
+@contextlib.contextmanager
+def _guarding_children() -> Iterator[None]:
+    """Have the guard plugin arm itself in the processes that are started meanwhile."""
+    os.environ[guard.VARIABLE] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[guard.VARIABLE]

@@ -26,13 +26,24 @@ class EngineDied(Exception):
 
 
 class EngineStartFailed(Exception):
-    """The engine did not start. ``transient`` says whether trying again may help (memory that settles)."""
+    """The engine did not start.
+
+    ``transient`` says whether trying again may help (memory that settles). ``model_fault`` says that the reason
+    lies in this model or its flags (not found, gated, too big, unknown): others may still be loaded.
+    """
 
     def __init__(
-        self, cause: str, *, transient: bool, hint: str | None = None, log: str | None = None
+        self,
+        cause: str,
+        *,
+        transient: bool,
+        model_fault: bool = False,
+        hint: str | None = None,
+        log: str | None = None,
     ) -> None:
         self.cause = cause
         self.transient = transient
+        self.model_fault = model_fault
         self.hint = hint
         self.log = log
         super().__init__(cause)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime
 
 from vbatch.engine import Engine, EngineStartFailed
 from vbatch.errors import EngineUnavailable
@@ -112,8 +113,25 @@ class WorkLoop:
         try:
             self._engine = await models.load(self._context, model)
         except EngineStartFailed as error:
-            raise EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint) from error
+            if not error.model_fault:
+                raise EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint) from error
+            await self._give_up_on(model, error.cause)
+            return
         self._model = model if self._engine is not None else None
+
+    async def _give_up_on(self, model: str, cause: str) -> None:
+        """Fail what waits for a model that cannot be loaded; the rest of the queue goes on."""
+        context = self._context
+        failed = await context.in_store(
+            queue.fail_model,
+            context.store,
+            model=model,
+            code="model_not_loaded",
+            message=f"The model {model} could not be loaded: {cause}",
+        )
+        log.error("model.failed model=%s requests=%d cause=%s", model, failed, cause)
+        context.view.update(trouble=f"{model} could not be loaded: {cause}")
+        self._finalizer.poke()
 
     async def _unload(self) -> None:
         if self._engine is not None and self._model is not None:
@@ -125,6 +143,9 @@ class WorkLoop:
         while True:
             await asyncio.sleep(RECOVERY_ROUND)
             await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
+            for expired in await context.in_files(catalog.expire, context.store, now=datetime.now(UTC)):
+                log.warning("batch.expired batch=%s", expired)
+                self._finalizer.poke()
             await self._show_queue()
 
     async def _show_queue(self) -> None:

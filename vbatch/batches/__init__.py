@@ -10,10 +10,11 @@ from vbatch.batches.describing import Status, batch_object, status
 from vbatch.batches.finalizing import finalize
 from vbatch.batches.reading import results
 from vbatch.batches.retrying import retry
-from vbatch.batches.submitting import InvalidInput, Submitted, submit
+from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit
 
 __all__ = [
     "InvalidInput",
+    "Order",
     "Status",
     "Submitted",
     "batch_object",

@@ -6,6 +6,7 @@ quick. A command returns its exit code, None for 0.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -86,16 +87,21 @@ def submit(
     A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
     is stored.
     """
+    from vbatch.batches import Order
+    from vbatch.cli.submit import metadata as read_metadata
     from vbatch.cli.submit import submit as run
 
-    return run(
-        file,
+    order = Order(
         model=model,
-        output_path=output,
-        error_path=error_file,
+        output=Path(output) if output else None,
+        error_file=Path(error_file) if error_file else None,
         name=name,
         priority=priority,
-        metadata=metadata or [],
+        metadata=read_metadata(metadata or []),
+    )
+    return run(
+        file,
+        order,
         wait=wait,
         dry_run=dry_run,
         json=json,

@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import typer
 
@@ -15,12 +16,13 @@ from vbatch.errors import ExitCode, VbatchError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An error as it is told. ``hint`` is best a command to paste; ``extra`` goes into the JSON document."""
+    """An error as it is told: ``lines`` follow the message, ``extra`` goes into the JSON document."""
 
     code: str
     message: str
     hint: str | None
     exit_code: int
+    lines: Sequence[str] = ()
     extra: dict[str, object] = field(default_factory=dict)
 
 
@@ -33,7 +35,13 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     failure = describe(error, argv)
     options = argv[: argv.index("--")] if "--" in argv else argv
     output = Output(Mode.JSON if "--json" in options else Mode.HUMAN)
-    output.failure(failure.code, failure.message, failure.hint, failure.extra)
+    output.failure(
+        code=failure.code,
+        message=failure.message,
+        lines=failure.lines,
+        hint=failure.hint,
+        extra=failure.extra,
+    )
     return failure.exit_code
 
 
@@ -42,7 +50,11 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
     match error:
         case VbatchError():
             return Failure(
-                code=error.code, message=error.message, hint=error.hint, exit_code=int(error.exit_code)
+                code=error.code,
+                message=_sentence(error.message),
+                hint=error.hint,
+                exit_code=int(error.exit_code),
+                **_particulars(error),
             )
         case typer.TyperException():
             return Failure(
@@ -70,9 +82,26 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
 
 
 def _sentence(message: str) -> str:
-    """Write Typer's message as ours are: no capital, no full stop."""
+    """Write a message as it stands after ``error:``: no capital (but in a name), no full stop."""
     message = message.strip().removesuffix(".")
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:] if message.partition(" ")[0][1:].islower() else message
+
+
+def _particulars(error: VbatchError) -> dict[str, Any]:
+    """Return what more there is to tell: every bad line of an input file."""
+    if error.code != "invalid_input":
+        return {}
+    from vbatch.batches import InvalidInput
+    from vbatch.cli import documents
+
+    assert isinstance(error, InvalidInput)
+    lines = [
+        f"  line {bad.line}: {bad.message} ({bad.code})" if bad.line else f"  {bad.message} ({bad.code})"
+        for bad in error.errors
+    ]
+    if error.total > len(lines):
+        lines.append(f"  … and {error.total - len(lines):,} more")
+    return {"lines": lines, "extra": documents.defects(error)}
 
 
 def _usage_hint(error: typer.TyperException, argv: Sequence[str]) -> str:

@@ -21,8 +21,8 @@ def settings(output: Output, **flags: Any) -> Settings:
 
 
 @contextmanager
-def open_store(output: Output) -> Iterator[Store]:
-    """Open the configured store for one command, migrated and ready.
+def open_store(output: Output, *, prepare: bool = True) -> Iterator[Store]:
+    """Open the configured store for one command, migrated and ready; else it is not even touched.
 
     Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
     """
@@ -33,7 +33,8 @@ def open_store(output: Output) -> Iterator[Store]:
         on_wait=lambda reason, seconds: _tell(output, reason, seconds),
     )
     try:
-        store.prepare()
+        if prepare:
+            store.prepare()
         yield store
     finally:
         store.close()

@@ -76,8 +76,17 @@ class Output:
             case Mode.QUIET:
                 sys.stdout.write("".join(f"{line}\n" for line in result.ids()))
             case Mode.HUMAN:
-                self.stdout.print(result.screen())
+                self._print(result.screen())
         sys.stdout.flush()
+
+    def _print(self, screen: RenderableType) -> None:
+        """Print a screen; into a pipe or file without the blanks that fill a terminal's columns."""
+        if self.stdout.is_terminal:
+            self.stdout.print(screen)
+            return
+        with self.stdout.capture() as captured:
+            self.stdout.print(screen)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def document(self, document: object) -> None:
         """Print one JSON document: indented on a terminal, one line otherwise."""
@@ -99,14 +108,16 @@ class Output:
         self._labelled("warning", "yellow", text)
 
     def failure(
-        self, code: str, message: str, hint: str | None, extra: Mapping[str, object] | None = None
+        self, *, code: str, message: str, lines: Sequence[str], hint: str | None, extra: Mapping[str, object]
     ) -> None:
-        """Tell why the command failed, and what to do."""
+        """Tell why the command failed, and what to do; as one document on stdout for a program."""
         self._labelled("error", "bold red", message)
+        for line in lines:
+            self.stderr.print(harmless(line))
         if hint is not None:
             self._labelled("hint", "cyan", hint)
         if self.mode is Mode.JSON:
-            self.document({"error": {"code": code, "message": message, "hint": hint, **(extra or {})}})
+            self.document({"error": {"code": code, "message": message, "hint": hint, **extra}})
 
     def transient(self, text: str) -> None:
         """Show what is going on in one line that the next words replace; a plain line without a terminal."""

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vbatch.batches import Status
 from vbatch.cli import words
 from vbatch.protocol import BatchStatus
-from vbatch.store.catalog import FailureGroup
 from vbatch.store.records import Batch
 from vbatch.text import harmless, one_line
 
@@ -52,29 +51,116 @@ def progress_row(batch: Batch) -> RenderableType:
     return row
 
 
-def facts(rows: Sequence[tuple[str, str | Text | None]]) -> Table:
-    """Return a grid of labels and values; what is None is left out."""
+def status(value: Status, *, worker: str | None) -> RenderableType:
+    """Return one batch in full. ``worker`` says who works on it."""
+    batch = value.batch
+    return stack(
+        headline(batch),
+        Group(progress_row(batch), Text(pace(value))),
+        _failures(value) if batch.counts.failed else None,
+        _facts(batch, worker),
+    )
+
+
+def ending(value: Status) -> RenderableType:
+    """Return what a person wants to know of a batch that has just ended."""
+    return stack(headline(value.batch), *([_failures(value)] if value.failures else []), _files(value.batch))
+
+
+def accepted(batch: Batch) -> str:
+    """Say what was accepted and where its answers will be."""
+    what = words.count(batch.counts.total, "request")
+    return f"{what} accepted; the answers will be in {batch.output_path}"
+
+
+def plain_line(value: Status) -> str:
+    """Return a batch's progress in one line, for a log."""
+    counts = value.batch.counts
+    done = counts.completed + counts.failed
+    head = f"{value.batch.id} {value.batch.status.replace('_', ' ')}: {done:,} of {counts.total:,}"
+    return f"{head}, {pace(value)}"
+
+
+def pace(value: Status) -> str:
+    """Return how a batch gets on: answered and failed requests, requests a second, time left."""
+    counts = value.batch.counts
+    parts = [f"{counts.completed:,} answered", f"{counts.failed:,} failed"]
+    if value.requests_per_second and not value.batch.status.final:
+        parts.append(f"{words.rate(value.requests_per_second)} requests/s")
+    if value.remaining is not None:
+        parts.append(f"about {words.duration(value.remaining.total_seconds())} left")
+    return " · ".join(parts)
+
+
+def _facts(batch: Batch, worker: str | None) -> Table:
+    tokens = batch.prompt_tokens + batch.completion_tokens
+    return _grid(
+        [
+            ("worker", worker),
+            ("model", batch.model or "several"),
+            ("endpoint", batch.endpoint),
+            ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),
+            ("priority", str(batch.priority) if batch.priority else None),
+            *((f"{key}", value) for key, value in sorted(batch.metadata.items())),
+            ("submitted", _when(batch.created_at)),
+            ("deadline", _when(batch.expires_at) if not batch.status.final else None),
+            ("ended", _when(_ended_at(batch))),
+            ("input", batch.input_path or "standard input"),
+            *_file_rows(batch),
+        ]
+    )
+
+
+def _files(batch: Batch) -> Table:
+    return _grid(_file_rows(batch))
+
+
+def _file_rows(batch: Batch) -> list[tuple[str, str | Text | None]]:
+    if not batch.status.final:
+        return [
+            ("output", batch.output_path),
+            ("", Text("written when the batch ends; until then: vbatch results")),
+        ]
+    return [
+        ("output", batch.output_path if batch.counts.completed else None),
+        ("errors", batch.error_path if batch.counts.completed < batch.counts.total else None),
+    ]
+
+
+def _when(moment: datetime | None) -> str | None:
+    return None if moment is None else f"{words.moment(moment)}, {words.ago(moment)}"
+
+
+def _ended_at(batch: Batch) -> datetime | None:
+    return batch.completed_at or batch.cancelled_at or (batch.expired_at if batch.status.final else None)
+
+
+def _grid(rows: Sequence[tuple[str, str | Text | None]]) -> Table:
+    """Return labels and values; what is None is left out."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in rows:
         if value is not None:
-            grid.add_row(label, harmless(value) if isinstance(value, str) else value)
+            grid.add_row(one_line(label, limit=24), harmless(value) if isinstance(value, str) else value)
     return grid
 
 
-def failures_table(groups: Sequence[FailureGroup]) -> Table:
+def _failures(value: Status) -> RenderableType:
     """Return one row for each way in which requests failed: how often, what, and an example."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="red")
+    table.add_column(justify="right", style="red", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for group in groups:
-        code = " ".join(str(part) for part in (group.status_code, group.code) if part is not None)
-        example = Text(one_line(group.message or "", limit=MESSAGE_WIDTH))
-        example.append(f"  (first: {one_line(group.custom_id, limit=40)})", style="dim")
-        table.add_row(f"{group.count:,}", one_line(code, limit=40), example)
-    return table
+    for group in value.failures:
+        example = Text(one_line(words.failure_message(group), limit=MESSAGE_WIDTH))
+        example.append(f" (first: {one_line(group.custom_id, limit=40)})", style="dim")
+        table.add_row(f"{group.count:,}", one_line(group.code, limit=40), example)
+    if not value.batch.status.final:
+        return table
+    batch_id = value.batch.id
+    hint = f"see them: vbatch results --errors {batch_id}\nrun them again: vbatch retry {batch_id}"
+    return Group(table, Text(hint, style="dim"))
 
 
 def batch_table(batches: Sequence[Batch], *, now: datetime | None = None) -> RenderableType:
@@ -99,11 +185,6 @@ def batch_table(batches: Sequence[Batch], *, now: datetime | None = None) -> Ren
             Text(words.ago(batch.created_at, now=now or datetime.now(UTC)), style="dim"),
         )
     return table
-
-
-def indented(renderable: RenderableType) -> RenderableType:
-    """Move something two columns to the right."""
-    return Padding(renderable, (0, 0, 0, 2))
 
 
 def stack(*parts: RenderableType | None) -> Group:

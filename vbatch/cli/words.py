@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from vbatch.protocol import BatchStatus
+
+if TYPE_CHECKING:
+    from vbatch.store.catalog import FailureGroup
 
 STYLES = {
     BatchStatus.VALIDATING: "dim",
@@ -64,3 +69,16 @@ def rate(number: float) -> str:
 def percent(done: int, total: int) -> str:
     """Rounded down: 100 % means all of it."""
     return f"{100 * done // total if total else 100} %"
+
+
+def failure_message(group: FailureGroup) -> str:
+    """What the example of a kind of failure says: our own words, or those of the engine's error object."""
+    if group.message is not None:
+        return group.message
+    try:
+        answer = json.loads(group.body or b"")
+    except ValueError:
+        return ""
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)

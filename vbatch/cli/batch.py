@@ -1,0 +1,158 @@
+"""``list``, ``status``, ``cancel``, ``retry``, ``delete``: one look at batches, or one change of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from vbatch import batches, processes
+from vbatch.batches import Status
+from vbatch.cli import documents, screens, workers
+from vbatch.cli.opening import open_store
+from vbatch.cli.output import Mode, Output
+from vbatch.store import catalog
+from vbatch.store.records import Batch
+
+NEWEST = 20
+EVERY = 1_000_000
+
+
+def list_batches(*, every: bool, json: bool, quiet: bool) -> None:
+    """Show the newest batches, or all."""
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output) as store:
+        limit = EVERY if every else NEWEST
+        found = catalog.recent(store, limit=limit + 1)
+    if found or output.mode is not Mode.HUMAN:
+        output.show(_List(found[:limit], has_more=len(found) > limit))
+    if not found:
+        output.note("no batch yet; submit one with: vbatch submit prompts.jsonl")
+    elif len(found) > limit and output.mode is Mode.HUMAN:
+        output.note(f"these are the newest {limit}; all of them: vbatch list --all")
+
+
+def show_status(ref: str, *, json: bool, quiet: bool) -> None:
+    """Show how one batch stands."""
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output) as store:
+        status = batches.status(store, ref)
+        active = None if status.batch.status.final else workers.in_words(workers.at_work(store))
+    output.show(StatusView(status, active))
+
+
+def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
+    """Cancel one batch."""
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output) as store:
+        batch = batches.cancel(store, catalog.find(store, ref), by=_me())
+    output.show(_Changed(batch, f"{batch.status}: {_kept(batch)}"))
+
+
+def retry_batch(ref: str, *, json: bool, quiet: bool) -> None:
+    """Make a new batch of the failed requests of one."""
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output) as store:
+        made = batches.retry(store, catalog.find(store, ref))
+    output.show(IdAlone(made.batch))
+    if output.mode is Mode.HUMAN:
+        output.note(screens.accepted(made.batch))
+
+
+def delete_batch(ref: str, *, json: bool, quiet: bool) -> None:
+    """Remove one batch from the store."""
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output) as store:
+        batch = catalog.find(store, ref)
+        catalog.delete_batch(store, pk=batch.pk)
+    output.show(_Deleted(batch))
+
+
+@dataclass(frozen=True, slots=True)
+class IdAlone:
+    """A new batch: stdout carries its id, so that a script can take it."""
+
+    batch: Batch
+
+    def ids(self) -> Sequence[str]:
+        return [self.batch.id]
+
+    def document(self) -> dict[str, Any]:
+        return documents.batch(self.batch)
+
+    def screen(self) -> RenderableType:
+        return self.batch.id
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """One batch in full. ``worker`` says who works on it, None when nobody needs to."""
+
+    status: Status
+    worker: str | None
+
+    def ids(self) -> Sequence[str]:
+        return [self.status.batch.id]
+
+    def document(self) -> dict[str, Any]:
+        return documents.status(self.status)
+
+    def screen(self) -> RenderableType:
+        return screens.status(self.status, worker=self.worker)
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    batches: Sequence[Batch]
+    has_more: bool
+
+    def ids(self) -> Sequence[str]:
+        return [batch.id for batch in self.batches]
+
+    def document(self) -> dict[str, Any]:
+        return documents.batch_list(self.batches, has_more=self.has_more)
+
+    def screen(self) -> RenderableType:
+        return screens.batch_table(self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    batch: Batch
+    words: str
+
+    def ids(self) -> Sequence[str]:
+        return [self.batch.id]
+
+    def document(self) -> dict[str, Any]:
+        return documents.batch(self.batch)
+
+    def screen(self) -> RenderableType:
+        return f"{self.batch.id} is {self.words}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Deleted:
+    batch: Batch
+
+    def ids(self) -> Sequence[str]:
+        return [self.batch.id]
+
+    def document(self) -> dict[str, Any]:
+        return documents.deleted(self.batch)
+
+    def screen(self) -> RenderableType:
+        return f"{self.batch.id} is deleted; its files stay"
+
+
+def _kept(batch: Batch) -> str:
+    counts = batch.counts
+    return f"{counts.completed + counts.failed:,} of {counts.total:,} requests were finished and stay"
+
+
+def _me() -> str:
+    """Return a name for this command that no other process ever has."""
+    identity = processes.current()
+    return f"command_{identity.boot_id}_{identity.pid}_{identity.start_ticks}"

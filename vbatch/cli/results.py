@@ -1,0 +1,44 @@
+"""``results``: the finished lines of a batch, on stdout or into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vbatch import batches
+from vbatch.cli import documents
+from vbatch.cli.opening import open_store
+from vbatch.cli.output import Mode, Output
+from vbatch.cli.words import count
+from vbatch.errors import OutputPathError, UsageError
+from vbatch.jsonl import atomic_file
+from vbatch.store import catalog
+
+
+def results(ref: str, *, errors: bool, output_path: str | None, json: bool) -> None:
+    """Write the finished lines in file order; with ``json`` the batch object, which names its files."""
+    output = Output(Mode.JSON if json else Mode.HUMAN)
+    if json and output_path is not None:
+        raise UsageError("--json prints the batch object and writes no file", hint="leave out --json or -o")
+    with open_store(output) as store:
+        batch = catalog.find(store, ref)
+        if json:
+            output.document(documents.batch(batch))
+            return
+        lines = batches.results(store, batch, errors=errors)
+        if output_path is None:
+            for line in lines:
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+            return
+        path = Path(output_path).absolute()
+        if path.exists():
+            raise OutputPathError(
+                f"{path} exists already, and vbatch overwrites nothing", hint="-o another path"
+            )
+        written = 0
+        with atomic_file(path, tag=batch.id) as file:
+            for line in lines:
+                file.write(line)
+                written += 1
+        output.note(f"{count(written, 'line')} written to {file.path}")

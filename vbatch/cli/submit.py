@@ -1,0 +1,93 @@
+"""``submit``: check a file, store it, print the id; with --wait, follow it to its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import RenderableType
+
+from vbatch import batches
+from vbatch.batches import Order, Submitted
+from vbatch.cli import documents, screens, workers
+from vbatch.cli.batch import IdAlone, StatusView
+from vbatch.cli.opening import open_store
+from vbatch.cli.output import Mode, Output
+from vbatch.cli.watch import clean, follow
+from vbatch.cli.words import ago, count
+from vbatch.errors import ExitCode, UsageError
+from vbatch.store import Store
+
+
+def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, quiet: bool) -> int:
+    """Submit a file or stdin and return the exit code."""
+    if wait and dry_run:
+        raise UsageError("--dry-run stores nothing that --wait could wait for")
+    output = Output.of(json=json, quiet=quiet)
+    with open_store(output, prepare=not dry_run) as store:
+        done = batches.submit(store, _source(file), order, dry_run=dry_run)
+        if done.batch is None:
+            output.show(_Checked(done))
+            return ExitCode.DONE
+        if not (wait and json):
+            output.show(IdAlone(done.batch))
+        if output.mode is Mode.HUMAN:
+            _explain(output, store, done)
+        if not wait:
+            return ExitCode.DONE
+        ended = follow(output, store, done.batch.id)
+        if json:
+            output.show(StatusView(ended, None))
+        elif not quiet:
+            output.stderr.print(screens.ending(ended))
+        return ExitCode.DONE if clean(ended.batch) else ExitCode.INCOMPLETE
+
+
+def metadata(pairs: Sequence[str]) -> dict[str, str]:
+    """Read ``K=V`` pairs. Raises UsageError."""
+    read: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--metadata '{pair}' is not of the form KEY=VALUE", hint="--metadata run=17")
+        read[key] = value
+    return read
+
+
+def _source(file: str) -> Path | BinaryIO:
+    if file != "-":
+        return Path(file)
+    if sys.stdin.isatty():
+        sys.stderr.write("reading requests from the terminal, one a line; Ctrl-D ends\n")
+    return sys.stdin.buffer
+
+
+def _explain(output: Output, store: Store, done: Submitted) -> None:
+    """Tell a person what happens next, on stderr."""
+    batch = done.batch
+    assert batch is not None
+    output.note(screens.accepted(batch))
+    if done.repeats:
+        first = done.repeats[0]
+        output.warn(
+            f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
+        )
+    if not workers.at_work(store):
+        output.note("no worker is running; start one with: vbatch run-worker")
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    done: Submitted
+
+    def ids(self) -> Sequence[str]:
+        return []
+
+    def document(self) -> dict[str, Any]:
+        return documents.checked(self.done)
+
+    def screen(self) -> RenderableType:
+        return f"{count(self.done.requests, 'request')}, all valid; nothing was stored"

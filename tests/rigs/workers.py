@@ -29,8 +29,9 @@ def _work(url: str, folder: str, options: Mapping[str, Any]) -> None:
     )
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
-    settings = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder)} | dict(options)
-    run(store, WorkerOptions(**settings), view=View(), stop=stop)
+    quick = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder),
+             "reload_pause": timedelta(milliseconds=20)}  # fmt: skip
+    run(store, WorkerOptions(**(quick | dict(options))), view=View(), stop=stop)
 
 
 def start_worker(url: str, folder: Path, **options: Any) -> ForkServerProcess:
@@ -48,12 +49,14 @@ def kill(process: ForkServerProcess) -> None:
     process.join()
 
 
-def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> None:
-    """Run a worker until the queue is empty."""
+def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> str:
+    """Run a worker until the queue is empty; return what it logged."""
     process = start_worker(url, folder, drain=True, **options)
     process.join(timeout.total_seconds())
     if process.is_alive():
         log = folder / f"worker-{process.pid}.log"
         kill(process)
         raise AssertionError(f"the queue was not drained in time:\n{log.read_text()[-4000:]}")
-    assert process.exitcode == 0, (folder / f"worker-{process.pid}.log").read_text()[-4000:]
+    log = (folder / f"worker-{process.pid}.log").read_text()
+    assert process.exitcode == 0, log[-4000:]
+    return log

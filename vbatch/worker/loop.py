@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 ROUND = 1.0  # seconds between two looks at an empty queue
 RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers
 LONGEST_RELOAD_PAUSE = 60.0
+HOPELESS_DEATHS = 8  # in a row, without one good answer: it is not the requests, a person must look
 
 
 class WorkLoop:
@@ -31,7 +32,8 @@ class WorkLoop:
         self._watch = recovery.Watch(context.options.lease)
         self._engine: Engine | None = None
         self._model: str | None = None
-        self._reload_pause = 1.0
+        self._reload_pause = context.options.reload_pause.total_seconds()
+        self._deaths_in_a_row = 0
         self._idle_since: float | None = None
 
     async def run(self) -> None:
@@ -98,8 +100,17 @@ class WorkLoop:
         serving = Serving(self._context, engine, model, saved=self._finalizer.poke)
         ended = await serving.run()
         if serving.progressed:
-            self._reload_pause = 1.0
+            self._reload_pause = self._context.options.reload_pause.total_seconds()
+            self._deaths_in_a_row = 0
         if ended is Ended.DIED:
+            self._finalizer.poke()
+            self._deaths_in_a_row += 1
+            if self._deaths_in_a_row >= HOPELESS_DEATHS:
+                raise EngineUnavailable(
+                    f"the engine died {self._deaths_in_a_row} times without one answer in between; "
+                    f"the last time: {serving.deaths_cause}",
+                    hint="vbatch doctor gpu engine",
+                )
             deaths = self._context.view.snapshot.engine_deaths + 1
             log.error("engine.died model=%s cause=%s", model, serving.deaths_cause)
             self._context.view.update(

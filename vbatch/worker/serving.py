@@ -132,7 +132,7 @@ class Serving:
         except Interrupted:
             self._inflight.give_back(results)
             raise
-        self.progressed = True
+        self.progressed |= any(result.succeeded for result in results)
         self._inflight.forget(flushed.rejected | flushed.finished_chunks)
         self._count(results, recorded=flushed.recorded)
         if flushed.rejected:

@@ -1,0 +1,124 @@
+"""Engines that die, requests that kill, hang or fail: everything else completes (echo engine, both stores)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs.commands import chat, chats
+from tests.rigs.queued import Queued, queued
+from tests.rigs.workers import drain, start_worker
+from vbatch.store import Store
+
+
+def test_poisonous_request_is_found_and_the_rest_completes(store: Store, tmp_path: Path) -> None:
+    """Mutant: suspects.crashed always gives back; the worker then gives up (HOPELESS_DEATHS) or never ends."""
+    lines = chats(600)
+    lines[333] = chat("poison", "x", echo="exit")
+    batch = queued(store, tmp_path, lines)
+    log = drain(batch.url, tmp_path)
+    ended = batch.lines()
+    assert ended.errors.keys() == {"poison"}
+    assert ended.errors["poison"]["error"]["code"] == "engine_crash"
+    assert not ended.lost(lines)
+    assert not ended.doubled
+    deaths = log.count("engine.died")
+    print(f"engine deaths: {deaths}")
+    assert deaths <= 8 + 2, "more than log2(256) + 2"
+
+
+def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -> None:
+    """Mutant: suspects.crashed convicts without ``alone``; innocents are then convicted with the guilty."""
+    first, second = chats(300, prefix="a"), chats(300, prefix="b")
+    first[10] = chat("poison-1", "x", echo="exit")
+    first[290] = chat("poison-2", "x", echo="exit")
+    second[5] = chat("poison-3", "x", echo="exit")
+    batches = [queued(store, tmp_path, first, name="a"), queued(store, tmp_path, second, name="b")]
+    drain(batches[0].url, tmp_path)
+    assert batches[0].lines().errors.keys() == {"poison-1", "poison-2"}
+    assert batches[1].lines().errors.keys() == {"poison-3"}
+    for batch, lines in zip(batches, (first, second), strict=True):
+        assert not batch.lines().lost(lines)
+
+
+def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Path) -> None:
+    """Mutant: suspects.lost always gives back; worker after worker then dies over the same chunk."""
+    lines = chats(40)
+    lines[17] = chat("poison", "x", echo="kill")
+    batch = queued(store, tmp_path, lines)
+    for deaths in range(60):
+        worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
+        worker.join(60)
+        if worker.exitcode == 0:
+            break
+    print(f"worker deaths: {deaths}")
+    ended = batch.lines()
+    assert ended.errors.keys() == {"poison"}
+    assert not ended.lost(lines)
+
+
+def test_hanging_request_ends_by_its_time_limit(store: Store, tmp_path: Path) -> None:
+    """Mutant: Inflight._answer without its timeout; the batch then never ends."""
+    lines = [*chats(50), chat("hangs", "x", echo="hang")]
+    batch = queued(store, tmp_path, lines)
+    drain(batch.url, tmp_path, request_timeout=timedelta(seconds=1))
+    ended = batch.lines()
+    assert ended.errors["hangs"]["error"]["code"] == "request_timeout"
+    assert len(ended.answers) == 50
+
+
+def test_engine_without_progress_is_restarted(store: Store, tmp_path: Path) -> None:
+    """Mutant: Serving._stalled returns None; a hung engine is then waited for for ever."""
+    lines = [*chats(50), chat("hangs", "x", echo="hang")]
+    batch = queued(store, tmp_path, lines)
+    log = drain(batch.url, tmp_path, engine_stall=timedelta(seconds=1))
+    assert "the engine made no progress" in log
+    ended = batch.lines()
+    assert ended.errors.keys() == {"hangs"}
+    assert not ended.lost(lines)
+
+
+def test_server_errors_are_tried_three_times(store: Store, tmp_path: Path) -> None:
+    """Mutant: inflight._worth_retrying returns False; the request that fails twice then ends as an error."""
+    lines = [chat("recovers", "recovers", echo="error500:2"), chat("fails", "x", echo="error500"),
+             chat("refused", "x", echo="error400"), *chats(20)]  # fmt: skip
+    batch = queued(store, tmp_path, lines)
+    drain(batch.url, tmp_path)
+    ended = batch.lines()
+    assert ended.answers["recovers"] == "recovers"
+    assert ended.errors["fails"]["response"]["status_code"] == 500
+    assert ended.errors["refused"]["response"]["status_code"] == 400
+    assert ended.errors["refused"]["error"] is None
+    assert batch.attempts() == {"recovers": 3, "fails": 3, "refused": 1, "r-0": 1}
+
+
+def test_engine_that_dies_over_everything_is_given_up(store: Store, tmp_path: Path) -> None:
+    """Mutant: WorkLoop without HOPELESS_DEATHS; a broken GPU then convicts every request of the night."""
+    lines = [chat(f"p-{i}", "x", echo="exit") for i in range(300)]
+    batch = queued(store, tmp_path, lines)
+    worker = start_worker(batch.url, tmp_path, drain=True)
+    worker.join(120)
+    assert worker.exitcode not in (0, None)
+    assert batch.failed() <= 4
+
+
+@pytest.mark.parametrize("models", [["echo-a", "echo-b", "echo-c"]])
+def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Path, models: list[str]) -> None:
+    """Mutant: serving.choose ignores ``loaded``; engines are then swapped from chunk to chunk."""
+    lines: list[dict[str, Any]] = [chat(f"r-{i}", f"r-{i}", model=models[i % 3]) for i in range(3000)]
+    batch = queued(store, tmp_path, lines)
+    log = drain(batch.url, tmp_path)
+    assert log.count("engine.loaded") == 3
+    assert not batch.lines().lost(lines)
+    assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
+
+
+def test_priority_goes_first(store: Store, tmp_path: Path) -> None:
+    """Mutant: queue.claim orders by batch alone."""
+    low = queued(store, tmp_path, chats(2000, prefix="low"), name="low")
+    high = queued(store, tmp_path, chats(300, prefix="high"), name="high", priority=5)
+    drain(low.url, tmp_path, max_inflight=64)
+    assert high.ended_at() < low.ended_at()

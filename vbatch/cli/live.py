@@ -110,8 +110,8 @@ def _pace(now: Snapshot) -> RenderableType:
 
 
 @contextmanager
-def shown(screen: Screen, console: Console) -> Iterator[None]:
-    """Keep the screen at the foot of the terminal; log events are printed above it."""
+def shown(screen: Screen, console: Console, *, level: int) -> Iterator[None]:
+    """Keep the screen at the foot of the terminal; events of this level or above are printed over it."""
     with Live(screen, console=console, refresh_per_second=REFRESHES, transient=True):
         console.show_cursor(
             True
@@ -120,7 +120,7 @@ def shown(screen: Screen, console: Console) -> Iterator[None]:
         root, ours = logging.getLogger(), logging.getLogger("vbatch")
         root.handlers[:] = [handler]
         root.setLevel(logging.WARNING)
-        ours.setLevel(logging.INFO)
+        ours.setLevel(level)
         yield
 
 

@@ -76,10 +76,10 @@ class Output:
             case Mode.QUIET:
                 sys.stdout.write("".join(f"{line}\n" for line in result.ids()))
             case Mode.HUMAN:
-                self._print(result.screen())
+                self.print(result.screen())
         sys.stdout.flush()
 
-    def _print(self, screen: RenderableType) -> None:
+    def print(self, screen: RenderableType) -> None:
         """Print a screen; into a pipe or file without the blanks that fill a terminal's columns."""
         if self.stdout.is_terminal:
             self.stdout.print(screen)

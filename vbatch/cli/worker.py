@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from vbatch import logs, worker
 from vbatch.cli import words
@@ -16,6 +18,15 @@ from vbatch.config import Settings
 from vbatch.errors import UsageError
 from vbatch.store import WORKER_PATIENCE, Store
 from vbatch.worker import ModelOptions, Stop, View, WorkerOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a worker ended: how many results it saved, in how many seconds, and whether it was told to stop."""
+
+    saved: int
+    seconds: float
+    stopped: bool
 
 
 def run_worker(
@@ -35,27 +46,38 @@ def run_worker(
         )
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
+    ended = work(
+        output,
+        settings.store_url,
+        options(settings, drain=drain, extra_args=vllm_flags),
+        log_level=settings.log_level,
+    )
+    if output.stderr.is_terminal:
+        why = "stopped" if ended.stopped else "the queue is empty"
+        output.note(f"{why}: {words.count(ended.saved, 'result')} saved in {words.duration(ended.seconds)}")
+
+
+def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
+    """Run a worker on the store at ``url``: under a live view on a terminal, logging events elsewhere."""
     stop, view = Stop(), View()
     store = Store(
-        settings.store_url,
+        url,
         patience=WORKER_PATIENCE,
         stop=stop.store,
         on_wait=lambda reason, _seconds: view.update(waiting_for=reason and f"the store: {reason}"),
     )
-    live = sys.stderr.isatty()
-    if not live:
-        logs.configure(settings.log_level)
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
+    live = sys.stderr.isatty()
+    if not live:
+        logs.configure(log_level)
+    level = logging.getLevelNamesMapping()[log_level.upper()]
     try:
-        with shown(screen, output.stderr) if live else nullcontext():
-            worker.run(store, options(settings, drain=drain, extra_args=vllm_flags), view=view, stop=stop)
+        with shown(screen, output.stderr, level=level) if live else nullcontext():
+            worker.run(store, options, view=view, stop=stop)
     finally:
         store.close()
-    if live:
-        saved = words.count(view.snapshot.saved, "result")
-        why = "the queue is empty" if drain and not stop.requested else "stopped"
-        output.note(f"{why}: {saved} saved in {words.duration(time.monotonic() - started)}")
+    return Ended(saved=view.snapshot.saved, seconds=time.monotonic() - started, stopped=stop.requested)
 
 
 def options(settings: Settings, *, drain: bool = False, extra_args: Sequence[str] = ()) -> WorkerOptions:

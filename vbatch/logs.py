@@ -26,15 +26,21 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 def configure(level: str, stream: TextIO | None = None) -> None:
     """Send every event of this level or above to ``stream`` (default: stderr).
 
-    vbatch's own events at ``level``; those of libraries only from WARNING on.
+    Of libraries, warnings and errors alone.
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
     handler.setFormatter(EventFormatter(prioritised if _is_journal(target) else stamped))
+    send_to(handler, level)
+
+
+def send_to(handler: logging.Handler, level: str) -> None:
+    """Make this handler the only one."""
+    number = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("vbatch").setLevel(level.upper())
+    root.setLevel(max(number, logging.WARNING))
+    logging.getLogger("vbatch").setLevel(number)
 
 
 def stamped(record: logging.LogRecord) -> str:

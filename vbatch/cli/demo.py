@@ -45,14 +45,16 @@ def demo() -> int:
         store.prepare()
         submitted = [_submit(store, folder / name) for name in INPUTS]
         requests = sum(batch.counts.total for batch in submitted)
-        output.note(f"{words.count(requests, 'request')} accepted; {smollm.NAME} is being loaded (some 30 s)")
+        output.note(
+            f"{words.count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
+        )
         told = replace(
             options(settings, drain=True),
             preload=None,
             default_args=(),
             models={smollm.NAME: ModelOptions(path=str(model), args=smollm.FLAGS)},
         )
-        ended = work(output, url, told, log_level="warning")
+        ended = work(output, url, told, log_level="error")
         finished = [catalog.by_pk(store, pk=batch.pk) for batch in submitted]
     finally:
         store.close()
@@ -97,7 +99,7 @@ class Exchange:
             lines.append(Text(harmless(self.setting), style="dim italic"))
         lines.append(Text(harmless(self.question, keep="\n"), style="bold"))
         if self.answer is not None:
-            lines.append(Padding(Text(harmless(self.answer.strip(), keep="\n"), style="green"), (0, 0, 0, 2)))
+            lines.append(Padding(Text(harmless(self.answer, keep="\n"), style="green"), (0, 0, 0, 2)))
         else:
             lines.append(Padding(Text(harmless(self.error or ""), style="red"), (0, 0, 0, 2)))
         return Padding(Group(*lines), (0, 0, 1, 0))
@@ -130,6 +132,7 @@ def _exchange(request: dict[str, Any], line: dict[str, Any]) -> Exchange:
     elif response["status_code"] == 200:
         choice = response["body"]["choices"][0]
         answer = choice["message"]["content"] if "message" in choice else choice["text"]
+        answer = _compact(answer) + (" …" if choice["finish_reason"] == "length" else "")
     else:
         error = f"refused with {response['status_code']}: {response['body']['error']['message']}"
     return Exchange(
@@ -139,6 +142,11 @@ def _exchange(request: dict[str, Any], line: dict[str, Any]) -> Exchange:
         answer=answer,
         error=error,
     )
+
+
+def _compact(answer: str) -> str:
+    """Return an answer without empty lines."""
+    return "\n".join(line.rstrip() for line in answer.splitlines() if line.strip())
 
 
 def _closing(folder: Path, *, requests: int, seconds: float) -> RenderableType:

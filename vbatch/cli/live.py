@@ -17,8 +17,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from vbatch import logs
 from vbatch.cli import words
-from vbatch.logs import EventFormatter
 from vbatch.text import harmless
 from vbatch.worker import Snapshot
 
@@ -110,17 +110,13 @@ def _pace(now: Snapshot) -> RenderableType:
 
 
 @contextmanager
-def shown(screen: Screen, console: Console, *, level: int) -> Iterator[None]:
+def shown(screen: Screen, console: Console, *, level: str) -> Iterator[None]:
     """Keep the screen at the foot of the terminal; events of this level or above are printed over it."""
     with Live(screen, console=console, refresh_per_second=REFRESHES, transient=True):
         console.show_cursor(
             True
         )  # a second Ctrl-C ends the process on the spot, with no time to bring it back
-        handler = _Printer(console)
-        root, ours = logging.getLogger(), logging.getLogger("vbatch")
-        root.handlers[:] = [handler]
-        root.setLevel(logging.WARNING)
-        ours.setLevel(level)
+        logs.send_to(_Printer(console), level)
         yield
 
 
@@ -130,7 +126,7 @@ class _Printer(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._format = EventFormatter()
+        self._format = logs.EventFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -71,9 +70,8 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
     live = sys.stderr.isatty()
     if not live:
         logs.configure(log_level)
-    level = logging.getLevelNamesMapping()[log_level.upper()]
     try:
-        with shown(screen, output.stderr, level=level) if live else nullcontext():
+        with shown(screen, output.stderr, level=log_level) if live else nullcontext():
             worker.run(store, options, view=view, stop=stop)
     finally:
         store.close()

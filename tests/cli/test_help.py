@@ -26,7 +26,10 @@ HEAVY = {
     "transformers",
     "vllm",
 }
-COMMANDS = ["submit", "list", "status", "watch", "results", "cancel", "retry", "delete", "run-worker", "demo"]
+COMMANDS = [
+    "submit", "list", "status", "watch", "results", "cancel", "retry", "delete",
+    "run-worker", "demo", "install-service", "uninstall-service",
+]  # fmt: skip
 
 
 def vbatch(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

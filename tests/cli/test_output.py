@@ -56,7 +56,7 @@ def test_json_and_quiet_exclude_each_other() -> None:
     ("error", "code", "exit_code", "words"),
     [
         (NoSuchBatch("no batch 'x'", hint="vbatch list"), "no_such_batch", 4, "no batch 'x'"),
-        (StoreUnreachable(), "store_unreachable", 75, "The job store cannot be reached at the moment."),
+        (StoreUnreachable(), "store_unreachable", 75, "the job store cannot be reached at the moment"),
         (ConfigError("bad"), "misconfigured", 78, "bad"),
         (KeyboardInterrupt(), "interrupted", 130, "interrupted"),
         (typer.Abort(), "interrupted", 130, "interrupted"),

@@ -69,6 +69,8 @@ def submit(store: Store, source: Path | BinaryIO, order: Order, *, dry_run: bool
     """
     _check_metadata(order.metadata or {})
     path = source if isinstance(source, Path) else None
+    if path is not None and path.is_dir():
+        raise InputUnreadable(f"{path} is a folder.", hint=f"ls {path}/*.jsonl")
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
     check_targets(None if dry_run else store, chosen, source=path)
@@ -150,8 +152,6 @@ def _opened(source: Path | BinaryIO) -> Iterator[BinaryIO]:
         return
     try:
         stream = source.open("rb", buffering=0)
-    except IsADirectoryError:
-        raise InputUnreadable(f"{source} is a folder.", hint=f"ls {source}/*.jsonl") from None
     except OSError as error:
         raise InputUnreadable(f"{source} cannot be read: {error.strerror}.", hint=f"ls -l {source}") from None
     with stream:

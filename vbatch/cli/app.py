@@ -124,7 +124,7 @@ def list_(
 
 @app.command()
 def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show how far a batch is, how long it will take, what failed."""
+    """Show how far a batch is, what failed, how long it takes."""
     from vbatch.cli.batch import show_status
 
     show_status(batch, json=json, quiet=quiet)
@@ -178,7 +178,7 @@ def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None
 
 @app.command()
 def retry(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Submit the failed requests of a batch again, as a new batch."""
+    """Submit the failed requests of a batch as a new batch."""
     from vbatch.cli.batch import retry_batch
 
     retry_batch(batch, json=json, quiet=quiet)
@@ -220,7 +220,7 @@ def run_worker(
         typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
     ] = None,
 ) -> None:
-    """Answer what is in the queue, loading one model after another.
+    """Answer what is in the queue, one model after another.
 
     The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
     lost either way.
@@ -239,7 +239,7 @@ def run_worker(
 
 @app.command()
 def demo() -> int:
-    """Run a real small model on a small batch, and show the answers."""
+    """Answer a small batch with a real small model."""
     from vbatch.cli.demo import demo as run
 
     return run()
@@ -277,9 +277,9 @@ def install_service(
     force: Annotated[bool, typer.Option("--force", help="Replace a unit that was changed by hand.")] = False,
     json: Json = False,
 ) -> None:
-    """Have systemd run a worker at every boot and after every crash, one a GPU.
+    """Have systemd run a worker at every boot, one a GPU.
 
-    As root it becomes a service of the machine, otherwise one of your own, which needs no root.
+    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your own, which needs no root.
     """
     from vbatch.cli.service import install_service as run
 
@@ -306,9 +306,9 @@ def uninstall_service(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Stop the workers and remove exactly what install-service installed.
+    """Remove what install-service installed, and nothing else.
 
-    The queue, the results and the models stay.
+    The workers are stopped first. The queue, the results and the models stay.
     """
     from vbatch.cli.service import uninstall_service as run
 

@@ -82,7 +82,7 @@ def submit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Check every line of FILE, store the batch and print its id.
+    """Check a file of requests, store it, print the batch id.
 
     A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
     is stored.
@@ -124,7 +124,7 @@ def list_(
 
 @app.command()
 def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show how far a batch is, what failed, how long it takes."""
+    """Show how far a batch is, how fast, and what failed."""
     from vbatch.cli.batch import show_status
 
     show_status(batch, json=json, quiet=quiet)
@@ -306,9 +306,9 @@ def uninstall_service(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove what install-service installed, and nothing else.
+    """Remove what install-service installed.
 
-    The workers are stopped first. The queue, the results and the models stay.
+    Nothing else is touched; the workers are stopped first. The queue, the results and the models stay.
     """
     from vbatch.cli.service import uninstall_service as run
 

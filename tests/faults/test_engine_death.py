@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.rigs.commands import chat, chats
-from tests.rigs.queued import Queued, queued
+from tests.rigs.queued import queued
 from tests.rigs.workers import drain, start_worker
 from vbatch.store import Store
 
@@ -49,7 +49,7 @@ def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Pa
     lines = chats(40)
     lines[17] = chat("poison", "x", echo="kill")
     batch = queued(store, tmp_path, lines)
-    for deaths in range(60):
+    for deaths in range(60):  # noqa: B007
         worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
         worker.join(60)
         if worker.exitcode == 0:

@@ -16,19 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.commands import Home, Lines, chats
+from tests.rigs.commands import chats
+from tests.rigs.queued import queued
 from tests.rigs.referee import Referee
-from tests.rigs.workers import drain, kill, start_worker
+from tests.rigs.workers import drain, failures, kill, start_worker
+from vbatch.store import Store
 
 LEASE = timedelta(seconds=1)
-FREEZE = 1.8  # seconds: longer than the lease, and about as long as a chunk takes (FACTS: else no mutant is caught)
+FREEZE = 2.5  # seconds: longer than the lease, and about as long as a chunk takes (FACTS: else no mutant is caught)
 
 
-def torment(home: Home, *, kills: int, freezes: int, seed: int) -> int:
+def torment(url: str, folder: Path, *, kills: int, freezes: int, seed: int) -> int:
     """Keep two workers alive on a batch while killing and freezing them; return how many were killed."""
     dice = random.Random(seed)
     options = {"lease": LEASE, "echo_latency": timedelta(milliseconds=250), "max_inflight": 64}
-    workers = [start_worker(home.database_url, home.path, **options) for _ in range(2)]
+    workers = [start_worker(url, folder, **options) for _ in range(2)]
     thaw_at: dict[int, tuple[float, ForkServerProcess]] = {}
     freeze_at = set(dice.sample(range(kills), freezes))
     killed = 0
@@ -49,7 +51,7 @@ def torment(home: Home, *, kills: int, freezes: int, seed: int) -> int:
             kill(victim)
             killed += 1
         if len(workers) < 2:
-            workers.append(start_worker(home.database_url, home.path, **options))
+            workers.append(start_worker(url, folder, **options))
     for _, frozen in thaw_at.values():
         kill(frozen)
     for worker in workers:
@@ -57,19 +59,19 @@ def torment(home: Home, *, kills: int, freezes: int, seed: int) -> int:
     return killed
 
 
-def check(home: Home, *, kills: int, freezes: int, requests: int) -> None:
+def check(store: Store, folder: Path, *, kills: int, freezes: int, requests: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed={seed}")
     expected = chats(requests)
-    batch_id = home.submit(expected)
-    with Referee(home.database_url) as referee:
-        killed = torment(home, kills=kills, freezes=freezes, seed=seed)
-        drain(home.database_url, home.path, lease=LEASE)
+    batch = queued(store, folder, expected)
+    with Referee(batch.url) as referee:
+        killed = torment(batch.url, folder, kills=kills, freezes=freezes, seed=seed)
+        print(f"finished under torment: {batch.batch.counts.completed} of {requests}")
+        drain(batch.url, folder, lease=LEASE)
         assert referee.integrity() == "ok"
-    batch = home.batch(batch_id)
-    lines = Lines.of(batch)
+    assert not failures(folder)
+    lines = batch.lines()
     print(f"kills={killed} freezes={freezes} lost={len(lines.lost(expected))} doubled={len(lines.doubled)}")
-    assert batch["status"] == "completed"
     assert not lines.lost(expected)
     assert not lines.doubled
     assert not lines.errors
@@ -77,25 +79,25 @@ def check(home: Home, *, kills: int, freezes: int, requests: int) -> None:
 
 
 @pytest.mark.timeout(420)
-def test_killed_and_frozen_workers_lose_and_double_nothing(home: Home) -> None:
+def test_killed_and_frozen_workers_lose_and_double_nothing(store: Store, tmp_path: Path) -> None:
     """Mutant: queue.flush without the epoch check; the referee's trigger then refuses a thawed worker's flush."""
-    check(home, kills=100, freezes=12, requests=6000)
+    check(store, tmp_path, kills=100, freezes=12, requests=6000)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_two_thousand_kills(home: Home) -> None:
+def test_two_thousand_kills(store: Store, tmp_path: Path) -> None:
     """Mutant: as above."""
-    check(home, kills=1000, freezes=120, requests=60_000)
+    check(store, tmp_path, kills=1000, freezes=120, requests=60_000)
 
 
-def test_work_folder_is_clean_afterwards(home: Home, tmp_path: Path) -> None:
+def test_work_folder_is_clean_afterwards(store: Store, tmp_path: Path) -> None:
     """Mutant: jsonl's atomic writer leaves its temporary file; batches.finalize does not remove a dead one's."""
-    batch_id = home.submit(chats(3000))
+    batch = queued(store, tmp_path, chats(3000))
     for _ in range(15):
-        worker = start_worker(home.database_url, home.path, lease=LEASE)
+        worker = start_worker(batch.url, tmp_path, lease=LEASE)
         time.sleep(random.uniform(0.05, 0.6))
         kill(worker)
-    drain(home.database_url, home.path, lease=LEASE)
-    assert home.batch(batch_id)["status"] == "completed"
-    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    drain(batch.url, tmp_path, lease=LEASE)
+    assert not batch.lines().lost(chats(3000))
+    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".vbatch-tmp")]

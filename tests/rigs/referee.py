@@ -57,11 +57,11 @@ class Referee:
 
     @property
     def _path(self) -> str:
-        return self._url.removeprefix("sqlite:///")
+        return self._url.split(":///", 1)[1]
 
     @property
     def _dsn(self) -> str:
-        return self._url.replace("postgresql+psycopg://", "postgresql://")
+        return self._url.replace("+psycopg", "", 1)
 
     def _execute(self, statement: str) -> None:
         if self._sqlite:

@@ -31,7 +31,11 @@ def _work(url: str, folder: str, options: Mapping[str, Any]) -> None:
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
     quick = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder),
              "reload_pause": timedelta(milliseconds=20)}  # fmt: skip
-    run(store, WorkerOptions(**(quick | dict(options))), view=View(), stop=stop)
+    try:
+        run(store, WorkerOptions(**(quick | dict(options))), view=View(), stop=stop)
+    except Exception:
+        logging.exception("worker.failed")
+        raise
 
 
 def start_worker(url: str, folder: Path, **options: Any) -> ForkServerProcess:
@@ -39,6 +43,12 @@ def start_worker(url: str, folder: Path, **options: Any) -> ForkServerProcess:
     process = _context.Process(target=_work, args=(url, str(folder), options), daemon=True)
     process.start()
     return process
+
+
+def failures(folder: Path) -> list[str]:
+    """Return what went wrong inside the workers of this folder, by their own logs."""
+    logs = (path.read_text(errors="replace") for path in folder.glob("worker-*.log"))
+    return [log[log.index("worker.failed") :][:3000] for log in logs if "worker.failed" in log]
 
 
 def kill(process: ForkServerProcess) -> None:

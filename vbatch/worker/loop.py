@@ -18,7 +18,7 @@ from vbatch.worker.serving import Ended, Serving, choose
 log = logging.getLogger(__name__)
 
 ROUND = 1.0  # seconds between two looks at an empty queue
-RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers
+RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers, at most
 LONGEST_RELOAD_PAUSE = 60.0
 HOPELESS_DEATHS = 8  # in a row, without one good answer: it is not the requests, a person must look
 
@@ -151,8 +151,9 @@ class WorkLoop:
 
     async def _recover_now_and_then(self) -> None:
         context = self._context
+        pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
-            await asyncio.sleep(RECOVERY_ROUND)
+            await asyncio.sleep(pause)
             await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
             for expired in await context.in_files(catalog.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)

@@ -50,7 +50,9 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
             continue
         match processes.liveness(worker.identity):
             case Liveness.GONE:
-                reclaimed = queue.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
+                reclaimed = queue.reclaim(
+                    store, worker=worker.id, beat=None, vanished=_same_boot(worker, here)
+                )
                 log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
             case _ if watch.lapsed(worker):
                 reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)

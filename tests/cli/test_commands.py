@@ -160,6 +160,13 @@ def test_cancel_keeps_what_is_finished(cli: Cli) -> None:
     assert cli("cancel", batch_id).code == 1
 
 
+def test_a_batch_may_have_a_deadline(cli: Cli) -> None:
+    document = cli("submit", cli.file("a.jsonl", chats(3)), "--expires-in", "12h", "--json").document
+    assert document["completion_window"] == "12h"
+    assert document["expires_at"] == document["created_at"] + 12 * 3600
+    assert "deadline" in cli("status", document["id"]).out
+
+
 def test_an_empty_store(cli: Cli) -> None:
     done = cli("list")
     assert (done.code, done.out) == (0, "")
@@ -210,6 +217,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "good.jsonl", "-o", "taken.txt"], 2, "exists already"),
     (["submit", "good.jsonl", "--metadata", "novalue"], 2, "not of the form KEY=VALUE"),
     (["submit", "good.jsonl", "--wait", "--dry-run"], 2, "stores nothing"),
+    (["submit", "good.jsonl", "--expires-in", "soon"], 2, "--expires-in: 'soon' is not a duration"),
     (["status", "batch_none"], 4, "no batch"),
     (["status", ""], 4, "no batch"),
     (["status", "%"], 4, "no batch"),

@@ -72,6 +72,12 @@ def submit(
     priority: Annotated[
         int, typer.Option("--priority", metavar="N", help="Batches with a higher number are worked on first.")
     ] = 0,
+    expires_in: Annotated[
+        str | None,
+        typer.Option(
+            "--expires-in", metavar="TIME", help="End what is unfinished after this time: 90m, 12h."
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="Kept with the batch; repeatable.")
     ] = None,
@@ -88,7 +94,7 @@ def submit(
     is stored.
     """
     from vbatch.batches import Order
-    from vbatch.cli.submit import metadata as read_metadata
+    from vbatch.cli.submit import lifetime, pairs
     from vbatch.cli.submit import submit as run
 
     order = Order(
@@ -97,7 +103,8 @@ def submit(
         error_file=Path(error_file) if error_file else None,
         name=name,
         priority=priority,
-        metadata=read_metadata(metadata or []),
+        metadata=pairs(metadata or []),
+        expires_in=lifetime(expires_in),
     )
     return run(
         file,
@@ -279,7 +286,8 @@ def install_service(
 ) -> None:
     """Have systemd run a worker at every boot, one a GPU.
 
-    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your own, which needs no root.
+    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your
+    own, which needs no root.
     """
     from vbatch.cli.service import install_service as run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
 from vbatch.cli.watch import clean, follow
 from vbatch.cli.words import ago, count
+from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
 from vbatch.store import Store
 
@@ -46,10 +48,20 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
         return ExitCode.DONE if clean(ended.batch) else ExitCode.INCOMPLETE
 
 
-def metadata(pairs: Sequence[str]) -> dict[str, str]:
-    """Read ``K=V`` pairs. Raises UsageError."""
+def lifetime(text: str | None) -> timedelta | None:
+    """Read ``--expires-in``. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--expires-in: {error}") from None
+
+
+def pairs(metadata: Sequence[str]) -> dict[str, str]:
+    """Read ``--metadata K=V …``. Raises UsageError."""
     read: dict[str, str] = {}
-    for pair in pairs:
+    for pair in metadata:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--metadata '{pair}' is not of the form KEY=VALUE", hint="--metadata run=17")

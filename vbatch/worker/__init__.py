@@ -14,6 +14,7 @@ from vbatch import processes
 from vbatch.errors import Interrupted
 from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
+from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
 from vbatch.worker.notify import notify
@@ -33,7 +34,7 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
     ``store`` must have been made with ``stop.store`` as its stop event, so that a signal ends waiting for
     the database. Raises StoreMisconfigured and EngineUnavailable, which only a person can mend.
     """
-    with on_signals(stop):
+    with on_signals(stop), announced(view, stopping=lambda: stop.requested):
         try:
             _run(store, options, view, stop)
         except Interrupted:

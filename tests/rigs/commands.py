@@ -38,7 +38,9 @@ class Home:
             **self.extra,
         }
 
-    def run(self, *arguments: str | Path, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str | Path, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         done = subprocess.run(
             [*VBATCH, *map(str, arguments)],
@@ -50,14 +52,20 @@ class Home:
             check=False,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"vbatch {arguments} exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(
+                f"vbatch {arguments} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
     def submit(self, lines: Sequence[dict[str, object]], *options: str, name: str = "prompts") -> str:
         """Write an input file and submit it; return the batch id."""
+        return self.run("submit", self.write(name, lines), *options).stdout.strip()
+
+    def write(self, name: str, lines: Sequence[dict[str, object]]) -> Path:
+        """Write an input file."""
         source = self.path / f"{name}.jsonl"
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return self.run("submit", source, *options).stdout.strip()
+        return source
 
     @contextlib.contextmanager
     def worker(self, *options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:

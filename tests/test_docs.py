@@ -1,0 +1,175 @@
+"""The README says what is: every command, option, variable and exit code; every console block is run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.rigs import readme
+from tests.rigs.commands import Home, Lines, chat, chats, wait_until
+from vbatch import config
+from vbatch.errors import ExitCode
+
+ROOT = Path(__file__).parent.parent
+README = readme.README.read_text()
+
+
+def test_generated_parts_are_current() -> None:
+    assert readme.refreshed() == README, "run: python -m tests.rigs.readme"
+
+
+def test_every_variable_is_documented() -> None:
+    assert {name for name in config.variables() if f"`{name}" not in README} == set()
+
+
+def test_no_variable_is_invented() -> None:
+    assert set(re.findall(r"VBATCH_[A-Z_]+", README)) <= config.variables()
+
+
+def test_every_exit_code_is_documented() -> None:
+    table = README.partition("## Exit codes")[2].partition("\n## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(ExitCode)
+
+
+def test_every_option_in_the_text_exists() -> None:
+    text = README.partition("## Reference")[0]
+    reference = readme.between(README, "reference")
+    mentioned = set(re.findall(r"vbatch[^`\n]*? (--[a-z-]+)", re.sub(r" -- .*", "", text)))
+    assert {option for option in mentioned if option not in reference} == set()
+
+
+def test_the_configuration_example_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = readme.block("toml")
+    (tmp_path / "config.toml").write_text(example)
+    monkeypatch.setenv("VBATCH_CONFIG", str(tmp_path / "config.toml"))
+    settings = config.load()
+    assert set(tomllib.loads(example)) <= set(config.Settings.model_fields)
+    assert settings.models["qwen-8b"].args[:2] == ("--max-model-len", "16384")
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = next(command for command in readme.shell_commands() if command.endswith("pytest"))
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_request_example_is_valid(home_on_sqlite: Home) -> None:
+    (home_on_sqlite.path / "example.jsonl").write_text(readme.block("json"))
+    assert "1 request, all valid" in home_on_sqlite.run("submit", "example.jsonl", "--dry-run").stdout
+
+
+@pytest.fixture
+def home_on_sqlite(tmp_path: Path) -> Home:
+    """A home with the README's files in it, where the echo engine answers."""
+    return Home(tmp_path, f"sqlite:///{tmp_path}/vbatch.db", {"VBATCH_ENGINE": "echo"})
+
+
+@pytest.mark.parametrize("number", range(len(readme.console_blocks())))
+def test_console_block(number: int, home_on_sqlite: Home) -> None:
+    """Each block is played in a fresh home. The power cut of the first one is a SIGKILL."""
+    home = home_on_sqlite
+    prompts = chats(5000)
+    small = [chat("r-1", "Good morning!"), chat("r-2", "Good evening!"), chat("r-3", "no", echo="error400")]
+    home.write("prompts", prompts)
+    home.write("small", small)
+    with Session(home) as session:
+        for step in readme.console_blocks()[number]:
+            session.play(step)
+    if number == 0:
+        lines = Lines.of(home.batch("batch_"))
+        assert not lines.lost(prompts)
+        assert not lines.doubled
+
+
+class Session:
+    """Plays the steps of a block in a shell, and compares what is printed."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._id_in_readme = self._id = ""
+        self._background: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._background:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def play(self, step: readme.Step) -> None:
+        if step.command is None:
+            if "the power goes" in step.comment:
+                wait_until(lambda: self._home.finished("batch_") > 1000)
+                self.__exit__()
+        elif step.command.endswith("&"):
+            self._background.append(self._start(step.command.removesuffix("&")))
+        else:
+            self._run(step)
+
+    def _run(self, step: readme.Step) -> None:
+        assert step.command is not None
+        process = self._start(self._with_real_id(step.command))
+        printed = process.communicate(timeout=60)[0].decode()
+        if found := re.search(r"^batch_[0-9a-f]{24}$", printed, re.MULTILINE):
+            self._id = found[0]
+            self._id_in_readme = next(line for line in step.expected if line.startswith("batch_"))
+        assert re.fullmatch(pattern(step.expected), shape(printed)), f"$ {step.command}\n{printed}"
+
+    def _with_real_id(self, command: str) -> str:
+        for word in command.split():
+            if self._id and len(word) >= 6 and self._id_in_readme.startswith(f"batch_{word}"):
+                command = command.replace(word, self._id[6 : 6 + len(word)])
+        return command
+
+    def _start(self, command: str) -> subprocess.Popen[bytes]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.Popen(
+            ["bash", "-c", command],
+            env=self._home.env | {"PATH": path, "VBATCH_ECHO_LATENCY_MS": "250"},
+            cwd=self._home.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def shape(text: str) -> str:
+    """What a README can promise of an output: its words, not its numbers, times and widths."""
+    text = re.sub(r"(batch|batch_req|worker)_[0-9a-f]{16,24}", r"\1_ID", text)
+    text = re.sub(r"[━╸╺]+ *", "BAR ", text)
+    text = re.sub(r"\d+([.,]\d+)*", "N", text)
+    text = re.sub(r"N (d|h|min|s)( N (h|min|s))?", "TIME", text)
+    return re.sub(r" +", " ", text)
+
+
+def pattern(expected: list[str]) -> str:
+    """A line of ``…`` alone stands for any lines, one inside a line for any text."""
+    return "".join(
+        r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, shape(line).split("…"))) + r"\n"
+        for line in expected
+    )
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    from vbatch import __version__
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[({re.escape(__version__)}|Unreleased)\]", changelog, re.MULTILINE)
+
+
+def test_plain_words() -> None:
+    """No praise of ourselves, no emoji."""
+    text = README + (ROOT / "CHANGELOG.md").read_text()
+    praise = r"production-ready|blazing|world-class|state-of-the-art|seamless|effortless|robust|powerful"
+    assert re.findall(praise, text, re.IGNORECASE) == []
+    assert re.findall("[\U0001f300-\U0001faff\u2600-\u27bf]", text) == []

@@ -1,0 +1,91 @@
+"""Put batches, workers and results into a store without a file, a command or an engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from vbatch import processes
+from vbatch.identity import ProcessIdentity
+from vbatch.store import Store, ingest, queue, registry
+from vbatch.store.records import Batch, ChunkKey, Lease, NewBatch, Request, Result
+
+ENDPOINT = "/v1/chat/completions"
+NOBODY = ProcessIdentity(host="elsewhere", boot_id="another-boot", pid_namespace=1, pid=2, start_ticks=3)
+
+
+def new_batch(**fields: Any) -> NewBatch:
+    """Describe a batch as ``submit`` would."""
+    batch_id = fields.pop("id", f"batch_{secrets.token_hex(12)}")
+    described: dict[str, Any] = {
+        "id": batch_id,
+        "endpoint": "",
+        "name": None,
+        "priority": 0,
+        "metadata": {},
+        "input_path": None,
+        "output_path": f"/nowhere/{batch_id}.output.jsonl",
+        "error_path": f"/nowhere/{batch_id}.errors.jsonl",
+        "expires_at": None,
+        "created_at": datetime.now(UTC),
+    }
+    return NewBatch(**described | fields)
+
+
+def take_in(store: Store, models: int | Iterable[str] = 1, *, body: bytes = b"{}", **fields: Any) -> Batch:
+    """Store a batch: so many requests of one model ``m``, or one request for each model named."""
+    names = ["m"] * models if isinstance(models, int) else list(models)
+    with ingest.ingest(store, new=new_batch(**fields), submitter=processes.current()) as storing:
+        for line, model in enumerate(names, start=1):
+            storing.add(line, f"r-{line}", model, body)
+        return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}", input_bytes=7)
+
+
+def worker(store: Store, *, pid: int = 1, identity: ProcessIdentity | None = None) -> str:
+    """Register a worker; each pid is one of its own."""
+    who = identity or ProcessIdentity(
+        host="here", boot_id="this-boot", pid_namespace=1, pid=pid, start_ticks=pid
+    )
+    return registry.register(store, identity=who, engine="echo", gpu_uuid=None)
+
+
+def claim(
+    store: Store, who: str, *, model: str = "m", chunks: int = 1, held: Iterable[ChunkKey] = ()
+) -> list[Lease]:
+    """Claim chunks."""
+    return queue.claim(store, worker=who, model=model, chunks=chunks, held=frozenset(held))
+
+
+def answer(lease: Lease, request: Request, *, status: int = 200, text: str | None = None) -> Result:
+    """Answer one leased request; the body names its line unless ``text`` is given."""
+    return Result(
+        key=lease.key,
+        epoch=lease.epoch,
+        seq=request.seq,
+        status_code=status,
+        request_id=f"req-{request.line}",
+        body=b'"%s"' % (text or str(request.line)).encode(),
+        prompt_tokens=2,
+        completion_tokens=3,
+    )
+
+
+def answers_to(lease: Lease, requests: Sequence[Request] | None = None, **how: Any) -> list[Result]:
+    """Answer the requests of a lease, all of them unless some are given."""
+    return [answer(lease, request, **how) for request in (lease.requests if requests is None else requests)]
+
+
+def rows(store: Store, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    """Look into the tables, behind the store's back."""
+    return store.read(
+        lambda connection: [tuple(row) for row in connection.execute(text(query), values).fetchall()]
+    )
+
+
+def count(store: Store, table: str) -> int:
+    """Count the rows of a table."""
+    return int(rows(store, f"SELECT count(*) FROM {table}")[0][0])

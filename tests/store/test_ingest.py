@@ -1,0 +1,191 @@
+"""A batch is taken in whole, exact and in order, or leaves no trace."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from tests.rigs.commands import wait_until
+from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
+from vbatch import processes
+from vbatch.errors import NoSuchBatch
+from vbatch.identity import ProcessIdentity
+from vbatch.processes import Liveness
+from vbatch.protocol import BatchStatus
+from vbatch.store import Store, answers, catalog, ingest
+from vbatch.store.records import Batch
+
+AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
+AWKWARD_BODIES = (b"{}", b'{"a": "\\u0000"}', "…é🜚".encode(), b"\x00\xff\\x\n\r\t", b"", b"x" * 100_000)
+
+
+def take_in_awkward(store: Store) -> Batch:
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        for line, custom_id in enumerate(AWKWARD_IDS, start=1):
+            storing.add(line * 10, custom_id, "m", AWKWARD_BODIES[line % len(AWKWARD_BODIES)])
+        return storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+
+
+def test_rows_are_stored_to_the_byte(store: Store) -> None:
+    batch = take_in_awkward(store)
+    (lease,) = claim(store, worker(store))
+    assert [
+        (request.line, request.custom_id, request.body) for request in lease.requests
+    ] == [
+        (line * 10, custom_id, AWKWARD_BODIES[line % len(AWKWARD_BODIES)])
+        for line, custom_id in enumerate(AWKWARD_IDS, start=1)
+    ]  # fmt: skip
+    assert batch.counts.total == len(AWKWARD_IDS)
+    assert (batch.status, batch.endpoint, batch.model) == (BatchStatus.IN_PROGRESS, ENDPOINT, "m")
+
+
+def test_every_field_of_the_batch_comes_back(store: Store) -> None:
+    new = new_batch(name="naïve", priority=-3, metadata={"k": "v\n"}, input_path="/in.jsonl")
+    with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+        storing.add(1, "a", "m", b"{}")
+        batch = storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=5 << 32)
+    assert batch == catalog.find(store, new.id)
+    for field in ("name", "priority", "metadata", "input_path", "output_path", "error_path", "created_at"):
+        assert getattr(batch, field) == getattr(new, field), field
+    assert (batch.input_sha256, batch.input_bytes) == ("sha", 5 << 32)
+    assert batch.in_progress_at is not None
+    assert batch.in_progress_at >= batch.created_at
+
+
+def test_mixed_models_are_grouped_and_chunks_never_mix_them(store: Store) -> None:
+    models = [f"model-{line % 3}" for line in range(1000)]
+    take_in(store, models)
+    found = rows(store, "SELECT model, first_seq, last_seq, total FROM chunk ORDER BY first_seq")
+    assert sum(total for *_, total in found) == 1000
+    for model, first, last, total in found:
+        assert last - first + 1 == total <= ingest.CHUNK_REQUESTS
+        lines = rows(
+            store,
+            "SELECT line FROM request WHERE seq BETWEEN :first AND :last ORDER BY seq",
+            first=first,
+            last=last,
+        )
+        assert {models[line - 1] for (line,) in lines} == {model}
+        assert lines == sorted(lines)
+
+
+def test_a_chunk_holds_at_most_256_requests(store: Store) -> None:
+    take_in(store, 600)
+    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY n")] == [256, 256, 88]
+
+
+def test_a_chunk_is_cut_at_16_mib(store: Store) -> None:
+    take_in(store, 7, body=b"x" * (6 << 20))
+    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY n")] == [3, 3, 1]
+
+
+def test_a_body_larger_than_a_whole_chunk_is_taken(store: Store) -> None:
+    take_in(store, 2, body=b"x" * (20 << 20))
+    leases = claim(store, worker(store), chunks=5)
+    assert [len(request.body) for lease in leases for request in lease.requests] == [20 << 20] * 2
+
+
+def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)  # every row is written at once
+    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+    new = new_batch()
+    with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+        for line in range(1, 4):
+            storing.add(line, f"r-{line}", "m", b"{}")
+        assert catalog.recent(store, limit=5) == []
+        assert catalog.ids(store, prefix="batch") == []
+        assert claim(store, worker(store)) == []
+        assert catalog.to_finalize(store) == []
+        with pytest.raises(NoSuchBatch):
+            catalog.find(store, new.id)
+        storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+    assert [batch.id for batch in catalog.recent(store, limit=5)] == [new.id]
+
+
+def test_an_error_in_the_middle_leaves_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
+    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+
+    def interrupted() -> None:
+        with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+            storing.add(1, "a", "m", b"{}")
+            storing.add(2, "b", "m", b"{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
+
+
+def test_leaving_without_accepting_leaves_no_row(store: Store) -> None:
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        storing.add(1, "a", "m", b"{}")
+    assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
+
+
+def test_accepting_twice_is_accepting_once(store: Store) -> None:
+    """The answer to the first COMMIT was lost: the transaction runs again."""
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        storing.add(1, "a", "m", b"{}")
+        first = storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+        assert storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1) == first
+    assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
+
+
+def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
+    accepted = take_in(store, 3)
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        storing.add(1, "a", "m", b"{}")
+        asked: list[ProcessIdentity] = []
+
+        def nobody_is_gone(identity: ProcessIdentity) -> bool:
+            asked.append(identity)
+            return False
+
+        assert ingest.sweep_abandoned_ingests(store, gone=nobody_is_gone) == 0
+        assert asked == [processes.current()]
+        storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+    ingest._announce(store, new_batch(), NOBODY)
+    assert ingest.sweep_abandoned_ingests(store, gone=lambda identity: identity == NOBODY) == 1
+    assert count(store, "batch") == 2
+    assert catalog.find(store, accepted.id) == accepted
+
+
+def _submit_for_ever(url: str) -> None:
+    ingest.SQLITE_WRITE = ingest.COPY_WRITE = 1 << 16
+    store = Store(url)
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        line = 0
+        while True:
+            line += 1
+            storing.add(line, f"r-{line}", "m", b"x" * 700)
+
+
+def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) -> None:
+    """Mutant: ``sweep_abandoned_ingests`` that trusts a pid alone keeps the rows for ever."""
+    url = store.url.render_as_string(hide_password=False)
+    submitter = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(url,))
+    submitter.start()
+    assert submitter.pid is not None
+    if store.sqlite:  # on PostgreSQL the rows of an open transaction are seen by nobody
+        wait_until(lambda: count(store, "request") > 500)
+    else:
+        wait_until(lambda: count(store, "batch") == 1)
+    os.kill(submitter.pid, signal.SIGKILL)
+    submitter.join()
+    assert catalog.recent(store, limit=5) == []
+    assert claim(store, worker(store)) == []
+    gone = ingest.sweep_abandoned_ingests(
+        store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE
+    )
+    assert gone == 1
+    assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
+
+
+def test_lines_come_back_in_file_order_whatever_the_models(store: Store) -> None:
+    batch = take_in(store, [f"model-{line * 7 % 5}" for line in range(2500)])
+    assert [answer.line for answer in answers.in_file_order(store, pk=batch.pk)] == list(range(1, 2501))

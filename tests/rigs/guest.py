@@ -125,9 +125,20 @@ class Guest:
         while True:
             yield self.unit("ActiveState") == "active"
 
+    def says(self, words: str) -> Iterator[bool]:
+        """Poll whether the service's status line holds these words."""
+        while True:
+            yield words in self.unit("StatusText")
+
+    def has_restarted(self, before: str) -> Iterator[bool]:
+        """Poll whether another main process than this one has said that it is ready."""
+        while True:
+            seen = self.machine.show(UNIT)
+            yield seen["ActiveState"] == "active" and seen["MainPID"] not in ("0", before)
+
     def unit(self, name: str) -> str:
         """Return a property of the service."""
-        return self.machine.show(UNIT)[name]
+        return self.machine.show(UNIT).get(name, "")  # left out where empty
 
     def journal(self) -> list[str]:
         """Return the service's lines, of all boots."""

@@ -109,16 +109,21 @@ def _wait_until_ready(systemd: Systemd, unit: str, *, report: Report, limit: tim
         if seen["ActiveState"] == "active" and not pending:
             return Started(unit=unit, ready=True, status=status)
         if seen["ActiveState"] == "failed" and not pending:
-            raise ServiceFailed(
-                f"{unit} did not start: {_cause(seen)}",
-                hint=f"journalctl{systemd.flag} -u {unit.removesuffix('.service')} -b",
-            )
+            raise _failure(systemd, unit, f"{seen['Result']}, exit {seen['ExecMainStatus']}")
         if time.monotonic() > deadline:
             return Started(unit=unit, ready=False, status=status)
         report(f"{unit}: {status or 'starting'}")
         time.sleep(POLL.total_seconds())
 
 
-def _cause(seen: dict[str, str]) -> str:
-    """Say why the start failed: the worker's last words, or systemd's result and exit status."""
-    return seen["StatusText"] or f"{seen['Result']}, exit {seen['ExecMainStatus']}"
+def _failure(systemd: Systemd, unit: str, verdict: str) -> ServiceFailed:
+    """Repeat the worker's own last words; where it left none, what systemd knows."""
+    said = systemd.last_words(unit)
+    error = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    hint = [line.removeprefix("hint: ") for line in said if line.startswith("hint: ")]
+    return ServiceFailed(
+        f"{unit} did not start: {error[-1] if error else verdict}",
+        hint=hint[-1]
+        if error and hint
+        else f"journalctl{systemd.flag} -u {unit.removesuffix('.service')} -b",
+    )

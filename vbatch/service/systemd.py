@@ -68,6 +68,13 @@ class Systemd:
         links = (folder / f"{target}.wants").glob(instance("*"))
         return sorted(link.name for link in links if link.is_symlink())
 
+    def last_words(self, unit: str, *, lines: int = 30) -> list[str]:
+        """Return the last lines of the unit's latest main process, without those of its pre and post commands."""
+        main = self.show(unit, "ExecMainPID").get("ExecMainPID", "0")
+        matching = ("--unit" if self.scope is Scope.SYSTEM else "--user-unit", unit, f"_PID={main}")
+        done = self._run("journalctl", *matching, "--boot", "-o", "cat", "-n", str(lines), "--no-pager")
+        return done.stdout.splitlines()
+
     def verify(self, text: str) -> None:
         """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints."""
         strict = ("--recursive-errors=no",) if self.version() >= STRICT_VERIFY else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -62,9 +62,17 @@ class Order:
     expires_in: timedelta | None = None
 
 
-def submit(store: Store, source: Path | BinaryIO, order: Order, *, dry_run: bool = False) -> Submitted:
+def submit(
+    store: Store,
+    source: Path | BinaryIO,
+    order: Order,
+    *,
+    dry_run: bool = False,
+    on_read: Callable[[int], None] = lambda _size: None,
+) -> Submitted:
     """Validate the source and store it as a batch; with ``dry_run`` only validate it.
 
+    ``on_read`` is told now and then how many bytes of the source are read.
     Raises InvalidInput, InputUnreadable, OutputPathError, UsageError, StoreUnreachable.
     """
     _check_metadata(order.metadata or {})
@@ -75,12 +83,12 @@ def submit(store: Store, source: Path | BinaryIO, order: Order, *, dry_run: bool
     chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
     check_targets(None if dry_run else store, chosen, source=path)
     if dry_run:
-        requests = _validate_only(source, order)
+        requests = _validate_only(source, order, on_read)
         return Submitted(batch=None, requests=requests, targets=chosen, repeats=())
     ingest.sweep_abandoned_ingests(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     for attempt in range(1, TRIES + 1):
         try:
-            batch = _store_batch(store, source, order, chosen, batch_id)
+            batch = _store_batch(store, source, order, chosen, batch_id, on_read=on_read)
         except StoreUnreachable:
             if path is None or not path.is_file() or attempt == TRIES:
                 raise
@@ -97,7 +105,13 @@ def submit(store: Store, source: Path | BinaryIO, order: Order, *, dry_run: bool
 
 
 def _store_batch(
-    store: Store, source: Path | BinaryIO, order: Order, chosen: Targets, batch_id: str
+    store: Store,
+    source: Path | BinaryIO,
+    order: Order,
+    chosen: Targets,
+    batch_id: str,
+    *,
+    on_read: Callable[[int], None],
 ) -> Batch:
     now = datetime.now(UTC)
     new = NewBatch(
@@ -114,7 +128,7 @@ def _store_batch(
     )
     validator = Validator(model=order.model)
     with _opened(source) as stream, ingest.ingest(store, new=new, submitter=processes.current()) as storing:
-        lines = LineReader(stream)
+        lines = LineReader(stream, on_read=on_read)
         add, check, defects = storing.add, validator.check, validator.defects
         replace = order.model is not None
         for number, line in lines:
@@ -131,11 +145,11 @@ def _store_batch(
         return storing.accept(endpoint=validator.endpoint, input_sha256=lines.sha256, input_bytes=lines.size)
 
 
-def _validate_only(source: Path | BinaryIO, order: Order) -> int:
+def _validate_only(source: Path | BinaryIO, order: Order, on_read: Callable[[int], None]) -> int:
     validator = Validator(model=order.model)
     requests = 0
     with _opened(source) as stream:
-        lines = LineReader(stream)
+        lines = LineReader(stream, on_read=on_read)
         for number, line in lines:
             requests += validator.check(number, line) is not None
     validator.finish(cut_off=lines.cut_off)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vbatch.errors import ExitCode
+
 
 def main(argv: Sequence[str]) -> int:
     """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
@@ -15,8 +17,13 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         # standalone_mode off: a command's return value is the exit code, and no error is printed for us.
-        return int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
-    except SystemExit as stop:  # Typer's way to end --install-completion and a closed pipe
+        code = int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
+        if code == ExitCode.INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        return code
+    except SystemExit as stop:  # Typer's way to end --install-completion, TAB and a closed pipe
+        if isinstance(stop.__context__, BrokenPipeError):
+            return failures.report(stop.__context__, argv)
         return stop.code if isinstance(stop.code, int) else 0
     except BaseException as error:
         return failures.report(error, argv)

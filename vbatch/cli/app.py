@@ -58,15 +58,11 @@ def submit(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", help="Where the answers go. Default: beside FILE."
-        ),
+        typer.Option("--output", "-o", metavar="PATH", help="Where the answers go. Default: beside FILE."),
     ] = None,
     error_file: Annotated[
         str | None,
-        typer.Option(
-            "--error-file", metavar="PATH", help="Where failed requests go. Default: beside FILE."
-        ),
+        typer.Option("--error-file", metavar="PATH", help="Where failed requests go. Default: beside FILE."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name for people.")] = None,
     priority: Annotated[

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vbatch import batches
 from vbatch.batches import Order, Submitted
@@ -22,6 +24,9 @@ from vbatch.cli.words import ago, count
 from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
 from vbatch.store import Store
+from vbatch.text import one_line
+
+BIG = 20 << 20  # bytes; a smaller file is read in a moment
 
 
 def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, quiet: bool) -> int:
@@ -30,7 +35,8 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
         raise UsageError("--dry-run stores nothing that --wait could wait for")
     output = Output.of(json=json, quiet=quiet)
     with open_store(output, prepare=not dry_run) as store:
-        done = batches.submit(store, _source(file), order, dry_run=dry_run)
+        with _bar(output, file) as on_read:
+            done = batches.submit(store, _source(file), order, dry_run=dry_run, on_read=on_read)
         if done.batch is None:
             output.show(_Checked(done))
             return ExitCode.DONE
@@ -67,6 +73,19 @@ def pairs(metadata: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--metadata '{pair}' is not of the form KEY=VALUE", hint="--metadata run=17")
         read[key] = value
     return read
+
+
+@contextmanager
+def _bar(output: Output, file: str) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how much of a big file is read."""
+    size = Path(file).stat().st_size if file != "-" and Path(file).is_file() else 0
+    if size < BIG or output.mode is not Mode.HUMAN or not output.stderr.is_terminal:
+        yield lambda _size: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.stderr, transient=True) as progress:
+        task = progress.add_task(one_line(f"reading {file}", limit=60), total=size)
+        yield lambda read: progress.update(task, completed=read)
 
 
 def _source(file: str) -> Path | BinaryIO:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 BLOCK = 1 << 20  # bytes read at once
@@ -20,12 +20,21 @@ OVERLONG = Overlong()
 class LineReader:
     """Iterates over ``(number, line)``: 1-based, without white space around it, blank lines left out.
 
-    ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end;
+    ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end; ``on_read`` is
+    told the size so far after each block;
     ``cut_off`` is the number of a last line that no line break ends, else None.
     """
 
-    def __init__(self, stream: BinaryIO, *, block: int = BLOCK, limit: int = LINE_LIMIT) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        *,
+        block: int = BLOCK,
+        limit: int = LINE_LIMIT,
+        on_read: Callable[[int], None] = lambda _size: None,
+    ) -> None:
         self._stream = stream
+        self._on_read = on_read
         self._block = block
         self._limit = limit
         self._digest = hashlib.sha256()
@@ -44,6 +53,7 @@ class LineReader:
         while block := self._stream.read(self._block):
             self._digest.update(block)
             self.size += len(block)
+            self._on_read(self.size)
             pieces = block.split(b"\n")
             tail = pieces.pop()
             for piece in pieces:

@@ -209,7 +209,7 @@ def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
 
 @contextmanager
 def _sqlite_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
-    statement = f"INSERT INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"
+    statement = f"INSERT OR IGNORE INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"  # safe to replay
 
     def write(rows: list[tuple[Any, ...]]) -> None:
         def work(connection: Connection) -> None:

@@ -60,6 +60,7 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
     """
 
     def work(connection: Connection) -> list[Lease]:
+        _count_as_alive(connection, worker)
         mine = connection.execute(
             select(_chunk).where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
         ).all()
@@ -101,10 +102,14 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
         finished: set[ChunkKey] = set()
         for key in sorted(by_chunk):
             row = connection.execute(select(_chunk).where(_is(key)).with_for_update()).one_or_none()
-            if row is None or not _is_ours(row, worker, by_chunk[key][0].epoch):
+            ours = _under_this_lease(row, worker, by_chunk[key])
+            if not ours or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
                 rejected.add(key)
                 continue
-            new = _unrecorded(connection, row, by_chunk[key])
+            if row.state == ChunkState.DONE:  # a replay: the first COMMIT was durable
+                finished.add(key)
+                continue
+            new = _unrecorded(connection, row, ours)
             recorded += len(new)
             if _record(connection, row, new):
                 finished.add(key)
@@ -216,8 +221,24 @@ def _is(key: ChunkKey) -> Any:
     return and_(_chunk.c.batch == key.batch, _chunk.c.n == key.n)
 
 
-def _is_ours(row: Any, worker: str, epoch: int) -> bool:
-    return bool(row.state == ChunkState.RUNNING and row.worker == worker and row.epoch == epoch)
+def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[Result]:
+    """Return those of the results that belong to the present lease of their chunk."""
+    if row is None or row.worker != worker:
+        return []
+    return [result for result in results if result.epoch == row.epoch]
+
+
+def _count_as_alive(connection: Connection, worker: str) -> None:
+    """Lock the worker's row against a reclaim, and take back that it stopped.
+
+    A worker that was frozen past its lease has been written off. Thawed it goes on, and when it dies what it
+    holds then must be found by who looks for the chunks of workers that did not stop.
+    """
+    row = connection.execute(
+        select(_worker.c.stopped_at).where(_worker.c.id == worker).with_for_update()
+    ).one_or_none()
+    if row is not None and row.stopped_at is not None:
+        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=None))
 
 
 def _unrecorded(connection: Connection, row: Any, results: Sequence[Result]) -> list[Result]:

@@ -1,0 +1,252 @@
+"""Whose chunk it is: flushes are fenced by the epoch, counted once, and chunks come back from whoever ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.store.filling import answer, answers_to, claim, count, rows, take_in, worker
+from vbatch.store import Store, answers, catalog, queue, registry
+from vbatch.store.records import ChunkKey, RequestCounts, Result
+
+
+def counts(store: Store, batch_id: str) -> tuple[int, int]:
+    found = catalog.find(store, batch_id).counts
+    return found.completed, found.failed
+
+
+def test_results_are_recorded_exactly(store: Store) -> None:
+    batch = take_in(store, 3)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    good, bad, none = lease.requests
+    results = [
+        answer(lease, good),
+        answer(lease, bad, status=400, text="\x00é🜚"),
+        Result(
+            key=lease.key,
+            epoch=lease.epoch,
+            seq=none.seq,
+            status_code=None,
+            request_id=None,
+            body=None,
+            error_code="request_timeout",
+            error_message="too slow",
+            attempts=3,
+        ),
+    ]
+    flushed = queue.flush(store, worker=who, results=results)
+    assert (flushed.recorded, flushed.rejected, flushed.finished_chunks) == (3, frozenset(), {lease.key})
+    found = [entry.result for entry in answers.in_file_order(store, pk=batch.pk)]
+    assert [replace(result, key=lease.key) for result in found if result is not None] == results
+    after = catalog.find(store, batch.id)
+    assert after.counts == RequestCounts(total=3, completed=1, failed=2)
+    assert (after.prompt_tokens, after.completion_tokens) == (4, 6)
+
+
+def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
+    batch = take_in(store, 4)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    first = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:3]))
+    assert (first.recorded, first.finished_chunks) == (3, frozenset())
+    assert catalog.to_finalize(store) == []
+    last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
+    assert (last.recorded, last.finished_chunks) == (1, {lease.key})
+    assert [found.id for found in catalog.to_finalize(store)] == [batch.id]
+
+
+def test_a_flush_of_nothing_does_nothing(store: Store) -> None:
+    assert queue.flush(store, worker="nobody", results=[]).recorded == 0
+
+
+def test_a_frozen_worker_writes_nothing(store: Store) -> None:
+    """Frozen past its lease and thawed while another one works on its chunk.
+
+    Mutant: a flush that does not compare the epoch records the first worker's answers.
+    """
+    batch = take_in(store, 2)
+    frozen, other = worker(store, pid=1), worker(store, pid=2)
+    (stale,) = claim(store, frozen)
+    queue.reclaim(store, worker=frozen, beat=0)
+    (fresh,) = claim(store, other)
+    flushed = queue.flush(store, worker=frozen, results=answers_to(stale, text="stale"))
+    assert (flushed.recorded, flushed.rejected) == (0, {stale.key})
+    assert counts(store, batch.id) == (0, 0)
+    assert queue.flush(store, worker=other, results=answers_to(fresh)).recorded == 2
+    assert queue.flush(store, worker=frozen, results=answers_to(stale, text="stale")).recorded == 0
+    bodies = {entry.result.body for entry in answers.in_file_order(store, pk=batch.pk) if entry.result}
+    assert bodies == {b'"1"', b'"2"'}
+
+
+def test_a_frozen_worker_that_leases_its_chunk_again_is_fenced_from_its_own_past(store: Store) -> None:
+    """State and name fit again; only the epoch tells the old lease from the new one."""
+    take_in(store, 2)
+    who = worker(store)
+    (stale,) = claim(store, who)
+    queue.reclaim(store, worker=who, beat=None)
+    (fresh,) = claim(store, who)
+    assert fresh.key == stale.key
+    assert queue.flush(store, worker=who, results=answers_to(stale)).rejected == {stale.key}
+    assert count(store, "result") == 0
+
+
+def test_answers_from_an_older_lease_are_dropped_beside_those_from_the_present_one(store: Store) -> None:
+    batch = take_in(store, 2)
+    who = worker(store)
+    (stale,) = claim(store, who)
+    queue.release(store, worker=who, keys=[stale.key])
+    (fresh,) = claim(store, who)
+    first, second = fresh.requests
+    flushed = queue.flush(
+        store, worker=who, results=[answer(stale, first, text="stale"), answer(fresh, second)]
+    )
+    assert (flushed.recorded, flushed.rejected) == (1, frozenset())
+    assert [entry.line for entry in answers.finished(store, pk=batch.pk)] == [2]
+
+
+def test_a_rejected_chunk_does_not_stop_the_others(store: Store) -> None:
+    take_in(store, 300)
+    who, thief = worker(store, pid=1), worker(store, pid=2)
+    mine, stolen = claim(store, who, chunks=2)
+    queue.release(store, worker=who, keys=[stolen.key])
+    claim(store, thief)
+    flushed = queue.flush(store, worker=who, results=[*answers_to(stolen), *answers_to(mine)])
+    assert (flushed.recorded, flushed.rejected) == (256, {stolen.key})
+
+
+def test_a_chunk_that_never_was_is_rejected(store: Store) -> None:
+    take_in(store, 1)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    unknown = replace(answers_to(lease)[0], key=ChunkKey(lease.key.batch, 99))
+    assert queue.flush(store, worker=who, results=[unknown]).rejected == {unknown.key}
+
+
+def test_a_replayed_flush_counts_once(replaying: Store) -> None:
+    """Mutant: counts that rise by what was sent instead of by what was inserted."""
+    batch = take_in(replaying, 5)
+    who = worker(replaying)
+    (lease,) = claim(replaying, who)
+    queue.flush(replaying, worker=who, results=answers_to(lease, lease.requests[:2]))
+    assert counts(replaying, batch.id) == (2, 0)
+    flushed = queue.flush(replaying, worker=who, results=answers_to(lease, lease.requests[1:]))
+    assert counts(replaying, batch.id) == (5, 0)
+    assert (flushed.rejected, flushed.finished_chunks) == (frozenset(), {lease.key})
+    assert count(replaying, "result") == 5
+
+
+def test_an_answer_is_recorded_once_and_never_changed(store: Store) -> None:
+    batch = take_in(store, 2)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    first, _ = lease.requests
+    queue.flush(store, worker=who, results=[answer(lease, first)])
+    queue.flush(store, worker=who, results=[answer(lease, first, status=500, text="other")])
+    found = next(iter(answers.finished(store, pk=batch.pk))).result
+    assert found is not None
+    assert (found.status_code, found.body) == (200, b'"1"')
+    assert counts(store, batch.id) == (1, 0)
+
+
+def test_still_ours_tells_what_was_taken_away(store: Store) -> None:
+    batch = take_in(store, 600)
+    who = worker(store)
+    leases = claim(store, who, chunks=3)
+    held = [(lease.key, lease.epoch) for lease in leases]
+    assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases}
+    queue.release(store, worker=who, keys=[leases[0].key])
+    claim(store, worker(store, pid=2))
+    assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases[1:]}
+    old = [(key, epoch - 1) for key, epoch in held]
+    assert queue.still_ours(store, worker=who, leases=old) == frozenset()
+    catalog.request_cancel(store, pk=batch.pk)
+    assert queue.still_ours(store, worker=who, leases=held) == frozenset()
+    assert queue.still_ours(store, worker=who, leases=[]) == frozenset()
+
+
+def test_releasing_is_no_crash_and_no_loss(store: Store) -> None:
+    take_in(store, 10)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:4]))
+    assert queue.release(store, worker=who, keys=[lease.key]) == 1
+    assert rows(store, "SELECT state, worker, crashes, losses, completed FROM chunk") == [
+        ("ready", None, 0, 0, 4)
+    ]
+    assert queue.release(store, worker=who, keys=[lease.key]) == 0
+
+
+def test_nobody_releases_what_another_one_holds(store: Store) -> None:
+    take_in(store, 10)
+    who = worker(store, pid=1)
+    (lease,) = claim(store, who)
+    assert queue.release(store, worker=worker(store, pid=2), keys=[lease.key]) == 0
+    assert queue.still_ours(store, worker=who, leases=[(lease.key, lease.epoch)]) == {lease.key}
+
+
+def test_a_dead_workers_chunks_come_back(store: Store) -> None:
+    take_in(store, 600)
+    dead, other = worker(store, pid=1), worker(store, pid=2)
+    claim(store, dead, chunks=2)
+    (kept,) = claim(store, other)
+    assert queue.reclaim(store, worker=dead, beat=None) == 2
+    assert [found.id for found in registry.live(store)] == [other]
+    assert queue.still_ours(store, worker=other, leases=[(kept.key, kept.epoch)]) == {kept.key}
+    assert {lease.key.n for lease in claim(store, other, chunks=9, held=[kept.key])} == {0, 1}
+
+
+def test_a_beat_since_then_protects_a_worker(store: Store) -> None:
+    """It was slow, not dead: between the look and the reclaim it beat again."""
+    take_in(store, 1)
+    who = worker(store)
+    claim(store, who)
+    (seen,) = registry.live(store)
+    registry.beat(store, worker=who, model="m", note=None)
+    assert queue.reclaim(store, worker=who, beat=seen.beat) == 0
+    assert [found.id for found in registry.live(store)] == [who]
+    (seen,) = registry.live(store)
+    assert queue.reclaim(store, worker=who, beat=seen.beat) == 1
+
+
+def test_reclaiming_twice_is_reclaiming_once(store: Store) -> None:
+    take_in(store, 1)
+    who = worker(store)
+    claim(store, who)
+    assert [queue.reclaim(store, worker=who, beat=None) for _ in range(2)] == [1, 0]
+    assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
+
+
+def test_a_worker_that_held_nothing_is_only_written_off(store: Store) -> None:
+    who = worker(store)
+    assert queue.reclaim(store, worker=who, beat=None) == 0
+    assert registry.live(store) == []
+
+
+def test_only_vanishing_on_this_boot_counts_as_a_loss(store: Store) -> None:
+    take_in(store, 300)
+    first, second = worker(store, pid=1), worker(store, pid=2)
+    claim(store, first)
+    queue.reclaim(store, worker=first, beat=None, vanished=True)
+    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(1,)]
+    (lease,) = claim(store, second)
+    queue.flush(store, worker=second, results=answers_to(lease, lease.requests[:1]))
+    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]  # it made progress in between
+    queue.reclaim(store, worker=second, beat=None, vanished=False)
+    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]
+
+
+def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
+    batch = take_in(store, ["bad"] * 300 + ["good"] * 3)
+    who = worker(store)
+    (running,) = claim(store, who, model="bad")
+    queue.flush(store, worker=who, results=answers_to(running, running.requests[:5]))
+    assert queue.fail_model(store, model="bad", code="model_not_loaded", message="no such folder") == 44
+    assert counts(store, batch.id) == (5, 44)
+    queue.release(store, worker=who, keys=[running.key])
+    assert queue.fail_model(store, model="bad", code="model_not_loaded", message="no such folder") == 251
+    assert counts(store, batch.id) == (5, 295)
+    assert [entry.model for entry in queue.waiting(store)] == ["good"]
+    ended = {entry.line: entry.error_code for entry in answers.finished(store, pk=batch.pk)}
+    assert len(ended) == 300
+    assert [line for line, code in ended.items() if code is None] == [1, 2, 3, 4, 5]
+    assert set(ended.values()) == {None, "model_not_loaded"}

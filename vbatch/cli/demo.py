@@ -146,7 +146,7 @@ def _exchange(request: dict[str, Any], line: dict[str, Any]) -> Exchange:
 
 def _compact(answer: str) -> str:
     """Return an answer without empty lines."""
-    return "\n".join(line.rstrip() for line in answer.splitlines() if line.strip())
+    return "\n".join(line.rstrip() for line in answer.strip().splitlines() if line.strip())
 
 
 def _closing(folder: Path, *, requests: int, seconds: float) -> RenderableType:

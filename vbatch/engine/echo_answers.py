@@ -120,7 +120,7 @@ def response(body: Body, name: str) -> Answer:
         "tools": [],
         "usage": {
             "input_tokens": tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 2 * tokens,

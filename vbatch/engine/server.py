@@ -12,20 +12,22 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from vbatch.engine.asgi import App
-
-# Ours come first, so that the user's win. Per-request lines would drown the log.
-DEFAULTS = ("--disable-uvicorn-access-log",)
 
 
 class Abandoned(Exception):
     """Nobody wants the engine any more."""
 
 
+class FlagsRefused(Exception):
+    """vLLM does not take these flags; it has printed why."""
+
+
 class UnexpectedArgument(ValueError):
-    """A word among vLLM's flags that belongs to no flag."""
+    """A word among vLLM's flags that belongs to none of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +61,14 @@ def imports() -> None:
 def start(*, model: str, path: str, args: Sequence[str], abandoned: threading.Event) -> Started:
     """Start an engine and wait until it has loaded its model. Blocks for as long as that takes.
 
-    Raises whatever vLLM raises, SystemExit for a bad flag included; Abandoned when the event was set before
-    the engine's processes were started.
+    Raises whatever vLLM raises; FlagsRefused and UnexpectedArgument for flags that it does not take; Abandoned
+    when the event was set before the engine's processes were started.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = _parse([*DEFAULTS, *args, "--model", path, "--served-model-name", model])
+    arguments = _parse([*args, "--model", path, "--served-model-name", model])
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
     _cli_args().propagate_flash_late_interaction(arguments, engine_args)
     # LLM_CLASS, for the batch sizes of offline work: the context of `vllm run-batch` has no row in vLLM's
@@ -88,6 +90,7 @@ def start(*, model: str, path: str, args: Sequence[str], abandoned: threading.Ev
 @asynccontextmanager
 async def serving(started: Started) -> AsyncIterator[App]:
     """Build the app that answers for this engine; it serves for as long as the context is open."""
+    from starlette.exceptions import HTTPException
     from vllm.entrypoints.launchers.api_server.entry import build_app, init_app_state
 
     llm, arguments = started.llm, started.arguments
@@ -95,6 +98,7 @@ async def serving(started: Started) -> AsyncIterator[App]:
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
+    app.add_exception_handler(HTTPException, _error_object)
     async with app.router.lifespan_context(app):
         yield app
 
@@ -107,6 +111,15 @@ def authorization(arguments: Namespace) -> list[tuple[bytes, bytes]]:
     return [(b"authorization", f"Bearer {keys[0]}".encode())] if keys else []
 
 
+async def _error_object(_request: Any, error: Any) -> Any:
+    """Answer for what the app does not route as vLLM answers for everything else: with OpenAI's error object."""
+    from starlette.responses import JSONResponse
+
+    kind = "".join(HTTPStatus(error.status_code).phrase.split()) + "Error"
+    detail = {"message": error.detail, "type": kind, "param": None, "code": error.status_code}
+    return JSONResponse({"error": detail}, status_code=error.status_code)
+
+
 def _parse(words: list[str]) -> Namespace:
     from vllm.logger import configure_logging_from_args
     from vllm.reasoning import ReasoningParserManager
@@ -115,7 +128,10 @@ def _parse(words: list[str]) -> Namespace:
 
     cli_args = _cli_args()
     parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="vllm"))
-    arguments: Namespace = parser.parse_args(words)
+    try:
+        arguments: Namespace = parser.parse_args(words)
+    except SystemExit as stop:  # from a thread it would end the event loop
+        raise FlagsRefused from stop
     if arguments.model_tag is not None:
         raise UnexpectedArgument(arguments.model_tag)
     configure_logging_from_args(arguments)

@@ -48,12 +48,17 @@ async def load(
                 await asyncio.to_thread(server.imports)
                 started = await _start(model=model, path=path or model, args=args)
                 stack.push_async_callback(_shut_down, started, _family(started))
+                _check_guard(started)
                 app = await stack.enter_async_context(server.serving(started))
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             log.write("".join(traceback.format_exception(error)))
-            cause = causes.of_failed_start(error, log.tail())
+            cause = causes.of_failed_start(log.tail(), model=model, path=path or model)
             raise EngineStartFailed(
-                cause.line, transient=cause.transient, hint=cause.hint, log=str(log.path)
+                cause.line,
+                transient=cause.transient,
+                model_fault=cause.model_fault,
+                hint=cause.hint,
+                log=str(log.path),
             ) from error
         log.mark()
         return VllmEngine(app, started, log, stack.pop_all())
@@ -65,13 +70,14 @@ class VllmEngine:
     def __init__(
         self, app: asgi.App, started: server.Started, log: EngineLog, closing: AsyncExitStack
     ) -> None:
-        self._app = app
+        self.app = app
         self._llm = started.llm
         self._children = started.processes
         self._log = log
         self._closing = closing
         self._headers = server.authorization(started.arguments)
         self._out_of_memory_kills = causes.out_of_memory_kills()
+        self._cause: str | None = None
         self._steps = _count_outputs(started.llm.engine_core)
         self.max_inflight = math.ceil(started.max_num_seqs * SURPLUS)
 
@@ -80,11 +86,12 @@ class VllmEngine:
         """None while it lives; else the cause, in one line."""
         if not self._llm.errored:
             return None
-        return causes.of_death(
-            exit_codes=[process.exitcode for process in self._children],
-            log=self._log.tail(),
-            out_of_memory=causes.out_of_memory_kills() > self._out_of_memory_kills,
-        )
+        if self._cause is None:
+            cause = causes.of_death([child.exitcode for child in self._children], self._log.tail())
+            if causes.out_of_memory_kills() > self._out_of_memory_kills:
+                cause += " (the kernel's out-of-memory killer was at work)"
+            self._cause = cause
+        return self._cause
 
     @property
     def progress(self) -> int:
@@ -99,7 +106,7 @@ class VllmEngine:
         """
         self._check()
         reply = await asgi.post(
-            self._app, url, body, headers=self._headers, request_id=f"vbatch-{uuid.uuid4().hex}"
+            self.app, url, body, headers=self._headers, request_id=f"vbatch-{uuid.uuid4().hex}"
         )
         self._check()
         return reply
@@ -115,7 +122,7 @@ class VllmEngine:
     async def close(self) -> None:
         """End every process of it; they are gone when this returns, and so is what it took of our memory."""
         await self._closing.aclose()
-        del self._app, self._llm
+        del self.app, self._llm
         # vLLM froze what it had built; at exit some libraries complain about what was never collected.
         gc.unfreeze()
         gc.collect()
@@ -140,6 +147,16 @@ async def _start(*, model: str, path: str, args: Sequence[str]) -> server.Starte
             started = starting.result()
             await _shut_down(started, _family(started))
         raise
+
+
+class Unguarded(Exception):
+    """The engine runs without vbatch's guard and would outlive us: vbatch is not installed as a package."""
+
+
+def _check_guard(started: server.Started) -> None:
+    for child in started.processes:
+        if os.getpgid(child.pid) != child.pid:
+            raise Unguarded(Unguarded.__doc__)
 
 
 def _family(started: server.Started) -> list[descendants.Process]:

@@ -1,0 +1,54 @@
+"""A real engine, started once for all tests that ask it something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from tests.rigs.model import ENGINE_ARGS, small_model
+from vbatch.engine import Reply, vllm
+
+__all__ = ["small_model"]
+
+T = TypeVar("T")
+
+MODEL = "smol"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A real engine and the event loop that it belongs to."""
+
+    engine: vllm.VllmEngine
+    runner: asyncio.Runner
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run this in the engine's event loop."""
+        return self.runner.run(work)
+
+    def post(self, url: str, **body: object) -> tuple[Reply, Any]:
+        """Ask the engine; return the reply and its decoded body."""
+        reply = self.run(self.engine.post(url, msgspec.json.encode(body)))
+        return reply, msgspec.json.decode(reply.body)
+
+
+@pytest.fixture(scope="package")
+def loaded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    """A real vLLM with a real small model."""
+    with asyncio.Runner() as runner:
+        engine = runner.run(
+            vllm.load(
+                model=MODEL,
+                path=str(small_model),
+                args=ENGINE_ARGS,
+                log_dir=tmp_path_factory.mktemp("engine-logs"),
+            )
+        )
+        yield Loaded(engine, runner)
+        runner.run(engine.close())

@@ -1,0 +1,248 @@
+"""The root cause of a failed start or a death, in one line. The texts are what vLLM 0.32 and its libraries say."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vbatch.engine import causes
+
+FAILED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+ERROR = "(EngineCore pid=71) ERROR 11-23 19:43:10 [core.py:1510] "
+TALK = "(EngineCore pid=71) INFO 11-23 19:43:10 [gpu_worker.py:1013] "
+
+
+def of_failed_start(log: str) -> causes.Cause:
+    return causes.of_failed_start(log, model="owner/name", path="owner/name")
+
+
+def test_the_incidents_own_error() -> None:
+    log = (
+        f"{ERROR}Traceback (most recent call last):\n"
+        f"{ERROR}    raise ValueError(\n"
+        f"{ERROR}ValueError: Free memory on device cuda:0 (1.2/15.57 GiB) on startup is less than desired GPU "
+        "memory utilization (0.9, 14.01 GiB). Decrease GPU memory utilization or reduce GPU memory used by "
+        f"other processes.\n{FAILED}\n"
+    )
+
+    cause = of_failed_start(log)
+
+    assert cause.line == (
+        "the GPU has 1.2 of 15.57 GiB free, and vLLM is to use 14.01 GiB (gpu_memory_utilization 0.9)"
+    )
+    assert cause.transient
+    assert not cause.model_fault
+    assert cause.hint == "free the GPU: vbatch doctor"
+
+
+def test_a_share_of_the_gpu_that_would_fit_is_named() -> None:
+    log = (
+        "ValueError: Free memory on device (10.0/16.0 GiB) on startup is less than desired GPU memory "
+        "utilization (0.92, 14.72 GiB). Decrease GPU memory utilization"
+    )
+
+    assert "--gpu-memory-utilization 0.61" in str(of_failed_start(log).hint)
+
+
+def test_what_will_never_fit_is_not_tried_again() -> None:
+    log = (
+        "ValueError: Available memory on node 0 (6.6/8.71 GiB) on kv cache allocation is less than requested "
+        "memory for kv (400.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU "
+        "memory used by other processes."
+    )
+
+    cause = of_failed_start(log)
+
+    assert cause.line == "6.6 of 8.71 GiB of memory are free, and vLLM's KV cache is to have 400.0 GiB"
+    assert not cause.transient
+
+
+@pytest.mark.parametrize(
+    ("said", "line", "hint", "going_on"),
+    [
+        (
+            "ValueError: Available memory on node 0 (6.8/9.46 GiB) on startup is less than desired CPU memory "
+            "utilization (0.99, 9.37 GiB). On the CPU backend, the `--gpu-memory-utilization` flag controls",
+            "6.8 of 9.46 GiB of memory are free, and vLLM is to use 9.37 GiB",
+            "--gpu-memory-utilization 0.70",
+            "transient",
+        ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity "
+            "of 15.57 GiB of which 1.01 GiB is free.",
+            "the GPU ran out of memory (another 2.00 GiB were needed)",
+            "vbatch doctor",
+            "transient",
+        ),
+        (
+            "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please "
+            "try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
+            "the GPU ran out of memory when warming up sampler",
+            "--max-num-seqs",
+            "model_fault",
+        ),
+        (
+            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+            "initializing the engine",
+            "the model leaves no memory for the KV cache",
+            "--gpu-memory-utilization",
+            "model_fault",
+        ),
+        (
+            "ValueError: To serve at least one request with the model's max seq len (131072), (16.00 GiB KV cache "
+            "is needed, which is larger than the available KV cache memory (4.50 GiB). Based on the available "
+            "memory, the estimated maximum model length is 36848. Try increasing `gpu_memory_utilization`",
+            "a context of 131072 tokens needs 16.00 GiB of KV cache, and 4.50 GiB are left",
+            "vbatch run-worker -- --max-model-len 36848",
+            "model_fault",
+        ),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "  Value error, User-specified max_model_len (100000) is greater than the derived max_model_len "
+            "(max_position_embeddings=8192.0 or model_max_length=None in model's config.json). [type=value_error]",
+            "--max-model-len 100000 is more than the 8192 tokens that the model was made for",
+            "vbatch run-worker -- --max-model-len 8192",
+            "model_fault",
+        ),
+        (
+            "usage: vllm [-h]\nvllm: error: unrecognized arguments: --no-such-flag 3",
+            "vLLM does not accept its flags: unrecognized arguments: --no-such-flag 3",
+            "vllm serve --help=all",
+            "model_fault",
+        ),
+        (
+            "RuntimeError: operator torchvision::nms does not exist",
+            "torchvision, torchaudio or torchcodec do not fit the installed torch",
+            "pip uninstall --yes torchvision torchaudio torchcodec",
+            None,
+        ),
+        (
+            "ModuleNotFoundError: No module named 'vllm'",
+            "vLLM is not installed",
+            "pip install 'vbatch[gpu]'",
+            None,
+        ),
+        (
+            "huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1-6)\n\n"
+            "Cannot access gated repo for url https://huggingface.co/owner/name/resolve/main/config.json.",
+            "owner/name is gated: its owner wants to know who downloads it",
+            "https://huggingface.co/owner/name",
+            "model_fault",
+        ),
+        (
+            "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-6)",
+            "the model hub knows no model owner/name, or only for those who log in",
+            "hf auth login",
+            "model_fault",
+        ),
+        (
+            "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or "
+            "'namespace/repo_name': '/no/such/model'. Use `repo_type` argument if needed.",
+            "there is no model at owner/name",
+            '[models."owner/name"] path',
+            "model_fault",
+        ),
+        (
+            "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder "
+            "for the specified revision on the local disk and outgoing traffic has been disabled.",
+            "owner/name is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            "HF_HUB_OFFLINE=0 hf download owner/name",
+            "model_fault",
+        ),
+        (
+            "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
+            "in the cached files.",
+            "owner/name is not on this machine, and the model hub cannot be reached",
+            "check the network",
+            "transient",
+        ),
+        (
+            "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported "
+            "architectures: dict_keys(['A', 'B']) [type=value_error, input_value=1, input_type=int]",
+            "this vLLM does not know the architecture 'FooForCausalLM'",
+            "pip install --upgrade vllm",
+            "model_fault",
+        ),
+        (
+            "  Value error, The checkpoint you are trying to load has model type `foo` but Transformers does not "
+            "recognize this architecture. This could be because of an issue with the checkpoint",
+            "this transformers does not know the model type foo",
+            "pip install --upgrade vllm transformers",
+            "model_fault",
+        ),
+        (
+            "RuntimeError: Failed to load the model config. If the model is a custom model not yet available in "
+            "the HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM or using the "
+            "`--trust-remote-code` flag in the CLI.",
+            "owner/name brings code of its own, which vLLM runs only when told so",
+            "vbatch run-worker -- --trust-remote-code",
+            "model_fault",
+        ),
+        (
+            "RuntimeError: Failed to infer device type, please set the environment variable",
+            "vLLM finds no GPU",
+            "nvidia-smi",
+            None,
+        ),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 12020).",
+            "the NVIDIA driver is too old for the installed torch",
+            "update the NVIDIA driver",
+            None,
+        ),
+        ("OSError: [Errno 28] No space left on device", "the disk is full", "df -h", None),
+    ],
+)
+def test_known_causes(said: str, line: str, hint: str, going_on: str | None) -> None:
+    cause = of_failed_start(f"{said}\n{FAILED}\n")
+
+    assert cause.line.startswith(line)
+    assert hint in str(cause.hint)
+    assert cause.transient == (going_on == "transient")
+    assert cause.model_fault == (going_on == "model_fault")
+
+
+def test_a_line_that_only_informs_is_no_cause() -> None:
+    log = (
+        f"{TALK}Free memory on device (1.2/15.57 GiB) on startup. Desired GPU memory utilization is (0.9, 14.01 "
+        "GiB). Actual usage is less than 3 (1, 2 GiB).\n"
+        f"{TALK}ValueError: trust_remote_code=True\n"
+        f"{ERROR}    raise ValueError('No module named vllm')\n"
+        f"{ERROR}torch.AcceleratorError: CUDA error: device-side assert triggered\n{FAILED}\n"
+    )
+
+    assert of_failed_start(log).line == "AcceleratorError: CUDA error: device-side assert triggered"
+
+
+def test_an_unknown_cause_is_its_last_telling_exception_on_one_short_line() -> None:
+    log = f"{ERROR}SomethingError: first\n{ERROR}a.b.OtherError: it\twent {'so ' * 200}wrong\n{FAILED}\n"
+
+    cause = of_failed_start(log)
+
+    assert cause.line.startswith("OtherError: it went so so")
+    assert len(cause.line) == causes.LONGEST
+    assert not cause.transient
+
+
+def test_an_engine_that_is_killed_as_it_starts() -> None:
+    log = FAILED.replace("{}", "{'EngineCore': -9}")
+
+    cause = of_failed_start(log)
+
+    assert cause.line == "the engine process was ended by SIGKILL as it started"
+    assert cause.transient
+
+
+def test_an_empty_log() -> None:
+    assert of_failed_start("").line == "vLLM did not say why it did not start"
+
+
+def test_a_death_is_told_by_its_signal_and_last_words() -> None:
+    echo = "(MainProcess pid=1) ERROR 11-23 19:34:18 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: x"
+
+    assert causes.of_death([-signal.SIGKILL], echo) == "the engine process was ended by SIGKILL"
+    assert causes.of_death([1], f"{ERROR}RuntimeError: CUDA error: an illegal memory access\n{echo}") == (
+        "the engine process exited with status 1: RuntimeError: CUDA error: an illegal memory access"
+    )
+    assert causes.of_death([None], "") == "the engine stopped"

@@ -1,0 +1,43 @@
+"""The family of a process, and its end."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rigs.waiting import until
+from vbatch.engine import descendants
+
+
+@pytest.fixture
+def shell() -> Iterator[subprocess.Popen[bytes]]:
+    """A shell with a child and a grandchild."""
+    with subprocess.Popen(["/bin/sh", "-c", "(sleep 600; :) & sleep 600; :"]) as process:
+        until(lambda: len(descendants.family([process.pid])) == 4, seconds=10)
+        yield process
+        descendants.end(descendants.family([process.pid]), limit=5)
+
+
+def test_a_family_is_all_that_lives_below(shell: subprocess.Popen[bytes]) -> None:
+    family = descendants.family([shell.pid])
+
+    assert family[0].pid == shell.pid
+    assert descendants.alive(family) == family
+    assert descendants.family([]) == []
+
+
+def test_the_end_of_a_family(shell: subprocess.Popen[bytes]) -> None:
+    family = descendants.family([shell.pid])
+
+    assert descendants.end(family, limit=5) == []
+    assert descendants.alive(family) == []
+
+
+def test_a_recycled_pid_is_another_process(shell: subprocess.Popen[bytes]) -> None:
+    """Mutant: comparing pids alone kills a stranger."""
+    impostor = descendants.Process(shell.pid, start_ticks=1)
+
+    assert descendants.end([impostor], limit=1) == []
+    assert shell.poll() is None

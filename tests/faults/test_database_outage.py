@@ -1,0 +1,191 @@
+"""PostgreSQL stops, dies, restarts, loses its clients and its answers in the middle of a batch: all is kept."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.commands import Home, chats, wait_until
+from tests.rigs.postgres import Postgres
+from tests.rigs.proxy import Mood, Proxy, proxy
+from tests.rigs.queued import Queued, queued
+from tests.rigs.workers import failures, kill, start_worker
+from vbatch.store import Store, catalog
+
+REQUESTS = 12_000
+
+
+@pytest.fixture
+def server_store(own_postgres: Postgres) -> Iterator[Store]:
+    """A store on a PostgreSQL that may be mistreated."""
+    store = Store(own_postgres.url())
+    store.prepare()
+    yield store
+    store.close()
+
+
+def assert_whole(batch: Queued, expected: list[dict[str, object]], folder: Path) -> None:
+    lines = batch.lines()
+    print(f"lost={len(lines.lost(expected))} doubled={len(lines.doubled)}")
+    assert not failures(folder)
+    assert not lines.lost(expected)
+    assert not lines.doubled
+    assert not lines.errors
+
+
+def run_through(batch: Queued, folder: Path, url: str, mistreat: Callable[[], None]) -> str:
+    """Work on the batch while ``mistreat`` is called again and again; one worker has to survive it all."""
+    worker = start_worker(url, folder, drain=True, max_inflight=32)
+    try:
+        wait_until(lambda: batch.batch.counts.completed > 0)
+        mistreat()
+        worker.join(120)
+        assert worker.exitcode == 0
+    finally:
+        kill(worker)
+    return (folder / f"worker-{worker.pid}.log").read_text()
+
+
+def test_twenty_restarts_of_every_kind(own_postgres: Postgres, server_store: Store, tmp_path: Path) -> None:
+    """Mutant: Store._patiently without its retry; the worker then fails at the first restart."""
+    expected = chats(REQUESTS)
+    batch = queued(server_store, tmp_path, expected)
+
+    def mistreat() -> None:
+        dice = random.Random(20)
+        for round_ in range(20):
+            match round_ % 4:
+                case 0:
+                    own_postgres.kill()
+                case 1:
+                    own_postgres.stop(signal.SIGQUIT)
+                case _:
+                    own_postgres.stop(signal.SIGINT)
+            time.sleep(dice.uniform(0, 0.4))
+            own_postgres.start()
+            time.sleep(dice.uniform(0.1, 0.6))
+
+    log = run_through(batch, tmp_path, batch.url, mistreat)
+    assert "store.waiting" in log
+    assert log.count("engine.loaded") == 1, "the engine is kept through every outage"
+    assert_whole(batch, expected, tmp_path)
+
+
+def test_backends_are_terminated_all_the_time(
+    own_postgres: Postgres, server_store: Store, tmp_path: Path
+) -> None:
+    """Mutant: faults._PASSING without 57P01."""
+    expected = chats(REQUESTS)
+    batch = queued(server_store, tmp_path, expected)
+
+    def mistreat() -> None:
+        for _ in range(20):
+            own_postgres.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'vbatch'"
+                " ORDER BY random() LIMIT 2"
+            )
+            time.sleep(0.5)
+
+    run_through(batch, tmp_path, batch.url, mistreat)
+    assert_whole(batch, expected, tmp_path)
+
+
+@pytest.fixture
+def through(own_postgres: Postgres) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with proxy(own_postgres.socket) as running:
+        yield running
+
+
+def test_lost_answers_to_commit_double_nothing(through: Proxy, server_store: Store, tmp_path: Path) -> None:
+    """Mutant: queue._unrecorded returns all results; the replayed flush then meets its own rows."""
+    expected = chats(REQUESTS)
+    batch = queued(server_store, tmp_path, expected)
+    url = f"postgresql://postgres@127.0.0.1:{through.port}/postgres"
+
+    def mistreat() -> None:
+        for _ in range(25):
+            through.mood = Mood.DROP_COMMIT_ANSWER
+            time.sleep(0.15)
+
+    run_through(batch, tmp_path, url, mistreat)
+    print(f"dropped answers to COMMIT: {through.dropped_commits}")
+    assert through.dropped_commits >= 5
+    assert_whole(batch, expected, tmp_path)
+
+
+def test_server_that_comes_up_slowly(through: Proxy, server_store: Store, tmp_path: Path) -> None:
+    """The incident: a port that accepts and closes, then a server that is starting up, then one that is ready.
+
+    Mutant: faults.diagnose takes 57P03 for permanent.
+    """
+    expected = chats(50)
+    batch = queued(server_store, tmp_path, expected)
+    url = f"postgresql://postgres@127.0.0.1:{through.port}/postgres"
+    through.mood = Mood.ACCEPT_AND_CLOSE
+    worker = start_worker(url, tmp_path, drain=True)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        wait_until(lambda: log.exists() and "closed the connection unexpectedly" in log.read_text())
+        through.mood = Mood.STARTING_UP
+        wait_until(lambda: "starting up" in log.read_text())
+        ready_at = time.monotonic()
+        through.mood = Mood.FORWARD
+        wait_until(lambda: batch.batch.counts.completed > 0, timeout=15)
+        print(f"first result {time.monotonic() - ready_at:.1f} s after the server was ready")
+        worker.join(30)
+        assert worker.exitcode == 0
+    finally:
+        kill(worker)
+    assert_whole(batch, expected, tmp_path)
+
+
+def test_full_disk_of_the_server_is_waited_for(
+    own_postgres: Postgres, server_store: Store, tmp_path: Path
+) -> None:
+    """Mutant: faults._PASSING without class 53. The disk is full by decree: a trigger raises 53100."""
+    expected = chats(400)
+    batch = queued(server_store, tmp_path, expected)
+    own_postgres.execute(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$"
+    )
+    own_postgres.execute("CREATE TRIGGER full_disk BEFORE INSERT ON result EXECUTE FUNCTION full_disk()")
+    worker = start_worker(batch.url, tmp_path, drain=True)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        wait_until(lambda: log.exists() and "disk is full" in log.read_text())
+        assert batch.batch.counts.completed == 0
+        own_postgres.execute("DROP TRIGGER full_disk ON result")
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        kill(worker)
+    assert_whole(batch, expected, tmp_path)
+
+
+def test_commands_wait_visibly_and_then_exit_75(tmp_path: Path, through: Proxy) -> None:
+    """Mutant: COMMAND_PATIENCE without limit. (About a minute is its default; the test shortens nothing.)"""
+    home = Home(tmp_path, f"postgresql://postgres@127.0.0.1:{through.port}/postgres")
+    through.mood = Mood.ACCEPT_AND_CLOSE
+    started = time.monotonic()
+    done = home.run("list", check=False)
+    assert done.returncode == 75
+    assert 50 < time.monotonic() - started < 75
+    assert "Traceback" not in done.stderr
+    assert "closed the connection unexpectedly" in done.stderr
+
+
+def test_command_goes_on_when_the_server_is_back(tmp_path: Path, through: Proxy, server_store: Store) -> None:
+    """A submit that meets an outage ends well by itself. Mutant: NO_PATIENCE for commands."""
+    home = Home(tmp_path, f"postgresql://postgres@127.0.0.1:{through.port}/postgres")
+    through.mood = Mood.STARTING_UP
+    threading.Timer(4, lambda: setattr(through, "mood", Mood.FORWARD)).start()
+    batch_id = home.submit(chats(10))
+    assert catalog.find(server_store, batch_id).counts.total == 10

@@ -103,7 +103,7 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
         for key in sorted(by_chunk):
             row = connection.execute(select(_chunk).where(_is(key)).with_for_update()).one_or_none()
             ours = _under_this_lease(row, worker, by_chunk[key])
-            if not ours or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
+            if row is None or not ours or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
                 rejected.add(key)
                 continue
             if row.state == ChunkState.DONE:  # a replay: the first COMMIT was durable

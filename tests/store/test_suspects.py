@@ -1,0 +1,188 @@
+"""The poisonous request is found by halving, in at most log2(chunk) + 2 deaths, and no innocent is convicted."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection
+
+import pytest
+
+from tests.store.filling import answers_to, claim, count, rows, take_in, worker
+from vbatch.store import Store, answers, catalog, queue
+from vbatch.store.records import ChunkKey, Lease
+from vbatch.store.suspects import LOSSES, SPLIT_AT
+
+FULL = 256  # requests in a full chunk
+
+
+class Engine:
+    """Runs leased chunks as a worker does: all at once, a suspect chunk alone. A poison kills it."""
+
+    def __init__(self, store: Store, poisons: Collection[int], *, inflight: int = FULL) -> None:
+        self.store = store
+        self.poisons = set(poisons)
+        self.inflight = inflight
+        self.who = worker(store)
+        self.deaths = 0
+
+    def drain(self) -> None:
+        """Work until nothing is left."""
+        while leases := claim(self.store, self.who):
+            (lease,) = leases
+            self._run(lease)
+        assert rows(self.store, "SELECT count(*) FROM chunk WHERE state IN ('ready', 'running')") == [(0,)]
+
+    def _run(self, lease: Lease) -> None:
+        pending = list(lease.requests)
+        while pending:
+            running, pending = pending[: self.inflight], pending[self.inflight :]
+            if self.poisons & {request.line for request in running}:
+                self.deaths += 1
+                accused = {lease.key: [request.seq for request in running]}
+                queue.record_crash(self.store, worker=self.who, suspects_of=accused, cause="SIGSEGV")
+                return
+            queue.flush(self.store, worker=self.who, results=answers_to(lease, running))
+
+
+def convicted(store: Store, pk: int) -> dict[int, str]:
+    return {
+        answer.line: answer.result.error_message or ""
+        for answer in answers.finished(store, pk=pk)
+        if answer.result is not None and answer.result.error_code == "engine_crash"
+    }
+
+
+@pytest.mark.parametrize("poison", [1, 2, 128, 129, 255, 256])
+def test_one_poison_is_found_among_256_within_log2_plus_2_deaths(store: Store, poison: int) -> None:
+    """Mutant: accusing without halving needs 256 deaths, or convicts innocents."""
+    batch = take_in(store, FULL)
+    engine = Engine(store, {poison})
+    engine.drain()
+    assert set(convicted(store, batch.pk)) == {poison}
+    assert engine.deaths <= math.log2(FULL) + 2
+    counts = catalog.find(store, batch.id).counts
+    assert (counts.completed, counts.failed) == (FULL - 1, 1)
+    assert len(list(answers.finished(store, pk=batch.pk))) == FULL
+
+
+def test_the_verdict_holds_its_evidence(store: Store) -> None:
+    batch = take_in(store, 1)
+    engine = Engine(store, {1})
+    engine.drain()
+    assert engine.deaths == SPLIT_AT
+    assert "died 2 times" in convicted(store, batch.pk)[1]
+    assert "SIGSEGV" in convicted(store, batch.pk)[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_poisons_are_all_found_and_nobody_else(store: Store, seed: int) -> None:
+    dice = random.Random(seed)
+    poisons = set(dice.sample(range(1, 601), 4))
+    batch = take_in(store, 600)
+    engine = Engine(store, poisons, inflight=dice.choice([7, 64, FULL]))
+    engine.drain()
+    assert set(convicted(store, batch.pk)) == poisons
+    counts = catalog.find(store, batch.id).counts
+    assert (counts.total, counts.completed, counts.failed) == (600, 596, 4)
+    lines = [answer.line for answer in answers.in_file_order(store, pk=batch.pk)]
+    assert lines == list(range(1, 601))
+    assert engine.deaths <= len(poisons) * (math.log2(FULL) + 2)
+
+
+def test_one_death_accuses_nobody(store: Store) -> None:
+    take_in(store, 3)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    queue.record_crash(store, worker=who, suspects_of={lease.key: [0, 1, 2]}, cause="out of memory")
+    assert rows(store, "SELECT state, crashes, total FROM chunk") == [("ready", 1, 3)]
+    assert count(store, "result") == 0
+
+
+def test_one_request_of_each_of_two_chunks_convicts_neither(store: Store) -> None:
+    """Both were in the engine: being the only one of its chunk is not being alone."""
+    batch = take_in(store, 512)
+    who = worker(store)
+    for _ in range(2):
+        leases = claim(store, who, chunks=2)
+        accused = {lease.key: [lease.requests[0].seq] for lease in leases}
+        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+    assert convicted(store, batch.pk) == {}
+    assert count(store, "result") == 0
+
+
+def test_what_was_not_in_the_engine_is_cleared(store: Store) -> None:
+    take_in(store, 100)
+    who = worker(store)
+    for _ in range(2):
+        (lease,) = claim(store, who)
+        accused = [request.seq for request in lease.requests if 10 <= request.seq <= 13]
+        queue.record_crash(store, worker=who, suspects_of={lease.key: accused}, cause="SIGSEGV")
+    assert rows(
+        store,
+        "SELECT first_seq, last_seq, crashes, total FROM chunk WHERE state = 'ready' ORDER BY first_seq",
+    ) == [(0, 9, 0, 10), (10, 11, 2, 2), (12, 13, 2, 2), (14, 99, 0, 86)]
+
+
+def test_a_crash_is_recorded_once_when_replayed(replaying: Store) -> None:
+    batch = take_in(replaying, 8)
+    engine = Engine(replaying, {3})
+    engine.drain()
+    assert set(convicted(replaying, batch.pk)) == {3}
+    counts = catalog.find(replaying, batch.id).counts
+    assert (counts.completed, counts.failed) == (7, 1)
+    assert count(replaying, "result") == 8
+
+
+def test_a_crash_over_a_chunk_that_is_not_ours_is_ignored(store: Store) -> None:
+    take_in(store, 3)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    queue.reclaim(store, worker=who, beat=None)
+    queue.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
+    queue.record_crash(store, worker=who, suspects_of={ChunkKey(99, 0): [0]}, cause="SIGSEGV")
+    assert rows(store, "SELECT state, crashes FROM chunk") == [("ready", 0)]
+
+
+def vanish(store: Store, number: int) -> Lease | None:
+    """A worker takes what is first and dies with its whole process."""
+    who = worker(store, pid=number)
+    leases = claim(store, who)
+    queue.reclaim(store, worker=who, beat=None, vanished=True)
+    return leases[0] if leases else None
+
+
+def test_a_request_that_kills_whole_workers_is_found(store: Store) -> None:
+    """Its engine takes the worker down with it, so that nobody is left to say what was running."""
+    batch = take_in(store, 8)
+    poison = 6
+    for number in range(2, 200):
+        who = worker(store, pid=number)
+        leases = claim(store, who)
+        if not leases:
+            break
+        (lease,) = leases
+        if poison in {request.line for request in lease.requests}:
+            queue.reclaim(store, worker=who, beat=None, vanished=True)
+        else:
+            queue.flush(store, worker=who, results=answers_to(lease))
+            queue.reclaim(store, worker=who, beat=None)
+    assert set(convicted(store, batch.pk)) == {poison}
+    counts = catalog.find(store, batch.id).counts
+    assert (counts.completed, counts.failed) == (7, 1)
+
+
+def test_a_worker_that_vanishes_once_or_twice_accuses_nobody(store: Store) -> None:
+    take_in(store, 8)
+    for number in range(2, 2 + LOSSES - 1):
+        vanish(store, number)
+    assert rows(store, "SELECT state, crashes, losses, total FROM chunk") == [("ready", 0, LOSSES - 1, 8)]
+
+
+def test_after_the_third_time_the_halves_run_alone(store: Store) -> None:
+    take_in(store, 8)
+    for number in range(2, 2 + LOSSES):
+        vanish(store, number)
+    assert rows(
+        store, "SELECT first_seq, last_seq, crashes FROM chunk WHERE state = 'ready' ORDER BY first_seq"
+    ) == [(0, 3, SPLIT_AT), (4, 7, SPLIT_AT)]

@@ -88,6 +88,13 @@ class Guest:
         self.machine.write("/etc/systemd/system/vbatch-worker@.service.d/test.conf", text)
         self.machine.run(["systemctl", "daemon-reload"])
 
+    def mutate(self, module: str, old: str, new: str) -> None:
+        """Change this project's source in the guest, and only there: a mutant that a test must catch."""
+        file = Path(__file__).parents[2] / module
+        source = file.read_text()
+        assert old in source, f"{module} does not hold {old!r} any more"
+        self.machine.write(str(file), source.replace(old, new))
+
     def submit(self, count: int) -> str:
         """Submit a batch of chats; return its id."""
         lines = "".join(json.dumps(line) + "\n" for line in chats(count))

@@ -18,13 +18,17 @@ SLOW = {"VBATCH_ECHO_LATENCY_MS": "1000", "VBATCH_MAX_INFLIGHT": "16"}
 # that the test need not take a minute. The threads of the worker go on, as they would in a real hang.
 HANG = """
 import signal, time
-def hang(*_):
+def impatient(*_):
     from datetime import timedelta
     import vbatch.worker.pulse
     vbatch.worker.pulse.STALLED = timedelta(seconds=2)
+def hang(*_):
+    impatient()
     time.sleep(3600)
 signal.signal(signal.SIGUSR1, hang)
+signal.signal(signal.SIGUSR2, impatient)
 """
+IMPATIENT = "[Service]\nEnvironment=PYTHONPATH=/opt/hang\nWatchdogSec=4s\nRestartSec=1s\n"
 
 
 @pytest.mark.parametrize("late", [6, pytest.param(40, marks=pytest.mark.long)])
@@ -75,7 +79,7 @@ def test_a_hung_loop_is_restarted_by_the_watchdog(guest: Guest) -> None:
     """Mutant: a heartbeat that does not look at the pulse; its thread keeps the hung worker for ever."""
     guest.install(env=SLOW)
     guest.machine.write("/opt/hang/sitecustomize.py", HANG)
-    guest.drop_in("[Service]\nEnvironment=PYTHONPATH=/opt/hang\nWatchdogSec=4s\nRestartSec=1s\n")
+    guest.drop_in(IMPATIENT)
     guest.machine.run(["systemctl", "restart", UNIT])
     batch_id = guest.submit(48)
     guest.recorded(0)
@@ -84,6 +88,24 @@ def test_a_hung_loop_is_restarted_by_the_watchdog(guest: Guest) -> None:
     guest.machine.wait_for("the watchdog restarts it", guest.has_restarted(before), limit=60)
     assert any("Watchdog timeout" in line for line in guest.journal())
     guest.machine.wait_for("the batch is done", guest.finished(batch_id))
+
+
+def test_an_idle_worker_outlives_an_outage_of_its_database(guest: Guest) -> None:
+    """Waiting for the database is no hang. Mutant: no sign of life while a call to the store lasts."""
+    guest.add_postgresql()
+    guest.machine.write("/opt/hang/sitecustomize.py", HANG)
+    guest.sudo("install-service", "--no-now", "--", "--engine", "echo")
+    guest.drop_in(IMPATIENT)
+    guest.machine.run(["systemctl", "start", UNIT])
+    guest.machine.run(["systemctl", "kill", "--signal=USR2", "--kill-who=main", UNIT])
+    guest.machine.run(["systemctl", "stop", "postgresql.service"])
+    guest.machine.wait_for("the worker says what it waits for", guest.says("waiting for the store"))
+    time.sleep(9)  # twice what the watchdog allows
+    assert guest.unit("NRestarts") == "0"
+    guest.machine.run(["systemctl", "start", "postgresql.service"])
+    batch_id = guest.submit(5)
+    guest.machine.wait_for("the batch is done", guest.finished(batch_id))
+    assert guest.unit("NRestarts") == "0"
 
 
 def test_stopping_in_the_middle_of_a_batch_drains(guest: Guest, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from vbatch.worker.stop import Stop
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ROUND = 1.0  # seconds between two signs of life while a call lasts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -38,17 +40,22 @@ class Context:
 
     async def in_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a store operation without holding up the event loop. It waits for as long as an outage lasts."""
-        return await _run(self._store_thread, call, *args, **kwargs)
+        return await self._run(self._store_thread, call, *args, **kwargs)
 
     async def in_files(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something slow that reads the store and writes files, beside the store's own thread."""
-        return await _run(self._file_thread, call, *args, **kwargs)
+        return await self._run(self._file_thread, call, *args, **kwargs)
 
     def close(self) -> None:
         """Let the threads end; one that waits for the database is left behind."""
         self._store_thread.shutdown(wait=False, cancel_futures=True)
         self._file_thread.shutdown(wait=False, cancel_futures=True)
 
-
-async def _run(thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))
+    async def _run(
+        self, thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        future = asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))
+        while not future.done():
+            await asyncio.wait([future], timeout=ROUND)
+            self.pulse.wait()
+        return future.result()

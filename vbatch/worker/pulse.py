@@ -36,6 +36,11 @@ class Pulse:
         """Say that the loop will not turn for at most ``limit``."""
         self._excused_until = time.monotonic() + limit.total_seconds()
 
+    def wait(self) -> None:
+        """Say that the loop turns while it waits for a thread, such as one that waits for the database."""
+        if not self.excused:
+            self.turn()
+
     @property
     def alive(self) -> bool:
         """Whether the worker makes progress, or has a reason not to."""

@@ -143,6 +143,7 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
     """
 
     def work(connection: Connection) -> Batch:
+        connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk).with_for_update())
         batch = find_in(connection, pk)
         if batch.status.final:
             raise WrongStatus(f"{batch.id} is already {batch.status}.")
@@ -161,13 +162,22 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
 
 
 def expire(store: Store, *, now: datetime) -> list[str]:
-    """Stop the batches whose deadline has passed; return their ids. Their files are then to be written."""
+    """Stop the batches whose deadline has passed; return their ids. Their files are then to be written.
+
+    One of which nothing is open any more is in time: only its files were not written yet.
+    """
 
     def work(connection: Connection) -> list[str]:
         due = connection.execute(
-            select(_batch.c.pk, _batch.c.id).where(
-                _batch.c.status == BatchStatus.IN_PROGRESS, _batch.c.expires_at <= now
+            select(_batch.c.pk, _batch.c.id)
+            .where(
+                _UNFINISHED,
+                _batch.c.status == BatchStatus.IN_PROGRESS,
+                _batch.c.expires_at <= now,
+                _OPEN_CHUNK,
             )
+            .order_by(_batch.c.pk)
+            .with_for_update()
         ).all()
         for row in due:
             connection.execute(update(_batch).where(_batch.c.pk == row.pk).values(expired_at=now))
@@ -178,9 +188,12 @@ def expire(store: Store, *, now: datetime) -> list[str]:
 
 
 def _stop_chunks(connection: Connection, pk: int, code: str, message: str) -> None:
+    open_chunks = and_(_chunk.c.batch == pk, text(f"chunk.{OPEN}"))
+    # Wait for whoever is at work on one of them, so that the update sees the pieces that it may be split into.
+    connection.execute(select(_chunk.c.n).where(open_chunks).order_by(_chunk.c.n).with_for_update()).all()
     connection.execute(
         update(_chunk)
-        .where(_chunk.c.batch == pk, text(f"chunk.{OPEN}"))
+        .where(open_chunks)
         .values(state=ChunkState.CANCELLED, worker=None, error_code=code, error_message=message)
     )
 
@@ -204,33 +217,43 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
             .group_by(_result.c.error_code, _result.c.status_code)
         ).all()
         found = [_failure_group(connection, pk, row) for row in groups]
-        stopped = connection.execute(
-            select(
-                _chunk.c.error_code,
-                _chunk.c.error_message,
-                func.sum(_chunk.c.failed).label("requests"),
-                func.min(_chunk.c.first_seq).label("seq"),
-            )
-            .where(_chunk.c.batch == pk, _chunk.c.state == ChunkState.FAILED)
-            .group_by(_chunk.c.error_code, _chunk.c.error_message)
-        ).all()
-        for row in stopped:
-            custom_id = connection.execute(
-                select(_request.c.custom_id).where(_request.c.batch == pk, _request.c.seq == row.seq)
-            ).scalar_one()
-            found.append(
-                FailureGroup(
-                    code=row.error_code,
-                    status_code=None,
-                    count=int(row.requests),
-                    custom_id=custom_id,
-                    body=None,
-                    message=row.error_message,
-                )
-            )
+        found += [_stopped_group(row) for row in _unanswered(connection, pk)]
         return sorted(found, key=lambda group: -group.count)
 
     return store.read(work)
+
+
+def _unanswered(connection: Connection, pk: int) -> list[Any]:
+    """Count the requests that failed with their chunk, without a result of their own, by the chunk's reason."""
+    of_the_chunk = and_(
+        _request.c.batch == _chunk.c.batch, _request.c.seq.between(_chunk.c.first_seq, _chunk.c.last_seq)
+    )
+    of_the_request = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
+    grouped = (
+        select(
+            _chunk.c.error_code,
+            _chunk.c.error_message,
+            func.count().label("requests"),
+            func.min(_request.c.seq).label("seq"),
+        )
+        .select_from(_chunk.join(_request, of_the_chunk).outerjoin(_result, of_the_request))
+        .where(_chunk.c.batch == pk, _chunk.c.state == ChunkState.FAILED, _result.c.seq.is_(None))
+        .group_by(_chunk.c.error_code, _chunk.c.error_message)
+        .subquery()
+    )
+    example = and_(_request.c.batch == pk, _request.c.seq == grouped.c.seq)
+    return list(connection.execute(select(grouped, _request.c.custom_id).join(_request, example)).all())
+
+
+def _stopped_group(row: Any) -> FailureGroup:
+    return FailureGroup(
+        code=row.error_code,
+        status_code=None,
+        count=row.requests,
+        custom_id=row.custom_id,
+        body=None,
+        message=row.error_message,
+    )
 
 
 def _failure_group(connection: Connection, pk: int, row: Any) -> FailureGroup:
@@ -261,9 +284,7 @@ def remove_rows(store: Store, pk: int) -> None:
     """Remove everything of a batch in short transactions; it is invisible from the first one on."""
     store.write(
         lambda connection: connection.execute(
-            update(_batch)
-            .where(_batch.c.pk == pk)
-            .values(status=BatchStatus.VALIDATING, submitter=_batch.c.submitter)
+            update(_batch).where(_batch.c.pk == pk).values(status=BatchStatus.VALIDATING)
         )
     )
     for table in (_result, _request, _chunk):

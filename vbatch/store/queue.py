@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, insert, or_, select, text, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
@@ -197,11 +197,10 @@ def fail_model(store: Store, *, model: str, code: str, message: str) -> int:
     """Fail every ready chunk of a model that cannot be loaded; return how many requests that were."""
 
     def work(connection: Connection) -> int:
-        open_requests = _chunk.c.total - _chunk.c.completed - _chunk.c.failed
         ready = and_(_READY, _chunk.c.model == model)
-        failed = connection.execute(
-            select(func.coalesce(func.sum(open_requests), 0)).where(ready)
-        ).scalar_one()
+        rows = connection.execute(
+            select(_chunk.c.total, _chunk.c.completed, _chunk.c.failed).where(ready).with_for_update()
+        ).all()
         connection.execute(
             update(_chunk)
             .where(ready)
@@ -212,7 +211,7 @@ def fail_model(store: Store, *, model: str, code: str, message: str) -> int:
                 error_message=message,
             )
         )
-        return int(failed)
+        return sum(row.total - row.completed - row.failed for row in rows)
 
     return store.write(work)
 

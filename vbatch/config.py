@@ -118,6 +118,9 @@ class Settings(BaseSettings):
         timedelta(seconds=90), description="a worker on another machine that is silent for this time is dead"
     )
     echo_latency_ms: int = Field(0, ge=0, description="how long the echo engine takes for an answer")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65000, description="a loopback port for /metrics and /health; GPU N adds N to it"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least important event that run-worker logs"
     )

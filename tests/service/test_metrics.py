@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -19,6 +21,7 @@ from prometheus_client import REGISTRY, Counter
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.rigs.commands import Home, chats, wait_until
 from vbatch.metrics import Exposition, Figures
 
 FIGURES = Figures(
@@ -149,3 +152,39 @@ def test_the_alerts_ask_for_metrics_that_exist() -> None:
     with serving(FIGURES) as url:
         served = {name for name, _ in samples(get(f"{url}/metrics")[1])}
     assert set(re.findall(r"vbatch_[a-z_]+", rules)) <= served
+
+
+def test_a_real_worker_is_scraped_while_it_works(tmp_path: Path) -> None:
+    home = Home(tmp_path, f"sqlite:///{tmp_path}/vbatch.db", {"VBATCH_ECHO_LATENCY_MS": "300"})
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    home.submit(chats(40))
+    with home.worker("--engine", "echo", "--max-inflight", "4", VBATCH_METRICS_PORT=str(port)) as worker:
+        wait_until(lambda: (recorded(port) or 0) > 0)
+        found = samples(get(f"http://127.0.0.1:{port}/metrics")[1])
+        status, health = get(f"http://127.0.0.1:{port}/health")
+        assert (status, json.loads(health)["status"]) == (200, "ok")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    assert found["vbatch_queue_requests", "unfinished"] + found["vbatch_queue_requests", "finished"] == 40
+    assert found["vbatch_engine_loads_total", ""] == 1
+    assert found["vbatch_progress_age_seconds", ""] < 5
+    assert found["vbatch_disk_free_bytes", "store"] > 0
+
+
+def test_a_port_that_is_taken_costs_the_metrics_and_not_the_work(tmp_path: Path) -> None:
+    home = Home(tmp_path, f"sqlite:///{tmp_path}/vbatch.db")
+    batch_id = home.submit(chats(3))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with home.worker("--engine", "echo", "--drain", VBATCH_METRICS_PORT=port) as worker:
+            assert worker.wait(60) == 0
+    assert "metrics.unavailable" in home.worker_log
+    assert home.batch(batch_id)["status"] == "completed"
+
+
+def recorded(port: int) -> float | None:
+    try:
+        return samples(get(f"http://127.0.0.1:{port}/metrics")[1]).get(("vbatch_requests_total", "completed"))
+    except OSError:
+        return None

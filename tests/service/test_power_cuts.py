@@ -3,14 +3,13 @@
 A cut takes everything that was not on the disk, at a random moment from the first instant of a boot to the
 middle of the work. What was committed before a cut must be there after it.
 
-Mutants, each seen to fail here: SQLite with synchronous=OFF, PostgreSQL with synchronous_commit=off (a
-committed result is gone after the boot); recovery that takes an earlier boot's worker for alive (the batch
-never ends); the unit without [Install] (nothing starts); files written without fsync (torn after the last cut).
+The mutants that these cuts must catch are at the end of this module, and run in the long run.
 """
 
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from pathlib import Path
 from statistics import median
@@ -79,3 +78,36 @@ def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) 
         f"{cuts + 2} power cuts on {store}: 0 lost, 0 doubled of {count}; from boot to the first new result "
         f"{min(firsts):.1f} to {max(firsts):.1f} s, mostly {median(firsts):.1f} s"
     )
+
+
+MUTANTS = {
+    "SQLite does not sync": ("sqlite", "vbatch/store/connections.py", "synchronous=EXTRA", "synchronous=OFF"),
+    "PostgreSQL does not sync": (
+        "postgresql",
+        "vbatch/store/connections.py",
+        "synchronous_commit=on",
+        "synchronous_commit=off",
+    ),
+    "an earlier boot's worker is taken for alive": (
+        "sqlite",
+        "vbatch/processes.py",
+        "return Liveness.GONE if identity.host == _host() else Liveness.UNKNOWN",
+        "return Liveness.UNKNOWN",
+    ),
+    "the service does not start at boot": (
+        "sqlite",
+        "vbatch/service/install.py",
+        'systemd.systemctl("enable", *missing)',
+        "pass",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_cuts_catch(guest: Guest, tmp_path: Path, mutant: str) -> None:
+    store, module, old, new = MUTANTS[mutant]
+    guest.mutate(module, old, new)
+    with pytest.raises((AssertionError, subprocess.TimeoutExpired)):
+        test_random_power_cuts(guest, tmp_path, store, 9)

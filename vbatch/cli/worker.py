@@ -63,7 +63,7 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
         url,
         patience=WORKER_PATIENCE,
         stop=stop.store,
-        on_wait=lambda reason, _seconds: view.update(waiting_for=reason and f"the store: {reason}"),
+        on_wait=view.wait_for_store,
     )
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
@@ -100,4 +100,5 @@ def options(settings: Settings, *, drain: bool = False, extra_args: Sequence[str
         request_timeout=settings.request_timeout,
         idle_unload=settings.idle_unload,
         engine_stall=settings.engine_stall,
+        metrics_port=settings.metrics_port,
     )

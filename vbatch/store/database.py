@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from vbatch.errors import Interrupted, StoreUnreachable
 from vbatch.store import connections, migrate
 from vbatch.store.faults import Transient, diagnose
-from vbatch.store.url import is_sqlite, parse_url, shown
+from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,11 @@ class Store:
 
     def __str__(self) -> str:
         return shown(self.url)
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None where the database is a server's."""
+        return sqlite_path(self.url) if self.sqlite else None
 
     def prepare(self) -> None:
         """Wait for the database, and bring its schema up to date.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import ExitStack
+from pathlib import Path
 
 from vbatch import processes
 from vbatch.errors import Interrupted
@@ -16,6 +17,7 @@ from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
+from vbatch.worker.figures import exposed
 from vbatch.worker.loop import WorkLoop
 from vbatch.worker.notify import notify
 from vbatch.worker.options import ModelOptions, WorkerOptions
@@ -44,10 +46,12 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
 
 
 def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
-    store.prepare()
+    pulse = Pulse()
     with ExitStack() as stack:
+        stack.enter_context(exposed(options, view, pulse, _folders(store, options)))
+        store.prepare()
+        pulse.turn()
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
-        pulse = Pulse()
         heartbeat = Heartbeat(
             pulse,
             lambda: registry.beat(
@@ -69,6 +73,12 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         asyncio.run(_work(context))
         registry.stop(store, worker=worker)
         log.info("worker.stopped worker=%s", worker)
+
+
+def _folders(store: Store, options: WorkerOptions) -> dict[str, Path]:
+    """Name the folders that must not fill: of a database on this machine, of the models, of the logs."""
+    of_store = {"store": store.file.parent} if store.file is not None else {}
+    return {**of_store, "cache": options.cache_dir, "state": options.state_dir}
 
 
 async def _work(context: Context) -> None:

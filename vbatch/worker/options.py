@@ -39,6 +39,7 @@ class WorkerOptions:
     request_timeout: timedelta | None = None
     idle_unload: timedelta | None = timedelta(minutes=15)
     engine_stall: timedelta = timedelta(minutes=10)
+    metrics_port: int | None = None
     reload_pause: timedelta = timedelta(seconds=1)
 
     def model_path(self, model: str) -> str:

@@ -15,8 +15,9 @@ RATE_WINDOW = timedelta(seconds=60)
 class Snapshot:
     """The worker at one moment. Rates are per second over the last minute; counts are requests.
 
-    ``total``, ``completed`` and ``failed`` are of all unfinished batches together; ``remaining_seconds`` is
-    None while nothing is known.
+    ``total``, ``completed`` and ``failed`` are of all unfinished batches together; ``saved`` and the tokens
+    are this worker's, since its start; ``saved_at`` is monotonic time. ``remaining_seconds`` is None while
+    nothing is known.
     """
 
     state: str = "starting"
@@ -28,12 +29,18 @@ class Snapshot:
     failed: int = 0
     running: int = 0
     saved: int = 0
+    saved_failed: int = 0
+    saved_at: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     requests_per_second: float = 0.0
     prompt_tokens_per_second: float = 0.0
     completion_tokens_per_second: float = 0.0
     engine_loads: int = 0
     engine_deaths: int = 0
     waiting_for: str | None = None
+    store_outages: int = 0
+    store_outage_seconds: float = 0.0
     trouble: str | None = None
 
     @property
@@ -52,6 +59,26 @@ class View:
     def update(self, **changes: object) -> None:
         """Replace some fields."""
         self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
+
+    def wait_for_store(self, reason: str | None, seconds: float) -> None:
+        """Take what the store tells while it is out of reach; None when it is back."""
+        begins = reason is not None and self.snapshot.waiting_for is None
+        self.update(
+            waiting_for=reason and f"the store: {reason}",
+            store_outages=self.snapshot.store_outages + begins,
+            store_outage_seconds=seconds if reason is not None else 0.0,
+        )
+
+    def count(self, *, saved: int, failed: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count what a flush recorded."""
+        now = self.snapshot
+        self.update(
+            saved=now.saved + saved,
+            saved_failed=now.saved_failed + failed,
+            saved_at=time.monotonic() if saved else now.saved_at,
+            prompt_tokens=now.prompt_tokens + prompt_tokens,
+            completion_tokens=now.completion_tokens + completion_tokens,
+        )
 
 
 class _Saved(NamedTuple):

@@ -141,13 +141,17 @@ class Serving:
             self._saved()
 
     def _count(self, results: Sequence[Result], *, recorded: int) -> None:
+        prompt_tokens = sum(result.prompt_tokens for result in results)
+        completion_tokens = sum(result.completion_tokens for result in results)
         self._context.meter.add(
-            requests=recorded,
-            prompt_tokens=sum(result.prompt_tokens for result in results),
-            completion_tokens=sum(result.completion_tokens for result in results),
+            requests=recorded, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
         )
-        view = self._context.view
-        view.update(saved=view.snapshot.saved + recorded)
+        self._context.view.count(
+            saved=recorded,
+            failed=min(recorded, sum(not result.succeeded for result in results)),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
 
     async def _check_leases(self) -> None:
         leases = self._inflight.leases

@@ -7,6 +7,7 @@ would check each of a million inserted rows by itself, and rows of a batch come 
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +49,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class AnyText(TypeDecorator[str]):
+    """Words from elsewhere: an engine's last ones, a process's title.
+
+    They may hold what PostgreSQL's text cannot (NUL) or UTF-8 cannot (lone surrogates, from undecodable
+    bytes); that must never stop what is being recorded with them.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Replace what cannot be stored."""
+        return None if value is None else _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
 # SQLite makes only an INTEGER PRIMARY KEY the row's own id.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -66,6 +84,10 @@ def _partial(name: str, *columns: Any, where: str) -> Index:
 
 def _text(**options: Any) -> Any:
     return Column(Text(), nullable=options.pop("nullable", False), **options)
+
+
+def _words() -> Any:
+    return Column(AnyText(), nullable=True)
 
 
 def _integer(**options: Any) -> Any:
@@ -156,7 +178,7 @@ class ChunkRow(SQLModel, table=True):
     prompt_tokens: int = Field(sa_column=_big(server_default="0"))
     completion_tokens: int = Field(sa_column=_big(server_default="0"))
     error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_words())
 
 
 class ResultRow(SQLModel, table=True):
@@ -171,7 +193,7 @@ class ResultRow(SQLModel, table=True):
     request_id: str | None = Field(default=None, sa_column=_text(nullable=True))
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary(), nullable=True))
     error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_words())
     prompt_tokens: int = Field(sa_column=_integer())
     completion_tokens: int = Field(sa_column=_integer())
     attempts: int = Field(sa_column=_integer())
@@ -192,7 +214,7 @@ class WorkerRow(SQLModel, table=True):
     engine: str = Field(sa_column=_text())
     gpu_uuid: str | None = Field(default=None, sa_column=_text(nullable=True))
     model: str | None = Field(default=None, sa_column=_text(nullable=True))
-    note: str | None = Field(default=None, sa_column=_text(nullable=True))
+    note: str | None = Field(default=None, sa_column=_words())
     beat: int = Field(sa_column=_big())
     started_at: datetime = Field(sa_column=_time(nullable=False))
     beat_at: datetime = Field(sa_column=_time(nullable=False))
@@ -210,5 +232,5 @@ class ProcessRow(SQLModel, table=True):
     pid_namespace: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     host: str = Field(sa_column=_text())
     worker: str = Field(sa_column=Column(Text(), nullable=False, index=True))
-    title: str = Field(sa_column=_text())
+    title: str = Field(sa_column=Column(AnyText(), nullable=False))
     cgroup: str | None = Field(default=None, sa_column=_text(nullable=True))

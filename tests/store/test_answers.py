@@ -1,0 +1,100 @@
+"""The answers of a batch come in file order, at any time, while the work goes on."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import pytest
+
+from tests.store.filling import answers_to, claim, take_in, worker
+from vbatch.store import Store, answers, catalog, queue
+
+
+def test_mixed_models_come_in_file_order_page_after_page(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "PAGE", 7)
+    dice = random.Random(1)
+    models = [dice.choice("abc") for _ in range(500)]
+    batch = take_in(store, models)
+    who = worker(store)
+    for model in "abc":
+        for lease in claim(store, who, model=model, chunks=9):
+            queue.flush(store, worker=who, results=answers_to(lease))
+    found = list(answers.in_file_order(store, pk=batch.pk))
+    assert [answer.line for answer in found] == list(range(1, 501))
+    assert [answer.custom_id for answer in found] == [f"r-{line}" for line in range(1, 501)]
+    assert [answer.result.body for answer in found if answer.result] == [
+        b'"%d"' % line for line in range(1, 501)
+    ]
+
+
+def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "PAGE", 50)
+    batch = take_in(store, 600)
+    who = worker(store)
+    first, second, third = claim(store, who, chunks=3)
+    queue.flush(store, worker=who, results=answers_to(first))
+    reading = answers.finished(store, pk=batch.pk)
+    begun = [answer.line for answer in islice(reading, 60)]
+    queue.flush(store, worker=who, results=answers_to(third))  # no reader keeps a writer waiting
+    queue.flush(store, worker=who, results=answers_to(second, second.requests[100:]))
+    lines = begun + [answer.line for answer in reading]
+    assert lines == sorted(set(lines))
+    assert set(range(1, 257)) <= set(lines)
+    assert [answer.line for answer in answers.finished(store, pk=batch.pk)] == [
+        *range(1, 257),
+        *range(357, 601),
+    ]
+
+
+def test_nothing_is_finished_at_first(store: Store) -> None:
+    batch = take_in(store, 3)
+    assert list(answers.finished(store, pk=batch.pk)) == []
+    assert [answer.result for answer in answers.in_file_order(store, pk=batch.pk)] == [None] * 3
+
+
+def test_failed_requests_come_with_model_and_body(store: Store) -> None:
+    batch = take_in(store, ["a", "b", "a", "b", "c"], body=b'{"exact" :  1}')
+    who = worker(store)
+    (lease_a,) = claim(store, who, model="a")
+    (lease_b,) = claim(store, who, model="b")
+    queue.flush(store, worker=who, results=answers_to(lease_a))
+    queue.flush(store, worker=who, results=answers_to(lease_b, status=400))
+    catalog.request_cancel(store, pk=batch.pk)
+    failed = list(answers.failed_requests(store, pk=batch.pk))
+    assert [(request.line, request.custom_id, request.model, request.body) for request in failed] == [
+        (2, "r-2", "b", b'{"exact" :  1}'),
+        (4, "r-4", "b", b'{"exact" :  1}'),
+        (5, "r-5", "c", b'{"exact" :  1}'),
+    ]
+
+
+def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
+    batch = take_in(store, ["bad"] * 300 + ["good"] * 300)
+    queue.fail_model(store, model="bad", code="model_not_loaded", message="too big")
+    who = worker(store)
+    (lease,) = claim(store, who, model="good")
+    queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
+    catalog.request_cancel(store, pk=batch.pk)
+    codes = [answer.error_code for answer in answers.finished(store, pk=batch.pk)]
+    assert codes == ["model_not_loaded"] * 300 + [None] * 10 + ["batch_cancelled"] * 290
+
+
+def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store) -> None:
+    """An engine's last words may hold anything; they must not stop the flush that records them."""
+    batch = take_in(store, 2)
+    who = worker(store)
+    for _ in range(4):
+        for lease in claim(store, who):
+            accused = {lease.key: [lease.requests[0].seq]}
+            queue.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
+    queue.fail_model(store, model="m", code="model_not_loaded", message="bad\0byte \udcff")
+    messages = {
+        answer.result.error_message if answer.result else answer.error_message
+        for answer in answers.finished(store, pk=batch.pk)
+    }
+    assert all(message is not None and "bad\N{REPLACEMENT CHARACTER}byte" in message for message in messages)

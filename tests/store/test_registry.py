@@ -1,0 +1,91 @@
+"""Workers and the ledger of their engine processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.store.filling import worker
+from vbatch.identity import ProcessIdentity
+from vbatch.store import Store, registry
+from vbatch.store.records import EngineProcess
+
+ME = ProcessIdentity(
+    host="here", boot_id="boot", pid_namespace=4026531836, pid=4_194_303, start_ticks=1 << 40
+)
+
+
+def engine_process(who: str, pid: int, *, title: str = "vbatch: engine core") -> EngineProcess:
+    return EngineProcess(worker=who, identity=replace(ME, pid=pid), title=title, cgroup="/user.slice/é")
+
+
+def test_a_worker_is_written_down_exactly(store: Store) -> None:
+    who = registry.register(store, identity=ME, engine="vllm", gpu_uuid="GPU-1")
+    (found,) = registry.live(store)
+    assert (found.id, found.identity, found.engine, found.gpu_uuid) == (who, ME, "vllm", "GPU-1")
+    assert (found.model, found.note, found.beat, found.stopped_at) == (None, None, 0, None)
+    assert found.started_at == found.beat_at
+
+
+def test_registering_twice_is_registering_once(replaying: Store) -> None:
+    who = registry.register(replaying, identity=ME, engine="echo", gpu_uuid=None)
+    assert [found.id for found in registry.live(replaying)] == [who]
+
+
+def test_each_beat_counts(store: Store) -> None:
+    who = registry.register(store, identity=ME, engine="echo", gpu_uuid=None)
+    for _ in range(3):
+        registry.beat(store, worker=who, model="m", note="the engine died")
+    (found,) = registry.live(store)
+    assert (found.beat, found.model, found.note) == (3, "m", "the engine died")
+    assert found.beat_at > found.started_at
+
+
+def test_who_stopped_is_not_live(store: Store) -> None:
+    first, second = worker(store, pid=1), worker(store, pid=2)
+    registry.stop(store, worker=first)
+    assert [found.id for found in registry.live(store)] == [second]
+    assert {found.id for found in registry.recent(store, limit=9)} == {first, second}
+    (stopped,) = (found for found in registry.recent(store, limit=9) if found.id == first)
+    moment = stopped.stopped_at
+    assert moment is not None
+    registry.stop(store, worker=first)
+    assert next(found for found in registry.recent(store, limit=9) if found.id == first).stopped_at == moment
+
+
+def test_a_process_of_the_same_pid_on_another_boot_is_another_worker(store: Store) -> None:
+    first = registry.register(store, identity=ME, engine="echo", gpu_uuid=None)
+    second = registry.register(store, identity=replace(ME, boot_id="later"), engine="echo", gpu_uuid=None)
+    assert first != second
+
+
+def test_the_ledger_holds_what_was_recorded_last(replaying: Store) -> None:
+    first, second = worker(replaying, pid=1), worker(replaying, pid=2)
+    registry.record_processes(replaying, worker=first, processes=[engine_process(first, 10)])
+    registry.record_processes(
+        replaying, worker=first, processes=[engine_process(first, 11), engine_process(first, 12)]
+    )
+    registry.record_processes(replaying, worker=second, processes=[engine_process(second, 20)])
+    ledger = sorted(registry.ledger(replaying), key=lambda process: process.identity.pid)
+    assert ledger == [engine_process(first, 11), engine_process(first, 12), engine_process(second, 20)]
+    registry.forget_processes(replaying, worker=first)
+    assert registry.ledger(replaying) == [engine_process(second, 20)]
+    registry.record_processes(replaying, worker=second, processes=[])
+    assert registry.ledger(replaying) == []
+
+
+def test_a_clean_stop_empties_the_ledger(store: Store) -> None:
+    who = worker(store)
+    registry.record_processes(store, worker=who, processes=[engine_process(who, 10)])
+    registry.stop(store, worker=who)
+    assert registry.ledger(store) == []
+
+
+def test_names_that_a_database_would_choke_on_are_made_harmless(store: Store) -> None:
+    """A title is whatever a process calls itself; a note may quote an engine's stderr."""
+    who = worker(store)
+    registry.beat(store, worker=who, model="m", note="bad\0byte \udcff")
+    registry.record_processes(store, worker=who, processes=[engine_process(who, 10, title="t\0itle \udcff")])
+    (found,) = registry.live(store)
+    assert found.note == "bad\N{REPLACEMENT CHARACTER}byte \N{REPLACEMENT CHARACTER}"
+    (process,) = registry.ledger(store)
+    assert process.title == "t\N{REPLACEMENT CHARACTER}itle \N{REPLACEMENT CHARACTER}"

@@ -44,7 +44,9 @@ async def load(context: Context, model: str) -> Engine | None:
             if engine is None:
                 return None
             context.pulse.turn()
-            await context.in_store(_record, context, engine.processes())
+            pids = engine.processes()
+            await context.in_store(_record, context, pids)
+            log.info("engine.processes pids=%s", ",".join(map(str, pids)))
             loads = context.view.snapshot.engine_loads + 1
             context.view.update(state="working", engine_loads=loads, trouble=None)
             log.info("engine.loaded model=%s max_inflight=%d", model, engine.max_inflight)

@@ -1,0 +1,175 @@
+"""The real vLLM on a real small model, through real commands: answered, killed, interrupted, swapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.rigs.commands import VBATCH, Home, Lines, wait_until
+from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
+from vbatch import processes
+from vbatch.engine import smollm
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+MODEL = smollm.NAME
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.fixture
+def real(home: Home, small_model: Path) -> Home:  # noqa: F811
+    """A home whose configuration knows the real model."""
+    home.extra |= smollm.ENVIRONMENT
+    configured = home.path / "config" / "vbatch"
+    configured.mkdir(parents=True)
+    flags = json.dumps(list(ENGINE_ARGS))
+    (configured / "config.toml").write_text(
+        f'[models."{MODEL}"]\npath = "{small_model}"\nargs = {flags}\n'
+        f'[models."copy"]\npath = "{home.path / "copy"}"\nargs = {flags}\n'
+    )
+    return home
+
+
+def questions(count: int, *, model: str = MODEL, max_tokens: int = 40) -> list[dict[str, Any]]:
+    """Requests whose answers take about half a second each on two cores."""
+    return [
+        {
+            "custom_id": f"q-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": model,
+                "messages": [{"role": "user", "content": f"Tell me a story about the number {number}."}],
+                "max_tokens": max_tokens,
+                "ignore_eos": True,
+                "temperature": 0,
+            },
+        }
+        for number in range(count)
+    ]
+
+
+def engine_processes(home: Home) -> list[processes.ProcessIdentity]:
+    """The engine processes below the workers of this home, by the worker's own log."""
+    pids = [int(pid) for pid in home.worker_log.split("engine.processes pids=")[-1].split()[0].split(",")]
+    return [identity for pid in pids if (identity := processes.identify(pid)) is not None]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_other_peoples_batches_complete(real: Home) -> None:
+    """Files from other projects, unchanged but for ``-m``: answered in file order, in the Batch API's form."""
+    ids = []
+    for name in ("demo_batch_10", "vllm_example_batch"):
+        shutil.copy(DATA / f"{name}.jsonl", real.path)
+        ids.append(real.run("submit", f"{name}.jsonl", "-m", MODEL).stdout.strip())
+    real.run("run-worker", "--drain", timeout=300)
+    for batch_id, name in zip(ids, ("demo_batch_10", "vllm_example_batch"), strict=True):
+        batch = real.batch(batch_id)
+        assert batch["status"] == "completed"
+        asked = [line["custom_id"] for line in _documents(DATA / f"{name}.jsonl")]
+        answered = _documents(real.path / f"{name}.output.jsonl")
+        assert [line["custom_id"] for line in answered] == asked
+        for line in answered:
+            assert line["error"] is None
+            assert line["response"]["status_code"] == 200
+            assert line["response"]["body"]["model"] == MODEL
+            assert line["response"]["body"]["choices"][0]["message"]["content"].strip()
+
+
+def test_killed_worker_leaves_no_engine_and_loses_nothing(real: Home) -> None:
+    """Mutant: engine/guard.py does not watch its parent; the engine then lives on for ever."""
+    expected = questions(160)
+    batch_id = real.submit(expected)
+    with real.worker() as worker:
+        wait_until(lambda: real.finished(batch_id) > 0, timeout=120, pause=0.5)
+        engines = engine_processes(real)
+        assert engines
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        killed_at = time.monotonic()
+        wait_until(lambda: not any(processes.identify(e.pid) == e for e in engines), timeout=15, pause=0.2)
+        print(f"engine gone {time.monotonic() - killed_at:.1f} s after SIGKILL of the worker")
+    saved = real.finished(batch_id)
+    assert 0 < saved < len(expected), "the kill came too late to show anything"
+    real.run("run-worker", "--drain", timeout=300)
+    lines = Lines.of(real.batch(batch_id))
+    assert not lines.lost(expected)
+    assert not lines.doubled
+    assert not lines.errors
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
+    """Mutant: engine/guard.py without setpgid; Ctrl-C then kills the engine under its requests."""
+    expected = questions(400)
+    batch_id = real.submit(expected)
+    terminal = pexpect.spawn(
+        sys.executable, [*VBATCH[1:], "run-worker", "--max-inflight", "32"], env=real.env, cwd=str(real.path),
+        dimensions=(40, 120), timeout=120,
+    )  # fmt: skip
+    wait_until(lambda: _drained(terminal) and real.finished(batch_id) > 0, timeout=120, pause=0.5)
+    terminal.sendintr()
+    wait_until(lambda: _drained(terminal) and not terminal.isalive(), timeout=90)
+    terminal.close()
+    assert terminal.exitstatus == 0
+    batch = real.batch(batch_id)
+    counts = batch["request_counts"]
+    assert batch["status"] == "in_progress"
+    assert isinstance(counts, dict)
+    assert counts["failed"] == 0
+    assert 32 <= counts["completed"] < len(expected)
+    assert counts["completed"] % 1 == 0
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_model: Path) -> None:  # noqa: F811
+    """Mutant: EngineDied answers are recorded; requests then end as errors of a dead engine."""
+    shutil.copytree(small_model, real.path / "copy", copy_function=os.link)
+    first, second = questions(120), questions(20, model="copy")
+    ids = [real.submit(first, name="first"), real.submit(second, name="second")]
+    with real.worker("--drain") as worker:
+        wait_until(lambda: real.finished(ids[0]) > 0, timeout=120, pause=0.5)
+        (engine, *_) = engine_processes(real)
+        os.kill(engine.pid, signal.SIGKILL)
+        assert worker.wait(timeout=300) == 0
+    log = real.worker_log
+    assert "killed by SIGKILL" in next(line for line in log.splitlines() if "engine.died" in line)
+    assert log.count("engine.loaded") == 3, "first model twice, second model once"
+    for batch_id, expected in zip(ids, (first, second), strict=True):
+        lines = Lines.of(real.batch(batch_id))
+        assert not lines.lost(expected)
+        assert not lines.doubled
+        assert not lines.errors
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_engine_that_does_not_fit_is_explained_in_one_line(real: Home) -> None:
+    """The incident's own failure, made for real: more memory asked for than there is."""
+    real.submit(questions(3))
+    done = real.run("run-worker", "--drain", "--", "--gpu-memory-utilization", "1.0", check=False, timeout=300)
+    assert done.returncode == 69
+    assert "memory" in done.stderr.splitlines()[-2]
+    assert "Traceback" not in done.stderr
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def _drained(terminal: Any) -> bool:
+    """Read what the terminal shows, so that it never fills up."""
+    try:
+        while terminal.read_nonblocking(65536, timeout=0):
+            pass
+    except (pexpect.TIMEOUT, pexpect.EOF):
+        pass
+    return True

@@ -38,6 +38,13 @@ class Loaded:
         return reply, msgspec.json.decode(reply.body)
 
 
+async def at_work(engine: vllm.VllmEngine) -> None:
+    """Wait until the engine produces tokens."""
+    before = engine.progress
+    while engine.progress < before + 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
 @pytest.fixture(scope="package")
 def loaded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """A real vLLM with a real small model."""

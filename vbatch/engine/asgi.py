@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from vbatch.engine import Reply
 
 Message = MutableMapping[str, Any]
@@ -144,7 +146,5 @@ def _seconds(value: bytes) -> float | None:
 
 
 def _server_error(reason: str) -> bytes:
-    import msgspec
-
     error = {"message": reason, "type": "InternalServerError", "param": None, "code": 500}
     return msgspec.json.encode({"error": error})

@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from vbatch.engine.asgi import App
@@ -90,7 +89,6 @@ def start(*, model: str, path: str, args: Sequence[str], abandoned: threading.Ev
 @asynccontextmanager
 async def serving(started: Started) -> AsyncIterator[App]:
     """Build the app that answers for this engine; it serves for as long as the context is open."""
-    from starlette.exceptions import HTTPException
     from vllm.entrypoints.launchers.api_server.entry import build_app, init_app_state
 
     llm, arguments = started.llm, started.arguments
@@ -98,7 +96,6 @@ async def serving(started: Started) -> AsyncIterator[App]:
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
-    app.add_exception_handler(HTTPException, _error_object)
     async with app.router.lifespan_context(app):
         yield app
 
@@ -109,15 +106,6 @@ def authorization(arguments: Namespace) -> list[tuple[bytes, bytes]]:
 
     keys = [key for key in (arguments.api_key or [envs.VLLM_API_KEY]) if key]
     return [(b"authorization", f"Bearer {keys[0]}".encode())] if keys else []
-
-
-async def _error_object(_request: Any, error: Any) -> Any:
-    """Answer for what the app does not route as vLLM answers for everything else: with OpenAI's error object."""
-    from starlette.responses import JSONResponse
-
-    kind = "".join(HTTPStatus(error.status_code).phrase.split()) + "Error"
-    detail = {"message": error.detail, "type": kind, "param": None, "code": error.status_code}
-    return JSONResponse({"error": detail}, status_code=error.status_code)
 
 
 def _parse(words: list[str]) -> Namespace:

@@ -16,8 +16,12 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vbatch.engine import EngineDied, EngineStartFailed, Reply, asgi, causes, descendants, guard, server
 from vbatch.engine.capture import EngineLog
@@ -65,13 +69,13 @@ async def load(
 
 
 class VllmEngine:
-    """A loaded model, see ``vbatch.engine.Engine``."""
+    """A loaded model, see ``vbatch.engine.Engine``. ``app`` is vLLM's own, an ASGI application."""
 
     def __init__(
         self, app: asgi.App, started: server.Started, log: EngineLog, closing: AsyncExitStack
     ) -> None:
-        self.app = app
-        self._llm = started.llm
+        self.app: Any = app
+        self._llm: Any = started.llm
         self._children = started.processes
         self._log = log
         self._closing = closing
@@ -84,9 +88,9 @@ class VllmEngine:
     @property
     def died(self) -> str | None:
         """None while it lives; else the cause, in one line."""
-        if not self._llm.errored:
-            return None
         if self._cause is None:
+            if self._llm is None or not self._llm.errored:
+                return None
             cause = causes.of_death([child.exitcode for child in self._children], self._log.tail())
             if causes.out_of_memory_kills() > self._out_of_memory_kills:
                 cause += " (the kernel's out-of-memory killer was at work)"
@@ -97,6 +101,11 @@ class VllmEngine:
     def progress(self) -> int:
         """How many steps of the engine have given tokens."""
         return self._steps()
+
+    @property
+    def unfinished(self) -> int:
+        """How many sequences the engine has been given and not yet finished or aborted."""
+        return int(self._llm.get_num_unfinished_requests())
 
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied.
@@ -109,7 +118,7 @@ class VllmEngine:
             self.app, url, body, headers=self._headers, request_id=f"vbatch-{uuid.uuid4().hex}"
         )
         self._check()
-        return reply
+        return _with_error_object(reply)
 
     def _check(self) -> None:
         if (cause := self.died) is not None:
@@ -121,11 +130,26 @@ class VllmEngine:
 
     async def close(self) -> None:
         """End every process of it; they are gone when this returns, and so is what it took of our memory."""
+        self._cause = self.died or "the engine was closed"
         await self._closing.aclose()
-        del self.app, self._llm
+        self.app = self._llm = None
         # vLLM froze what it had built; at exit some libraries complain about what was never collected.
         gc.unfreeze()
         gc.collect()
+
+
+def _with_error_object(reply: Reply) -> Reply:
+    """Give what vLLM's app does not route (404, 405) the error object that all its other errors have."""
+    if reply.status < 400 or not reply.body.startswith(b'{"detail":'):
+        return reply
+    phrase = HTTPStatus(reply.status).phrase
+    error = {
+        "message": phrase,
+        "type": phrase.replace(" ", "") + "Error",
+        "param": None,
+        "code": reply.status,
+    }
+    return replace(reply, body=msgspec.json.encode({"error": error}))
 
 
 async def _start(*, model: str, path: str, args: Sequence[str]) -> server.Started:

@@ -1,0 +1,222 @@
+"""The vLLM home on the real vLLM with a real small model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from tests.engine.conftest import MODEL, Loaded, at_work
+from tests.rigs.model import ENGINE_ARGS
+from tests.rigs.waiting import until
+from vbatch.engine import EngineDied, EngineStartFailed, descendants, vllm
+
+pytestmark = pytest.mark.vllm
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Say hello."}]
+LONG = {"model": MODEL, "prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
+
+
+def test_chats_completions_and_responses_are_answered(loaded: Loaded) -> None:
+    reply, chat = loaded.post(CHAT, model=MODEL, messages=HELLO, max_tokens=8)
+    _, completion = loaded.post("/v1/completions", model=MODEL, prompt="Once upon", max_tokens=4)
+    _, response = loaded.post("/v1/responses", model=MODEL, input="Say hello.", max_output_tokens=16)
+
+    assert reply.status == 200
+    assert reply.request_id is not None
+    assert reply.request_id in chat["id"]
+    assert ChatCompletion.model_validate(chat).choices[0].message.content
+    assert ChatCompletion.model_validate(chat).model == MODEL
+    assert Completion.model_validate(completion).choices[0].text
+    assert Response.model_validate(response).output_text
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "status"),
+    [
+        (CHAT, {"model": MODEL, "messages": HELLO, "max_tokens": -3}, 400),
+        (CHAT, {"model": MODEL}, 400),
+        (CHAT, {"model": "another", "messages": HELLO}, 404),
+        (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "word " * 3000}]}, 400),
+        ("/v1/embeddings", {"model": MODEL, "input": "text"}, 404),
+        ("/v1/no/such/endpoint", {"model": MODEL}, 404),
+        ("/v1/models", {"model": MODEL}, 405),
+    ],
+)
+def test_a_bad_request_gets_an_error_object(
+    loaded: Loaded, url: str, body: dict[str, object], status: int
+) -> None:
+    reply, answer = loaded.post(url, **body)
+
+    assert reply.status == status
+    assert answer["error"]["code"] == status
+    assert answer["error"]["message"]
+
+
+def test_a_body_that_is_no_json_gets_an_error_object(loaded: Loaded) -> None:
+    reply = loaded.run(loaded.engine.post(CHAT, b"{"))
+
+    assert reply.status == 400
+    assert msgspec.json.decode(reply.body)["error"]["message"]
+
+
+def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
+    """Mutant: without ``http.disconnect`` the sequence runs on, to 1,500 tokens for nobody."""
+    engine = loaded.engine
+
+    async def scenario() -> tuple[int, int]:
+        asking = asyncio.create_task(engine.post("/v1/completions", msgspec.json.encode(LONG)))
+        await at_work(engine)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0.5)
+        stopped_at = engine.progress
+        await asyncio.sleep(1)
+        return engine.unfinished, engine.progress - stopped_at
+
+    unfinished, steps = loaded.run(scenario())
+
+    assert unfinished == 0
+    assert steps == 0
+
+
+def test_what_keeps_the_engine_busy(loaded: Loaded) -> None:
+    config = loaded.engine.app.state.vllm_config
+
+    assert loaded.engine.max_inflight == 1.25 * config.scheduler_config.max_num_seqs
+
+
+def test_the_engines_processes_are_its_own_and_guarded(loaded: Loaded) -> None:
+    pids = loaded.engine.processes()
+
+    titles = [Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").strip("\0") for pid in pids]
+    assert titles[0] == f"vbatch-{os.getpid()}::EngineCore"
+    assert all(os.getpgid(pid) != os.getpgrp() for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "words"),
+    [
+        (None, ["--no-such-flag"], ("unrecognized arguments: --no-such-flag", "vllm serve --help=all")),
+        (None, ["stray"], ("stray belongs to none of them", "vllm serve --help=all")),
+        (None, ["--max-model-len", "100000"], ("more than the 8192 tokens", "--max-model-len 8192")),
+        ("/no/such/model", [], ("there is no model at /no/such/model", "config.toml")),
+        ("owner/absent", [], ("HF_HUB_OFFLINE forbids", "hf download owner/absent")),
+    ],
+)
+def test_a_start_that_fails_early_names_its_cause(
+    small_model: Path, tmp_path: Path, path: str | None, args: list[str], words: tuple[str, str]
+) -> None:
+    with pytest.raises(EngineStartFailed) as failure:
+        asyncio.run(
+            vllm.load(
+                model=MODEL, path=path or str(small_model), args=[*ENGINE_ARGS, *args], log_dir=tmp_path
+            )
+        )
+
+    cause, hint = words
+    assert cause in failure.value.cause
+    assert hint in str(failure.value.hint)
+    assert failure.value.model_fault
+    assert "\n" not in failure.value.cause
+
+
+def test_memory_that_is_missing_is_named(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The incident's own failure, raised in the engine's process and made without a GPU.
+
+    The error that vLLM raises in this process says nothing of memory.
+    """
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    args = [*ENGINE_ARGS, "--gpu-memory-utilization", "0.99"]
+
+    with pytest.raises(EngineStartFailed, match=r"of memory are free, and vLLM is to use") as failure:
+        asyncio.run(vllm.load(model=MODEL, path=str(small_model), args=args, log_dir=tmp_path))
+
+    assert failure.value.transient
+    assert "--gpu-memory-utilization 0." in str(failure.value.hint)
+    assert "memory" not in str(failure.value.__cause__)
+    assert failure.value.log is not None
+    assert Path(failure.value.log).is_file()
+    terminal = capfd.readouterr()
+    assert terminal.out == ""
+    assert terminal.err == ""
+
+
+def test_cancelling_a_load_leaves_no_process(small_model: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        loading = asyncio.create_task(
+            vllm.load(model=MODEL, path=str(small_model), args=ENGINE_ARGS, log_dir=tmp_path)
+        )
+        await asyncio.to_thread(until, lambda: bool(engines()), seconds=60)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+
+    before = engines()
+    asyncio.run(scenario())
+    assert engines() == before
+
+
+def engines() -> list[int]:
+    """Return the pids of what multiprocessing spawned below this process, but for its resource tracker."""
+    return [
+        process.pid
+        for process in descendants.family([os.getpid()])
+        if b"spawn_main" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    ]
+
+
+def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
+    small_model: Path, tmp_path: Path
+) -> None:
+    """Mutants: without ``setpgid`` the requests fail; without the watch on the parent the engine lives for ever."""
+    command = [sys.executable, "-m", "tests.engine.holder", str(small_model), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as worker:
+        assert worker.stdout is not None
+        family = descendants.family([int(pid) for pid in worker.stdout.readline().split()])
+        try:
+            assert worker.stdout.readline() == "running\n"
+            os.killpg(worker.pid, signal.SIGINT)  # Ctrl-C in a terminal
+            assert worker.stdout.readline() == "200 200 200 200\n"
+            assert descendants.alive(family) == family
+            worker.kill()
+            worker.wait()
+            until(lambda: not descendants.alive(family), seconds=15)
+        finally:
+            worker.kill()
+            descendants.end(family, limit=10)
+
+
+def test_an_engine_that_is_killed_fails_every_request_and_names_the_signal(loaded: Loaded) -> None:
+    """It ends the engine that the tests share: the last one. Mutant: vLLM's own error 500 is believed."""
+    engine = loaded.engine
+    pids = engine.processes()
+
+    async def scenario() -> list[object]:
+        body = msgspec.json.encode(LONG)
+        posts = [asyncio.create_task(engine.post("/v1/completions", body)) for _ in range(4)]
+        await at_work(engine)
+        os.kill(pids[0], signal.SIGKILL)
+        return await asyncio.gather(*posts, return_exceptions=True)
+
+    outcomes = loaded.run(scenario())
+
+    assert all(isinstance(outcome, EngineDied) for outcome in outcomes)
+    assert engine.died == "the engine process was ended by SIGKILL"
+    with pytest.raises(EngineDied):
+        loaded.run(engine.post(CHAT, b"{}"))
+    loaded.run(engine.close())
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

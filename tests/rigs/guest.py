@@ -59,8 +59,9 @@ class Guest:
         self.machine.boot()
         self.machine.run(["useradd", "--create-home", "--shell", "/bin/bash", PERSON])
         # The interpreter may lie in root's own home (pyenv); a person must be able to get there.
-        folders = {str(parent) for path in SHARED for parent in (path, *path.parents)} - {"/"}
-        self.machine.run(["chmod", "o+x", *sorted(folders)])
+        parents = {str(parent) for path in SHARED for parent in path.parents} - {"/"}
+        self.machine.run(["chmod", "o+x", *sorted(parents)])
+        self.machine.run(["chmod", "o+rx", *map(str, SHARED)])
         self.machine.sync()
 
     def vbatch(

@@ -68,7 +68,12 @@ class Machine:
     def __init__(self, folder: Path, *, shared: Iterable[Path] = ()) -> None:
         self._folder = folder
         self._disk = folder / "disk.img"
-        self._shared = sorted({str(path) for path in shared if _on_another_file_system(path)})
+        hidden = sorted({path for path in shared if _is_hidden(path)})
+        self._shared = [
+            str(path)
+            for path in hidden
+            if not any(path != other and path.is_relative_to(other) for other in hidden)
+        ]
         self._launcher: subprocess.Popen[bytes] | None = None
         self._pid1: int | None = None
         self._cgroup: Path | None = None
@@ -298,9 +303,10 @@ class Machine:
             self._cgroup = None
 
 
-def _on_another_file_system(path: Path) -> bool:
-    """Whether the guest would not see it: an overlay of / shows what lies on that file system only."""
-    return path.stat().st_dev != Path("/").stat().st_dev
+def _is_hidden(path: Path) -> bool:
+    """Whether the overlay of / does not show it: it is on another file system, or below what the guest covers."""
+    covered = any(path.is_relative_to(place) for place in ("/tmp", "/run", "/dev"))
+    return covered or path.stat().st_dev != Path("/").stat().st_dev
 
 
 def _is_mere_copy(path: str, entry: str) -> bool:

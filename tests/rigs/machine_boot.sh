@@ -5,7 +5,7 @@
 #   DISK       an ext4 image: all that the guest ever wrote
 #   DESK       an empty folder outside of the guest, for its mount points
 #   BOOT_ID    the id of this boot
-#   SHARED     folders that the guest reads through the overlay but that lie on other file systems of the host
+#   SHARED     folders of the host that the overlay does not show: on other file systems, or below /tmp
 set -euo pipefail
 shopt -s nullglob
 mount --make-rprivate /
@@ -33,10 +33,12 @@ mount -t tmpfs tmpfs "$R/dev/shm"
 mount -t tmpfs -o mode=755 tmpfs "$R/run"
 mount -t tmpfs -o mode=1777 tmpfs "$R/tmp"
 echo "$BOOT_ID" >"$R/run/boot_id" # for sandboxed services, whose /proc is a new one: see below
-for folder in $SHARED; do
-    mkdir -p "$R$folder"
-    mount --bind "$folder" "$R$folder"
-    mount -o remount,bind,ro "$R$folder"
+number=0
+for folder in $SHARED; do # each through an overlay of its own, so that the guest may change it too
+    number=$((number + 1))
+    mkdir -p "$R$folder" "$DESK/disk/shared-$number" "$DESK/disk/shared-$number.work"
+    layers=lowerdir=$folder,upperdir=$DESK/disk/shared-$number,workdir=$DESK/disk/shared-$number.work
+    mount -t overlay overlay -o "$layers" "$R$folder"
 done
 
 # The first boot decides what starts: the few services of a bare machine, and nothing that the host enabled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -79,8 +80,11 @@ def test_the_life_of_a_batch(cli: Cli) -> None:
         assert words in screen.out
     assert str(cli.folder / "prompts.output.jsonl") in screen.out
     table = cli("list").out.splitlines()
-    assert table[0].split() == ["ID", "STATUS", "DONE", "FAILED", "MODEL", "NAME", "CREATED"]
-    assert table[1].startswith(f"{batch_id}  completed  5 / 5       2  echo   first run")
+    assert table[0].split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED", "MODEL", "NAME"]
+    assert re.fullmatch(
+        rf"{batch_id}  completed  5 / 5       2  \d+ s ago  echo   first run",
+        table[1].replace("just now", "0 s ago"),
+    )
     answers = cli("results", batch_id)
     assert answers.out == (cli.folder / "prompts.output.jsonl").read_text()
     assert [json.loads(line)["custom_id"] for line in answers.out.splitlines()] == ["r-0", "r-1", "r-2"]

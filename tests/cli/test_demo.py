@@ -21,7 +21,8 @@ def test_the_demo_answers_and_leaves_the_users_store_alone(cli: Cli, small_model
     (cache / "models" / small_model.name).symlink_to(small_model)
     done = subprocess.run(
         [*VBATCH, "demo"],
-        env=os.environ | {"VBATCH_CACHE_DIR": str(cache), "VBATCH_DATABASE_URL": "postgresql://nobody/nowhere"},
+        env=os.environ
+        | {"VBATCH_CACHE_DIR": str(cache), "VBATCH_DATABASE_URL": "postgresql://nobody/nowhere"},
         capture_output=True,
         text=True,
         check=False,

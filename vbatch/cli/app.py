@@ -249,6 +249,20 @@ def demo() -> int:
 
 
 @app.command()
+def selftest(
+    *,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="How long workers are killed.", metavar="SECONDS")
+    ] = 20,
+    json: Json = False,
+) -> int:
+    """Kill workers at random on this machine and store, and count what is lost: 0."""
+    from vbatch.cli.selftest import selftest as run
+
+    return run(seconds=seconds, json=json)
+
+
+@app.command()
 def install_service(
     *,
     worker_arguments: Annotated[

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from vbatch import batches, processes
 from vbatch.batches import Status
 from vbatch.cli import documents, screens, workers
+from vbatch.cli.listing import BatchTable
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
 from vbatch.store import catalog
@@ -115,7 +116,7 @@ class _List:
         return documents.batch_list(self.batches, has_more=self.has_more)
 
     def screen(self) -> RenderableType:
-        return screens.batch_table(self.batches)
+        return BatchTable(self.batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""What a batch looks like on a terminal: one in full, many in a table."""
+"""What one batch looks like on a terminal: in full, in a line, when it has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -161,30 +161,6 @@ def _failures(value: Status) -> RenderableType:
     batch_id = value.batch.id
     hint = f"see them: vbatch results --errors {batch_id}\nrun them again: vbatch retry {batch_id}"
     return Group(table, Text(hint, style="dim"))
-
-
-def batch_table(batches: Sequence[Batch], *, now: datetime | None = None) -> RenderableType:
-    """Return a row for each batch."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("ID", no_wrap=True)
-    table.add_column("STATUS", no_wrap=True)
-    table.add_column("DONE", justify="right", no_wrap=True)
-    table.add_column("FAILED", justify="right", no_wrap=True)
-    table.add_column("MODEL", max_width=32, no_wrap=True)
-    table.add_column("NAME", max_width=32, no_wrap=True)
-    table.add_column("CREATED", no_wrap=True)
-    for batch in batches:
-        counts = batch.counts
-        table.add_row(
-            batch.id,
-            status_word(batch),
-            f"{counts.completed + counts.failed:,} / {counts.total:,}",
-            Text(f"{counts.failed:,}", style="red") if counts.failed else Text("0", style="dim"),
-            one_line(batch.model or "several", limit=64),
-            one_line(batch.name or "", limit=64),
-            Text(words.ago(batch.created_at, now=now or datetime.now(UTC)), style="dim"),
-        )
-    return table
 
 
 def stack(*parts: RenderableType | None) -> Group:

@@ -8,6 +8,7 @@ file descriptors 1 and 2. While an engine is loaded both lead to the log; whoeve
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing.util
 import os
 import re
@@ -40,7 +41,8 @@ class EngineLog:
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
         """Send here what Python code prints, and everything that processes print that are spawned meanwhile."""
-        with redirect_stdout(self._stream), redirect_stderr(self._stream), _spawning_into(self._stream):
+        stream = self._stream
+        with redirect_stdout(stream), redirect_stderr(stream), _spawning_into(stream), _keeping_our_logging():
             yield
 
     def write(self, text: str) -> None:
@@ -57,6 +59,20 @@ class EngineLog:
         with self.path.open("rb") as file:
             file.seek(max(self._marked, self.path.stat().st_size - TAIL))
             return file.read().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _keeping_our_logging() -> Iterator[None]:
+    """Undo what libraries do to the root logger when they are imported, and keep vLLM away from it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # vLLM sees to this itself, but some of its modules warn before it does.
+    logging.getLogger("vllm").propagate = False
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 _stream: TextIO | None = None

@@ -34,15 +34,19 @@ def connect(url: URL) -> Engine:
     """Return an SQLAlchemy engine for this store; no connection is made yet."""
     if is_sqlite(url):
         return _connect_sqlite(url)
+    options = "-c synchronous_commit=on -c timezone=UTC -c idle_in_transaction_session_timeout=0"
+    given = url.query.get("options")
+    if isinstance(given, str):  # the user's own settings hold too, but for these
+        options = f"{given} {options}"
     return create_engine(
-        url,
+        url.difference_update_query(["options"]),
         pool_size=4,
         pool_pre_ping=False,  # a dead connection is met by the retry that every transaction has
         pool_recycle=3600,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "vbatch",
-            "options": "-c synchronous_commit=on -c timezone=UTC -c idle_in_transaction_session_timeout=0",
+            "options": options,
             "keepalives_idle": 30,
             "tcp_user_timeout": 60_000,
         },

@@ -181,6 +181,16 @@ def test_an_empty_store(cli: Cli) -> None:
     assert cli("list", "-q").out == ""
 
 
+def test_a_selftest_finds_nothing_lost(cli: Cli) -> None:
+    done = cli("selftest", "--for", "3s", "--json")
+    assert done.code == 0, done.out
+    assert set(done.document) == {
+        "requests", "kills", "saved_under_fire", "lost", "doubled", "wrong", "seconds", "passed",
+    }  # fmt: skip
+    assert (done.document["lost"], done.document["doubled"], done.document["passed"]) == (0, 0, True)
+    assert cli("list", "-q").out == ""
+
+
 def test_names_cannot_steer_the_terminal(cli: Cli) -> None:
     evil = "a\x1b[2J\u202eb"
     batch_id = cli.submit("a.jsonl", [chat("id\x1b[31m", "x", echo="error400")], "--name", evil)

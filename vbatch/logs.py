@@ -30,7 +30,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
-    handler.setFormatter(EventFormatter(prioritised if _is_journal(target) else stamped))
+    handler.setFormatter(EventFormatter(prioritised if is_journal(target) else stamped))
     send_to(handler, level)
 
 
@@ -90,7 +90,7 @@ def _word(text: str) -> str:
     return harmless(json.dumps(text, ensure_ascii=False))
 
 
-def _is_journal(stream: TextIO) -> bool:
+def is_journal(stream: TextIO) -> bool:
     """Say whether this stream goes straight to the journal ($JOURNAL_STREAM, systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())

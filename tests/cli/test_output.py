@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import sys
 
 import pytest
 import typer
@@ -92,6 +94,17 @@ def test_the_hint_follows_the_error(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_after_the_double_dash_is_vllms(capsys: pytest.CaptureFixture[str]) -> None:
     failures.report(ConfigError("bad"), ["run-worker", "--", "--json"])
     assert capsys.readouterr().out == ""
+
+
+def test_the_journal_learns_how_grave_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    with os.fdopen(reader) as journal:
+        with os.fdopen(writer, "w") as stream:
+            monkeypatch.setattr(sys, "stderr", stream)
+            failures.report(ConfigError("wrong password", hint="mend it"), ["run-worker"])
+        assert journal.read() == "<3>error: wrong password\n<5>hint: mend it\n"
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from vbatch.logs import is_journal
 from vbatch.text import harmless
 
 if TYPE_CHECKING:
@@ -101,21 +102,21 @@ class Output:
         """Tell a person something on stderr; not with --quiet."""
         if self.mode is not Mode.QUIET:
             self.clear()
-            self.stderr.print(harmless(text, keep="\n"))
+            self.stderr.print(harmless(text, keep="\n"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Tell a person about something that is probably not meant so."""
-        self._labelled("warning", "yellow", text)
+        self._labelled("warning", "yellow", text, priority=4)
 
     def failure(
         self, *, code: str, message: str, lines: Sequence[str], hint: str | None, extra: Mapping[str, object]
     ) -> None:
         """Tell why the command failed, and what to do; as one document on stdout for a program."""
-        self._labelled("error", "bold red", message)
+        self._labelled("error", "bold red", message, priority=3)
         for line in lines:
-            self.stderr.print(harmless(line))
+            self.stderr.print(harmless(line), soft_wrap=True)
         if hint is not None:
-            self._labelled("hint", "cyan", hint)
+            self._labelled("hint", "cyan", hint, priority=5)
         if self.mode is Mode.JSON:
             self.document({"error": {"code": code, "message": message, "hint": hint, **extra}})
 
@@ -137,11 +138,16 @@ class Output:
             sys.stderr.flush()
             self._transient = False
 
-    def _labelled(self, label: str, style: str, text: str) -> None:
+    def _labelled(self, label: str, style: str, text: str, *, priority: int) -> None:
+        """Print a labelled line, unfolded so that it can be pasted; the journal is told how grave it is."""
         from rich.text import Text
 
         self.clear()
-        self.stderr.print(Text.assemble((f"{label}:", style), " ", harmless(text, keep="\n")))
+        if is_journal(sys.stderr):
+            sys.stderr.write(f"<{priority}>{label}: {harmless(text)}\n")
+            return
+        line = Text.assemble((f"{label}:", style), " ", harmless(text, keep="\n"))
+        self.stderr.print(line, soft_wrap=True)
 
 
 def console(stream: TextIO) -> Console:

@@ -306,12 +306,19 @@ def _remove_some(store: Store, table: Any, key: Any, pk: int) -> bool:
     return store.write(work)
 
 
-def to_finalize(store: Store) -> list[Batch]:
-    """Return the unfinished batches of which no request is open any more, and which nobody is finalizing."""
+def to_finalize(store: Store, *, by: str) -> list[Batch]:
+    """Return the unfinished batches of which no request is open any more, and which nobody else is finalizing.
+
+    One that ``by`` itself began and could not end (a full disk) is among them again.
+    """
     alive = exists().where(_worker.c.id == _batch.c.finalizer, _worker.c.stopped_at.is_(None))
     query = (
         select(_batch)
-        .where(_UNFINISHED, ~_OPEN_CHUNK, or_(_batch.c.finalizer.is_(None), ~alive))
+        .where(
+            _UNFINISHED,
+            ~_OPEN_CHUNK,
+            or_(_batch.c.finalizer.is_(None), _batch.c.finalizer == by, ~alive),
+        )
         .order_by(_batch.c.pk)
     )
     return store.read(lambda connection: _to_batches(connection, query))

@@ -46,6 +46,7 @@ def connect(url: URL) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "vbatch",
+            "client_encoding": "utf8",  # a database without an encoding (SQL_ASCII) would else give bytes
             "options": options,
             "keepalives_idle": 30,
             "tcp_user_timeout": 60_000,

@@ -43,11 +43,17 @@ _PERMANENT_WORDS = (
     (re.compile(r"database \"[^\"]*\" does not exist", re.I), "this database does not exist"),
     (re.compile(r"role \"[^\"]*\" does not exist", re.I), "this user does not exist"),
     (
-        re.compile(r"no pg_hba.conf entry", re.I),
-        "pg_hba.conf lets this user not in from here",
+        re.compile(r"no pg_hba.conf entry|pg_hba.conf rejects", re.I),
+        "pg_hba.conf does not let this user in from here",
     ),
+    (re.compile(r"permission denied for database", re.I), "permission denied: this user may not connect"),
     (re.compile(r"authentication failed|not permitted to log in", re.I), "this user may not connect"),
-    (re.compile(r"invalid connection option|invalid port|missing \"=\"", re.I), "the URL is wrong"),
+    (
+        re.compile(
+            r"invalid (connection|port|integer|\S+ value)|missing \"=\"|server does not support SSL", re.I
+        ),
+        "the URL is wrong",
+    ),
 )
 
 _TRANSIENT_WORDS = (
@@ -63,7 +69,7 @@ _TRANSIENT_WORDS = (
     (re.compile(r"server closed the connection|EOF", re.I), "the server closed the connection unexpectedly"),
     (re.compile(r"timeout|timed out", re.I), "the server does not answer"),
     (
-        re.compile(r"could not translate host name|name resolution|nodename", re.I),
+        re.compile(r"could not translate host name|failed to resolve host|name resolution|nodename", re.I),
         "its host name is not known yet",
     ),
     (re.compile(r"No space left|disk full|53100", re.I), "the database's disk is full"),

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.rigs.commands import Lines, chats
-from tests.rigs.machine import Machine
+from tests.rigs.machine import GuestError, Machine
 
 PERSON = "alice"
 HOME = f"/home/{PERSON}"
@@ -98,9 +98,13 @@ class Guest:
 
     def submit(self, count: int) -> str:
         """Submit a batch of chats; return its id."""
-        lines = "".join(json.dumps(line) + "\n" for line in chats(count))
-        self.machine.run(["sh", "-c", "cat > prompts.jsonl"], user=PERSON, stdin=lines)
+        self.write_prompts(chats(count))
         return self.vbatch("submit", f"{HOME}/prompts.jsonl", "--quiet").stdout.strip()
+
+    def write_prompts(self, lines: Sequence[Mapping[str, object]]) -> None:
+        """Put prompts.jsonl into the person's home."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self.machine.run(["sh", "-c", "cat > prompts.jsonl"], user=PERSON, stdin=text)
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -115,11 +119,16 @@ class Guest:
         """Return how many results are committed, once the store answers and it is above that."""
         count = Path(__file__).with_name("count_results.py")
         command = [sys.executable, "-I", str(count), self.store_url, str(more_than)]
-        return int(self.machine.run(command, timeout=limit).stdout)
+        try:
+            return int(self.machine.run(command, timeout=limit).stdout)
+        except subprocess.TimeoutExpired:
+            raise GuestError(
+                f"not more than {more_than} results within {limit:g} s\n{self.machine.story()}"
+            ) from None
 
     def recorded_within(self, limit: float, more_than: int = -1) -> int | None:
         """Return the same, or None where it takes longer."""
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(GuestError):
             return self.recorded(more_than, limit=limit)
         return None
 
@@ -209,7 +218,7 @@ def guest(folder: Path) -> Iterator[Guest]:
         made.set_up()
         yield made
     finally:
-        machine.cut_power()
+        machine.destroy()
 
 
 def lost_or_doubled(lines: Lines, count: int) -> Sequence[str]:

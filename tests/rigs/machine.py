@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -136,6 +137,11 @@ class Machine:
                 os.kill(self._pid1, signal.SIGKILL)
         self._collect()
 
+    def destroy(self) -> None:
+        """Cut its power and throw its disk away."""
+        self.cut_power()
+        self._disk.unlink(missing_ok=True)
+
     def shut_down(self) -> None:
         """Shut it down in order, as ``systemctl poweroff`` does."""
         assert self._launcher is not None
@@ -218,6 +224,16 @@ class Machine:
         self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=text)
         if durable:
             self.sync()
+
+    def copy_in(self, source: Path, target: str) -> None:
+        """Copy a folder of the host into the guest, readable by everybody."""
+        with tempfile.TemporaryFile() as archive:
+            subprocess.run(["tar", "-C", str(source), "-cf", "-", "."], stdout=archive, check=True)
+            archive.seek(0)
+            self.run(["mkdir", "-p", target])
+            enter = ["nsenter", f"--target={self._pid1}", "--mount", "--root"]
+            subprocess.run([*enter, "tar", "-C", target, "-xf", "-"], stdin=archive, check=True)
+        self.run(["chmod", "-R", "a+rX", target])
 
     def read(self, path: str) -> str:
         """Return a file's text."""

@@ -30,10 +30,10 @@ def console_blocks() -> list[list[Step]]:
     text = README.read_text()
     for part in ("settings", "reference"):
         text = text.replace(between(text, part), "")
-    return [_steps(block) for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    return [parse_steps(block) for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
 
 
-def _steps(block: str) -> list[Step]:
+def parse_steps(block: str) -> list[Step]:
     steps: list[Step] = []
     for line in block.splitlines():
         if line.startswith("$ "):

@@ -10,6 +10,9 @@ import pytest
 
 from tests.rigs import machine
 from tests.rigs.guest import Guest, guest
+from tests.rigs.model import small_model
+
+__all__ = ["small_model"]
 
 _unusable = cache(machine.unusable)
 

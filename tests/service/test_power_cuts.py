@@ -9,7 +9,6 @@ The mutants that these cuts must catch are at the end of this module, and run in
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from pathlib import Path
 from statistics import median
@@ -113,5 +112,5 @@ MUTANTS = {
 def test_the_cuts_catch(guest: Guest, tmp_path: Path, mutant: str) -> None:
     store, module, old, new = MUTANTS[mutant]
     guest.mutate(module, old, new)
-    with pytest.raises((AssertionError, subprocess.TimeoutExpired)):
+    with pytest.raises(AssertionError):
         test_random_power_cuts(guest, tmp_path, store, 20)

@@ -177,7 +177,8 @@ class _InstalledScreen:
         for started in self.done.instances:
             name = started.unit.removesuffix(".service")
             state = "is ready" if started.ready else "is not ready yet, and goes on by itself"
-            lines.append(f"{name} {state}" + (f": {started.status}" if started.status else ""))
+            told = "" if started.status in ("", "ready") else f": {started.status}"
+            lines.append(f"{name} {state}{told}")
         if self.done.linger_refused is not None:
             lines.append("it starts when you log in; to start it at boot, an administrator runs:")
             lines.append(f"  sudo loginctl enable-linger {planned.account.name}")

@@ -1,0 +1,80 @@
+"""The README's screens of a service, played on a real machine; its compose file, read as YAML."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.commands import chats
+from tests.rigs.guest import HOME, PERSON, Guest
+from tests.rigs.readme import README, Step, block, parse_steps
+from tests.test_docs import pattern, shape
+
+ENVIRONMENT = {"VBATCH_ENGINE": "echo", "VBATCH_ECHO_LATENCY_MS": "250"}
+PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def guest_blocks() -> list[list[Step]]:
+    """Return the blocks that need a machine of their own, in order; each goes on where the one before ended."""
+    found = re.findall(r"^```console guest\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return [parse_steps(text) for text in found]
+
+
+@pytest.mark.root
+def test_the_screens_of_a_service(guest: Guest) -> None:
+    guest.write_prompts(chats(5000))
+    guest.machine.run(["usermod", "--append", "--groups", "systemd-journal", PERSON])
+    real_id = ""
+    for step in itertools.chain.from_iterable(guest_blocks()):
+        if step.command is None:
+            guest.machine.sync()
+            guest.machine.cut_power()
+            guest.machine.boot()
+            guest.machine.wait_for("the worker is ready", guest.is_active())
+            continue
+        if "Status" in step.command:
+            guest.recorded(1000)
+        printed = play(guest, step.command.replace("6a3f90", real_id.removeprefix("batch_")))
+        real_id = real_id or next(iter(re.findall(r"batch_[0-9a-f]{24}", printed)), "")
+        assert re.fullmatch(pattern(step.expected), shape(printed)), f"$ {step.command}\n{printed}"
+
+
+def play(guest: Guest, command: str) -> str:
+    """Run a command as the person would type it, or as root where it begins with sudo."""
+    as_root = command.startswith("sudo ")
+    done = guest.machine.run(
+        ["bash", "-c", command.removeprefix("sudo ") + " 2>&1"],
+        user=None if as_root else PERSON,
+        home=HOME,
+        env={"PATH": PATH, **(ENVIRONMENT | {"SUDO_USER": PERSON} if as_root else {})},
+        timeout=120,
+    )
+    return done.stdout
+
+
+def test_the_compose_file() -> None:
+    """Its syntax, by YAML and, where there is one, by docker compose; and the two things that matter at boot."""
+    yaml = pytest.importorskip("yaml")
+    text = block("yaml")
+    postgres = yaml.safe_load(text)["services"]["postgres"]
+    assert postgres["restart"] == "unless-stopped"
+    assert postgres["healthcheck"]["test"][:4] == ["CMD", "psql", "-h", "127.0.0.1"]
+    assert postgres["ports"] == ["127.0.0.1:4332:5432"]
+    if (
+        shutil.which("docker")
+        and subprocess.run(["docker", "compose", "version"], check=False).returncode == 0
+    ):
+        checked = subprocess.run(
+            ["docker", "compose", "-f", "-", "config", "--quiet"], input=text, text=True, check=False
+        )
+        assert checked.returncode == 0
+
+
+def test_the_drop_in_of_five_restarts_is_what_systemd_reads() -> None:
+    assert block("ini") == "[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=5\n"

@@ -30,7 +30,9 @@ def console_blocks() -> list[list[Step]]:
     text = README.read_text()
     for part in ("settings", "reference"):
         text = text.replace(between(text, part), "")
-    return [parse_steps(block) for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    return [
+        parse_steps(block) for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def parse_steps(block: str) -> list[Step]:

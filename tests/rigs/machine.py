@@ -349,7 +349,11 @@ def _new_cgroup() -> Path:
     own = next(
         line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
     )
-    group = root / own.lstrip("/") / f"vbatch-guest-{uuid.uuid4().hex[:8]}"
+    parent = root / own.lstrip("/")
+    for stale in parent.glob("vbatch-guest-*"):  # of a test run that was killed
+        if not Path("/proc", stale.name.split("-")[2]).exists():
+            _remove_cgroup(stale)
+    group = parent / f"vbatch-guest-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     group.mkdir()
     return group
 

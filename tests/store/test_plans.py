@@ -1,0 +1,182 @@
+"""What a worker does all night never scans a table: asked of the databases, for the very statements executed.
+
+The store holds thousands of finished batches and chunks, and one batch that is worked on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, insert
+
+from tests.store.filling import answers_to, claim, take_in, worker
+from vbatch.store import Store, answers, catalog, queue, registry
+from vbatch.store.records import Lease
+from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+
+FINISHED_BATCHES = 3000
+CHUNKS_EACH = 20  # of one request, so that the tables of requests and results are long as well
+
+
+@dataclass
+class Busy:
+    """A store with a long past, and a worker in the middle of a batch."""
+
+    store: Store
+    who: str
+    pk: int
+    lease: Lease
+
+
+@pytest.fixture
+def busy(store: Store) -> Busy:
+    store.write(_write_the_past)
+    batch = take_in(store, 3000)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:100]))
+    store.write(lambda connection: connection.exec_driver_sql("ANALYZE"))
+    return Busy(store, who, batch.pk, lease)
+
+
+def _write_the_past(connection: Connection) -> None:
+    now = datetime.now(UTC)
+    pks = range(1, FINISHED_BATCHES + 1)
+    seqs = range(CHUNKS_EACH)
+    _insert(
+        connection,
+        BatchRow,
+        {"id": "batch_{pk}", "status": "completed", "endpoint": "/v1", "model": "m", "priority": 0, "metadata": {},
+         "input_sha256": "sha", "input_bytes": 1, "output_path": "/o", "error_path": "/e", "total": CHUNKS_EACH,
+         "created_at": now},
+        [{"pk": pk, "id": f"batch_{pk}", "input_sha256": f"sha{pk}"} for pk in pks],
+    )  # fmt: skip
+    _insert(
+        connection,
+        ChunkRow,
+        {"model": "m", "url": "/v1", "priority": 0, "state": "done", "epoch": 1, "worker": "gone", "total": 1,
+         "completed": 1},
+        [{"batch": pk, "n": seq, "first_seq": seq, "last_seq": seq} for pk in pks for seq in seqs],
+    )  # fmt: skip
+    _insert(
+        connection,
+        RequestRow,
+        {"custom_id": "r", "body": b"{}"},
+        [{"batch": pk, "seq": seq, "line": seq + 1} for pk in pks for seq in seqs],
+    )
+    _insert(
+        connection,
+        ResultRow,
+        {
+            "epoch": 1,
+            "status_code": 200,
+            "body": b"{}",
+            "prompt_tokens": 1,
+            "completion_tokens": 1,
+            "attempts": 1,
+        },
+        [{"batch": pk, "seq": seq} for pk in pks for seq in seqs],
+    )
+    _insert(
+        connection,
+        WorkerRow,
+        {"host": "h", "boot_id": "b", "pid_namespace": 1, "pid": 1, "start_ticks": 1, "engine": "echo", "beat": 1,
+         "started_at": now, "beat_at": now, "stopped_at": now},
+        [{"id": f"worker_{number}"} for number in range(FINISHED_BATCHES)],
+    )  # fmt: skip
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT setval('batch_pk_seq', {FINISHED_BATCHES})")
+
+
+def _insert(connection: Connection, row: Any, same: dict[str, Any], different: list[dict[str, Any]]) -> None:
+    connection.execute(insert(row.__table__), [same | values for values in different])
+
+
+@contextmanager
+def statements_of(store: Store) -> Iterator[list[tuple[str, Any]]]:
+    """Record every statement that is executed, with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def record(
+        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+    ) -> None:
+        if not many and statement.split(maxsplit=1)[0] in ("SELECT", "UPDATE", "DELETE"):
+            seen.append((statement, parameters))
+
+    event.listen(store._engine, "before_cursor_execute", record)
+    try:
+        yield seen
+    finally:
+        event.remove(store._engine, "before_cursor_execute", record)
+
+
+def scans(store: Store, statement: str, parameters: Any) -> list[str]:
+    """Return the tables that a statement reads from end to end, each in the database's own words."""
+
+    def work(connection: Connection) -> list[str]:
+        if store.sqlite:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            steps = [str(step.detail) for step in plan]
+            return [step for step in steps if step.split()[0] == "SCAN" and _is_long(step)]
+        found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+        plan = json.loads(found) if isinstance(found, str) else found
+        return [node["Relation Name"] for node in _nodes(plan[0]["Plan"]) if node["Node Type"] == "Seq Scan"]
+
+    return store.read(work)
+
+
+def _is_long(step: str) -> bool:
+    """Whether SQLite reads a table, not a subquery, nor a partial index: that holds only what is unfinished."""
+    return step.split()[1] in ("batch", "chunk", "request", "result", "worker") and "INDEX ix_" not in step
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from _nodes(inner)
+
+
+OPERATIONS: dict[str, Callable[[Busy], object]] = {
+    "waiting": lambda busy: queue.waiting(busy.store),
+    "claim": lambda busy: claim(busy.store, busy.who, chunks=3),
+    "flush": lambda busy: queue.flush(
+        busy.store, worker=busy.who, results=answers_to(busy.lease, busy.lease.requests[100:200])
+    ),
+    "still_ours": lambda busy: queue.still_ours(
+        busy.store, worker=busy.who, leases=[(busy.lease.key, busy.lease.epoch)]
+    ),
+    "release": lambda busy: queue.release(busy.store, worker=busy.who, keys=[busy.lease.key]),
+    "reclaim": lambda busy: queue.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
+    "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
+    "live": lambda busy: registry.live(busy.store),
+    "to_finalize": lambda busy: catalog.to_finalize(busy.store, by=busy.who),
+    "start_finalizing": lambda busy: catalog.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
+    "expire": lambda busy: catalog.expire(busy.store, now=datetime.now(UTC)),
+    "progress": lambda busy: catalog.progress(busy.store),
+    "request_cancel": lambda busy: catalog.request_cancel(busy.store, pk=busy.pk),
+    "record_crash": lambda busy: queue.record_crash(
+        busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
+    ),
+    "finished": lambda busy: list(answers.finished(busy.store, pk=busy.pk)),
+    "failure_codes": lambda busy: catalog.failure_codes(busy.store, pk=busy.pk),
+    "find": lambda busy: catalog.find(busy.store, f"batch_{FINISHED_BATCHES}"),
+}
+
+
+def test_nothing_that_is_done_all_night_scans_a_table(busy: Busy) -> None:
+    """Mutant: ``state = :state`` in place of the index's own words makes claim, waiting and still_ours scan."""
+    found: dict[str, list[str]] = {}
+    for name, operation in OPERATIONS.items():
+        with statements_of(busy.store) as seen:
+            operation(busy)
+        assert seen, name
+        for statement, parameters in seen:
+            if scanned := scans(busy.store, statement, parameters):
+                found.setdefault(name, []).append(f"{scanned}: {statement}")
+    assert found == {}

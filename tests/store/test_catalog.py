@@ -100,7 +100,7 @@ def test_cancelling_stops_what_is_ready_and_what_runs(store: Store) -> None:
     assert cancelled.cancelling_at is not None
     assert queue.flush(store, worker=who, results=answers_to(running)).rejected == {running.key}
     assert claim(store, who) == []
-    assert [found.id for found in catalog.to_finalize(store)] == [batch.id]
+    assert [found.id for found in catalog.to_finalize(store, by="worker_x")] == [batch.id]
     assert catalog.request_cancel(store, pk=batch.pk) == cancelled
     entries = list(answers.finished(store, pk=batch.pk))
     assert [entry.line for entry in entries] == list(range(1, 601))
@@ -161,11 +161,11 @@ def test_one_worker_finalizes(store: Store) -> None:
     taken = catalog.start_finalizing(store, pk=batch.pk, by=first)
     assert taken is not None
     assert (taken.status, taken.finalizing_at is None) == (BatchStatus.FINALIZING, False)
-    assert catalog.to_finalize(store) == []
+    assert catalog.to_finalize(store, by="worker_x") == []
     assert catalog.start_finalizing(store, pk=batch.pk, by=second) is None
     assert catalog.start_finalizing(store, pk=batch.pk, by=first) == taken
     registry.stop(store, worker=first)
-    assert [found.id for found in catalog.to_finalize(store)] == [batch.id]
+    assert [found.id for found in catalog.to_finalize(store, by="worker_x")] == [batch.id]
     assert catalog.start_finalizing(store, pk=batch.pk, by=second) == taken
 
 
@@ -186,7 +186,7 @@ def test_only_one_of_many_gets_it(store: Store) -> None:
 
 def test_an_unfinished_batch_is_not_finalized(store: Store) -> None:
     batch = take_in(store, 300)
-    assert catalog.to_finalize(store) == []
+    assert catalog.to_finalize(store, by="worker_x") == []
     assert catalog.start_finalizing(store, pk=batch.pk, by="w") is None
     claim(store, worker(store))
     assert catalog.start_finalizing(store, pk=batch.pk, by="w") is None

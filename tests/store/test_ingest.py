@@ -98,7 +98,7 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
         assert catalog.recent(store, limit=5) == []
         assert catalog.ids(store, prefix="batch") == []
         assert claim(store, worker(store)) == []
-        assert catalog.to_finalize(store) == []
+        assert catalog.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
             catalog.find(store, new.id)
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)

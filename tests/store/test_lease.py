@@ -49,10 +49,10 @@ def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
     (lease,) = claim(store, who)
     first = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:3]))
     assert (first.recorded, first.finished_chunks) == (3, frozenset())
-    assert catalog.to_finalize(store) == []
+    assert catalog.to_finalize(store, by="worker_x") == []
     last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
     assert (last.recorded, last.finished_chunks) == (1, {lease.key})
-    assert [found.id for found in catalog.to_finalize(store)] == [batch.id]
+    assert [found.id for found in catalog.to_finalize(store, by="worker_x")] == [batch.id]
 
 
 def test_a_flush_of_nothing_does_nothing(store: Store) -> None:

@@ -155,7 +155,9 @@ def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_mo
 def test_engine_that_does_not_fit_is_explained_in_one_line(real: Home) -> None:
     """The incident's own failure, made for real: more memory asked for than there is."""
     real.submit(questions(3))
-    done = real.run("run-worker", "--drain", "--", "--gpu-memory-utilization", "1.0", check=False, timeout=300)
+    done = real.run(
+        "run-worker", "--drain", "--", "--gpu-memory-utilization", "1.0", check=False, timeout=300
+    )
     assert done.returncode == 69
     assert "memory" in done.stderr.splitlines()[-2]
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ fsync a renamed file was empty after a power cut, without the last it still had 
 from __future__ import annotations
 
 import errno
+import fcntl
 import filecmp
 import os
 from collections.abc import Iterator
@@ -38,20 +39,32 @@ def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
     other one the file appears with the tag in its name. Raises OSError when the disk refuses.
     """
     temporary = temporary_name(path, tag)
-    try:
-        with temporary.open("wb", buffering=BUFFER) as stream:
+    with _locked(temporary) as stream:
+        try:
             file = AtomicFile(stream, path)
             yield file
             stream.flush()
             os.fsync(stream.fileno())
-        if not _appear(temporary, path):
-            file.path = path.with_name(f"{path.stem}.{tag}{path.suffix}")
-            if not _appear(temporary, file.path):
-                raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if not _appear(temporary, path):
+                file.path = path.with_name(f"{path.stem}.{tag}{path.suffix}")
+                if not _appear(temporary, file.path):
+                    raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Open an empty file for us alone. Raises BlockingIOError while another process writes it."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(handle, 0)
+    except BaseException:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "wb", buffering=BUFFER)
 
 
 def _appear(temporary: Path, path: Path) -> bool:

@@ -62,7 +62,7 @@ class Finalizer:
     async def _finalize_all(self) -> None:
         context = self._context
         now = asyncio.get_running_loop().time()
-        for batch in await context.in_files(catalog.to_finalize, context.store):
+        for batch in await context.in_files(catalog.to_finalize, context.store, by=context.worker):
             pause, until = self._pauses.get(batch.pk, (1.0, 0.0))
             if now < until:
                 continue

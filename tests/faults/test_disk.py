@@ -1,0 +1,292 @@
+"""Power cuts, full disks and I/O errors under the store and under the output files: real file systems."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
+from tests.rigs.disk import Disk, Unavailable, ext4, small_disk
+from tests.rigs.queued import queued
+from tests.rigs.workers import drain, failures, kill, start_worker
+from vbatch.jsonl import atomic_file
+from vbatch.store import Store, catalog
+
+CUTS = 6
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """An ext4 whose power can be cut."""
+    try:
+        with ext4(tmp_path) as mounted:
+            yield mounted
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def full_soon(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 6 MB."""
+    try:
+        with small_disk(tmp_path, megabytes=6) as mounted:
+            yield mounted
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.root
+def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -> None:
+    """Submit, work, cut the power, again and again, on one disk.
+
+    Mutant: ``PRAGMA synchronous=NORMAL`` with WAL in store/connections.py (see the next test).
+    """
+    expected = chats(4000)
+    url = f"sqlite:///{disk.mount_point / 'store' / 'vbatch.db'}"
+    home = Home(disk.mount_point, url, {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    batch_id = home.submit(expected)
+    disk.cut_power()
+    assert home.batch(batch_id)["request_counts"] == {"total": 4000, "completed": 0, "failed": 0}
+    for cut in range(CUTS):
+        worker = start_worker(url, tmp_path, max_inflight=32)
+        before = home.finished(batch_id)
+        wait_until(lambda seen=before: home.finished(batch_id) > seen)
+        acknowledged = home.finished(batch_id)
+        kill(worker)
+        disk.cut_power()
+        survived = home.finished(batch_id)
+        print(f"cut {cut + 1}: acknowledged {acknowledged}, survived {survived}")
+        assert survived >= acknowledged
+    drain(url, tmp_path)
+    disk.cut_power()
+    batch = home.batch(batch_id)
+    assert batch["status"] == "completed"
+    lines = Lines.of(batch)
+    assert not lines.lost(expected)
+    assert not lines.doubled
+    with sqlite3.connect(disk.mount_point / "store" / "vbatch.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mutant", ["", "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"])
+def test_the_synchronous_setting_is_what_keeps_commits(disk: Disk, mutant: str) -> None:
+    """As configured every acknowledged commit survives; the mutant loses some. Both are run, always."""
+    path = disk.mount_point / "vbatch.db"
+    store = Store(f"sqlite:///{path}")
+    store.prepare()
+    store.close()
+    os.sync()
+    writing = subprocess.Popen(
+        [sys.executable, "-c", COMMIT_A_HUNDRED, path, mutant], stdout=subprocess.PIPE, text=True
+    )
+    assert writing.stdout is not None
+    acknowledged = int(writing.stdout.readline())
+    writing.kill()
+    writing.wait()
+    disk.cut_power()
+    connection = sqlite3.connect(path)
+    survived = connection.execute("SELECT count(*) FROM worker").fetchone()[0]
+    connection.close()
+    print(f"mutant={mutant!r}: {acknowledged} acknowledged, {survived} survived")
+    assert (survived == acknowledged) is (mutant == "")
+
+
+COMMIT_A_HUNDRED = """
+import sys, time
+from vbatch.store import connections
+from vbatch.store.url import parse_url
+connection = connections.connect(parse_url("sqlite:///" + sys.argv[1])).connect()
+driver = connection.connection.driver_connection
+driver.executescript(sys.argv[2])
+for number in range(100):
+    driver.execute(
+        "INSERT INTO worker (id, host, boot_id, pid_namespace, pid, start_ticks, engine, beat, started_at, beat_at)"
+        f" VALUES ('w{number}', '', '', 0, 0, 0, 'echo', 0, '2026-01-01', '2026-01-01')"
+    )
+print(100, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.root
+def test_output_file_is_whole_after_a_power_cut(disk: Disk) -> None:
+    """Mutants: no fsync of the file (it is empty), no fsync of the folder (it has its temporary name)."""
+    target = disk.mount_point / "prompts.output.jsonl"
+    os.sync()
+    writing = multiprocessing.get_context("fork").Process(target=_write_and_wait, args=(target,))
+    writing.start()
+    wait_until(target.exists)
+    time.sleep(0.2)
+    assert writing.pid is not None
+    os.kill(writing.pid, signal.SIGKILL)
+    writing.join()
+    disk.cut_power()
+    assert target.read_bytes() == b"a line\n" * 10_000
+    assert [path.name for path in disk.mount_point.iterdir() if "vbatch-tmp" in path.name] == []
+
+
+def _write_and_wait(target: Path) -> None:
+    with atomic_file(target, tag="batch_x") as file:
+        file.write(b"a line\n" * 10_000)
+    time.sleep(60)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_full_disk_under_the_output_is_waited_for(store: Store, full_soon: Path, tmp_path: Path) -> None:
+    """Mutant: Finalizer lets OSError end the worker."""
+    ballast = full_soon / "ballast"
+    expected = chats(3000)
+    batch = queued(store, full_soon, expected)
+    _fill(ballast)
+    worker = start_worker(batch.url, tmp_path, drain=True)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        wait_until(lambda: log.exists() and "batch.output_refused" in log.read_text())
+        assert "No space left" in log.read_text()
+        assert not Path(batch.batch.output_path).exists()
+        assert batch.batch.status == "finalizing"
+        ballast.unlink()
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        kill(worker)
+    assert not failures(tmp_path)
+    assert not batch.lines().lost(expected)
+    assert not [path.name for path in full_soon.iterdir() if path.name.endswith(".vbatch-tmp")]
+
+
+def _fill(ballast: Path) -> None:
+    """Write until the disk is full to its last page."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+
+@pytest.mark.root
+def test_full_disk_under_the_store_is_waited_for(full_soon: Path, tmp_path: Path) -> None:
+    """Mutant: faults._SQLITE_PASSING without SQLITE_FULL; the worker then ends with a traceback."""
+    store = Store(f"sqlite:///{full_soon / 'vbatch.db'}")
+    store.prepare()
+    expected = chats(2000)
+    batch = queued(store, tmp_path, expected)
+    ballast = full_soon / "ballast"
+    _fill(ballast)
+    worker = start_worker(batch.url, tmp_path, drain=True)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        wait_until(lambda: log.exists() and "store.waiting" in log.read_text())
+        ballast.unlink()
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        kill(worker)
+    store.close()
+    assert not failures(tmp_path)
+    assert not batch.lines().lost(expected)
+
+
+@pytest.mark.root
+def test_submit_into_a_full_disk_leaves_nothing(full_soon: Path, tmp_path: Path) -> None:
+    """Mutant: ingest without remove_rows in its ``finally``."""
+    home = Home(tmp_path, f"sqlite:///{full_soon / 'vbatch.db'}")
+    source = home.write("big", chats(60_000))
+    done = home.run("submit", source, check=False, timeout=150)
+    assert done.returncode == 75
+    assert "Traceback" not in done.stderr
+    assert "full" in done.stderr
+    assert home.run("list", "-q").stdout == ""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO", "error=ENOSPC"])
+def test_a_fault_at_every_sync_of_a_small_run(tmp_path: Path, fault: str) -> None:
+    """Kill, or fail, at the 1st, 2nd, 3rd … fsync of a worker's whole run; the next run completes it.
+
+    Mutant: batches.finalize says ``completed`` before the files are written.
+    """
+    if (
+        subprocess.run(["strace", "-e", "trace=none", "true"], capture_output=True, check=False).returncode
+        != 0
+    ):
+        pytest.skip("strace cannot trace here")
+    expected = chats(300)
+    step = 1 if fault == "signal=KILL" else 3
+    tried = 0
+    for when in range(1, 200, step):
+        folder = tmp_path / f"at-{when}"
+        folder.mkdir()
+        store = Store(f"sqlite:///{folder / 'vbatch.db'}")
+        store.prepare()
+        batch = queued(store, folder, expected)
+        home = Home(folder, batch.url, {"VBATCH_FLUSH_INTERVAL": "1s"})
+        traced = subprocess.run(
+            ["strace", "-f", "-qq", "-o", folder / "strace", "-e", "trace=fsync,fdatasync",
+             "-e", f"inject=fsync,fdatasync:{fault}:when={when}",
+             *VBATCH, "run-worker", "--engine", "echo", "--drain"],
+            env=home.env, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        tried += 1
+        assert "Traceback" not in traced.stderr
+        drain(batch.url, folder)
+        lines = batch.lines()
+        assert not lines.lost(expected), f"at sync {when}"
+        assert not lines.doubled, f"at sync {when}"
+        with sqlite3.connect(folder / "vbatch.db") as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        store.close()
+        if traced.returncode == 0 and fault == "signal=KILL":
+            break  # the run has fewer syncs than that
+        if tried == 12 and fault != "signal=KILL":
+            break
+    print(f"{fault}: {tried} runs")
+    assert tried >= 12
+
+
+def test_nothing_is_decided_by_a_wall_clock(store: Store, tmp_path: Path) -> None:
+    """Beats that claim to be of tomorrow or yesterday change nothing: a live worker keeps its chunks.
+
+    Mutant: recovery.Watch.lapsed compares ``beat_at`` with the time of day.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from sqlalchemy import text
+
+    expected = chats(600)
+    batch = queued(store, tmp_path, expected)
+    lease = timedelta(seconds=2)
+    first = start_worker(batch.url, tmp_path, lease=lease, echo_latency=timedelta(seconds=1), max_inflight=40)
+    wait_until(lambda: catalog.progress(store).running_chunks > 0)
+    second = start_worker(
+        batch.url, tmp_path, lease=lease, echo_latency=timedelta(seconds=1), max_inflight=40
+    )
+    try:
+        for shift in (timedelta(hours=1), timedelta(hours=-1), timedelta(days=1), timedelta(days=-1)):
+            moment = (datetime.now(UTC) + shift).replace(tzinfo=None).isoformat(" ")
+            store.write(
+                lambda connection, m=moment: connection.execute(text(f"UPDATE worker SET beat_at = '{m}'"))
+            )
+            time.sleep(1)
+        wait_until(lambda: batch.batch.status == "completed", timeout=60)
+    finally:
+        kill(first)
+        kill(second)
+    logs = "".join(path.read_text() for path in tmp_path.glob("worker-*.log"))
+    assert "lease_lapsed" not in logs
+    assert "chunks.rejected" not in logs
+    assert not batch.lines().lost(expected)

@@ -1,0 +1,45 @@
+"""A check: a small function that looks at one thing and returns what it finds, and when it makes sense to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding
+
+
+class Group(StrEnum):
+    """What a check is about, in causal order."""
+
+    HOST = "host"
+    STORE = "store"
+    QUEUE = "queue"
+    GPU = "gpu"
+    ENGINE = "engine"
+    SERVICE = "service"
+    NEIGHBOURS = "neighbours"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One check. ``needs`` maps the names of checks that must not fail before this one to the words for that.
+
+    ``run`` returns at least one finding (``ok`` where all is well), whose ids begin with the group's name.
+    """
+
+    name: str
+    group: Group
+    run: Callable[[Facts], Iterable[Finding]]
+    needs: tuple[str, ...] = ()
+    limit: timedelta = timedelta(seconds=20)
+
+
+_NEED_WORDS = {"store.reach": "the store", "gpu.driver": "the driver", "engine.import": "a working vLLM"}
+
+
+def need_in_words(name: str) -> str:
+    """Say what a check needs as a person would: "needs the driver"."""
+    return _NEED_WORDS.get(name, name)

@@ -1,0 +1,52 @@
+"""What the checks of one run share: the settings, the store, the GPU's state, the ledger; looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from vbatch import gpu, orphans
+from vbatch.config import Settings
+from vbatch.gpu import GpuReport
+from vbatch.store import NO_PATIENCE, Store
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """The surroundings of a run. A failed look raises; the check that needs it says so.
+
+    ``min_free_gb`` is what a person demands to be free, in GB of 10^9 bytes; None leaves it to the models.
+    """
+
+    settings: Settings
+    min_free_gb: float | None = None
+    force_clear: bool = False
+    _stores: list[Store] = field(default_factory=list)
+
+    @cached_property
+    def store(self) -> Store:
+        """The configured store, asked once and never waited for. Raises StoreMisconfigured for a bad URL."""
+        store = Store(self.settings.store_url, patience=NO_PATIENCE)
+        self._stores.append(store)
+        return store
+
+    @cached_property
+    def gpu(self) -> GpuReport:
+        """What the driver says."""
+        return gpu.probe()
+
+    @cached_property
+    def suspects(self) -> Sequence[orphans.Suspect]:
+        """The engine processes of the ledger that live, judged by the kill rules. Needs a store in order."""
+        return orphans.suspects(self.store)
+
+    def look_again(self) -> None:
+        """Forget what may have changed: something was repaired, or time has passed."""
+        for name in ("gpu", "suspects"):
+            self.__dict__.pop(name, None)
+
+    def close(self) -> None:
+        """Close the store."""
+        for store in self._stores:
+            store.close()

@@ -1,0 +1,127 @@
+"""Run checks in causal order: each with a time limit and a crash guard, repaired where asked, waited for if it passes.
+
+What follows from a failed check is skipped, so that one cause is one finding.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from vbatch.doctor.checks import Check, need_in_words
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level, RepairFailed, skip
+from vbatch.errors import VbatchError
+
+log = logging.getLogger(__name__)
+
+POLL = timedelta(seconds=2)  # between two looks at what passes: the incident's own pause
+
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How a run behaves. ``may_repair`` is asked before each repair; ``waiting`` is told what is waited for."""
+
+    patience: timedelta = timedelta()
+    may_repair: Callable[[Finding], bool] = lambda _finding: False
+    waiting: Callable[[Finding, float], None] = lambda _finding, _seconds: None
+    found: Callable[[Check, Sequence[Finding]], None] = lambda _check, _findings: None
+
+
+@dataclass(slots=True)
+class Examination:
+    """All that was found, in order."""
+
+    findings: list[Finding] = field(default_factory=list)
+    failed_checks: set[str] = field(default_factory=set)
+
+
+def examine(checks: Sequence[Check], facts: Facts, conduct: Conduct) -> Examination:
+    """Run the checks one after another. Never raises for what a check meets."""
+    examination = Examination()
+    deadline = time.monotonic() + conduct.patience.total_seconds()
+    for check in checks:
+        missing = [name for name in check.needs if name in examination.failed_checks]
+        if missing:
+            findings = [skip(check.name, f"skipped: needs {need_in_words(missing[0])}")]
+        else:
+            findings = _patiently(check, facts, conduct, deadline)
+            findings = [_repaired(finding, facts, conduct) for finding in findings]
+        if missing or any(finding.level is Level.FAIL for finding in findings):
+            examination.failed_checks.add(check.name)
+        examination.findings += findings
+        conduct.found(check, findings)
+    return examination
+
+
+def _patiently(check: Check, facts: Facts, conduct: Conduct, deadline: float) -> list[Finding]:
+    """Run a check again and again while all that it finds wrong will probably pass."""
+    started = time.monotonic()
+    while True:
+        findings = _guarded(check, facts)
+        blocking = [finding for finding in findings if finding.level is Level.FAIL]
+        passes = bool(blocking) and all(finding.passing for finding in blocking)
+        if not passes or time.monotonic() >= deadline:
+            return findings
+        conduct.waiting(blocking[0], time.monotonic() - started)
+        time.sleep(max(0.0, min(POLL.total_seconds(), deadline - time.monotonic())))
+        facts.look_again()
+
+
+def _guarded(check: Check, facts: Facts) -> list[Finding]:
+    """Run a check in a thread of its own: one that hangs in a system call is left behind."""
+    findings: list[Finding] = []
+    crashes: list[Exception] = []
+
+    def run() -> None:
+        try:
+            findings.extend(check.run(facts))
+        except Exception as error:
+            crashes.append(error)
+
+    thread = threading.Thread(target=run, name=f"doctor-{check.name}", daemon=True)
+    thread.start()
+    thread.join(check.limit.total_seconds())
+    if thread.is_alive():
+        return [
+            Finding(
+                id=f"{check.group}.hanging",
+                level=Level.FAIL,
+                what=f"{check.name} gave no answer within {check.limit.total_seconds():g} s",
+                why="something below it hangs: a disk, a network file system, a driver",
+                passing=True,
+            )
+        ]
+    if crashes:
+        return [_crashed(check, crashes[0])]
+    return list(findings)
+
+
+def _crashed(check: Check, error: Exception) -> Finding:
+    log.debug("doctor.check_crashed check=%s", check.name, exc_info=error)
+    return Finding(
+        id=f"{check.group}.crashed",
+        level=Level.WARN,
+        what=f"{check.name} could not be checked: {error.message if isinstance(error, VbatchError) else error}",
+        why="this check met something that it does not know; the other checks are not touched by it",
+        evidence=(f"{type(error).__name__}: {error}",),
+        commands=(f"vbatch doctor {check.group} -v --report doctor-report.txt",),
+    )
+
+
+def _repaired(finding: Finding, facts: Facts, conduct: Conduct) -> Finding:
+    """Repair what may be repaired; say what was reached."""
+    if finding.repair is None or not conduct.may_repair(finding):
+        return finding
+    try:
+        reached = finding.repair.carry_out()
+    except (RepairFailed, VbatchError, OSError) as error:
+        return replace(finding, why=f"the repair failed: {error}", repair=None)
+    facts.look_again()
+    return replace(finding, level=Level.FIXED, what=f"{finding.what}: {reached}", repair=None, commands=())

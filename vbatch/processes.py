@@ -10,7 +10,8 @@ import os
 import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -22,6 +23,8 @@ import psutil
 from vbatch.identity import ProcessIdentity
 
 _PROC = Path("/proc")
+
+LAST_PATIENCE = timedelta(seconds=5)  # after SIGKILL; what lives on then waits in the kernel
 
 
 class Liveness(StrEnum):
@@ -105,6 +108,20 @@ def descendants(pid: int) -> list[int]:
     return []
 
 
+def ancestors(pid: int) -> list[int]:
+    """Return the pids of its parent, that one's parent, and so on."""
+    with suppress(psutil.Error):
+        return [parent.pid for parent in psutil.Process(pid).parents()]
+    return []
+
+
+def owner(pid: int) -> int | None:
+    """Return the user id that the process runs as; None when it is gone."""
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).uids().effective)
+    return None
+
+
 def kill_child(pid: int) -> None:
     """Kill a child of ours. Safe without a pidfd: its pid is ours until we reap it."""
     with suppress(ProcessLookupError):
@@ -112,31 +129,42 @@ def kill_child(pid: int) -> None:
 
 
 def end(identity: ProcessIdentity, *, grace: timedelta = timedelta(seconds=10)) -> Ended:
-    """End exactly this process: SIGTERM, and SIGKILL after ``grace``.
+    """End exactly this process: SIGTERM, and SIGKILL after ``grace``. See ``end_all``."""
+    return end_all([identity], grace=grace)[identity]
 
-    The pidfd is opened first and the identity read again after it, so that a recycled pid is never hit
-    (pidfd_open(2)). The caller has proved that the process is ours to end.
+
+def end_all(
+    identities: Sequence[ProcessIdentity], *, grace: timedelta = timedelta(seconds=10)
+) -> dict[ProcessIdentity, Ended]:
+    """End exactly these processes: SIGTERM to all, and SIGKILL after ``grace`` to those that remain.
+
+    A pidfd is opened first and the identity read again after it, so that a recycled pid is never hit
+    (pidfd_open(2)). The caller has proved that the processes are ours to end.
     """
-    if liveness(identity) is not Liveness.ALIVE:
-        return Ended.ALREADY_GONE
-    try:
-        handle = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return Ended.ALREADY_GONE
-    try:
-        if identify(identity.pid) != identity:
-            return Ended.ALREADY_GONE
+    outcomes = dict.fromkeys(identities, Ended.ALREADY_GONE)
+    with ExitStack() as stack:
+        handles: dict[ProcessIdentity, int] = {}
+        for identity in outcomes:
+            with suppress(ProcessLookupError):
+                if liveness(identity) is Liveness.ALIVE:
+                    handle = os.pidfd_open(identity.pid)
+                    stack.callback(os.close, handle)
+                    if identify(identity.pid) == identity:
+                        handles[identity] = handle
         for number, patience, outcome in (
             (signal.SIGTERM, grace, Ended.TERMINATED),
-            (signal.SIGKILL, timedelta(seconds=5), Ended.KILLED),
+            (signal.SIGKILL, LAST_PATIENCE, Ended.KILLED),
         ):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, number)
-            if _gone_within(handle, patience):
-                return outcome
-        return Ended.UNKILLABLE
-    finally:
-        os.close(handle)
+            for handle in handles.values():
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, number)
+            deadline = time.monotonic() + patience.total_seconds()
+            for identity, handle in list(handles.items()):
+                if _gone_by(handle, deadline):
+                    outcomes[identity] = outcome
+                    del handles[identity]
+        outcomes |= dict.fromkeys(handles, Ended.UNKILLABLE)
+    return outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +195,11 @@ def describe(pid: int) -> Description | None:
     return None
 
 
-def _gone_within(handle: int, patience: timedelta) -> bool:
-    """Wait until the process behind a pidfd has ended: the pidfd becomes readable."""
+def _gone_by(handle: int, deadline: float) -> bool:
+    """Wait until the process behind a pidfd has ended, which makes the pidfd readable."""
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    return bool(poll.poll(patience / timedelta(milliseconds=1)))
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:

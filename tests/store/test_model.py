@@ -30,7 +30,7 @@ from sqlmodel import SQLModel
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, answers, catalog, ingest, queue, registry
-from vbatch.store.records import ChunkKey, Lease
+from vbatch.store.records import Lease
 
 T = TypeVar("T")
 MODELS = ("a", "b")

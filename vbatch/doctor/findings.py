@@ -56,19 +56,19 @@ class Finding:
     exit_code: ExitCode = ExitCode.FAILED
 
 
-def ok(id: str, what: str, *evidence: str) -> Finding:
+def ok(finding: str, what: str, *evidence: str) -> Finding:
     """Return a finding that all is well."""
-    return Finding(id=id, level=Level.OK, what=what, evidence=evidence)
+    return Finding(id=finding, level=Level.OK, what=what, evidence=evidence)
 
 
-def info(id: str, what: str, why: str = "", *, commands: tuple[str, ...] = ()) -> Finding:
+def info(finding: str, what: str, why: str = "", *, commands: tuple[str, ...] = ()) -> Finding:
     """Return a finding that is worth knowing."""
-    return Finding(id=id, level=Level.INFO, what=what, why=why, commands=commands)
+    return Finding(id=finding, level=Level.INFO, what=what, why=why, commands=commands)
 
 
-def skip(id: str, what: str, why: str = "") -> Finding:
+def skip(finding: str, what: str, why: str = "") -> Finding:
     """Return a finding that something was not looked at."""
-    return Finding(id=id, level=Level.SKIP, what=what, why=why)
+    return Finding(id=finding, level=Level.SKIP, what=what, why=why)
 
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:

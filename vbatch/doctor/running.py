@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 POLL = timedelta(seconds=2)  # between two looks at what passes: the incident's own pause
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
     """How a run behaves. ``may_repair`` is asked before each repair; ``waiting`` is told what is waited for."""

@@ -85,6 +85,14 @@ def live(store: Store) -> list[Worker]:
     return [_to_worker(row) for row in rows]
 
 
+def of_boot(store: Store, *, boot_id: str) -> list[Worker]:
+    """Return every worker that registered on this boot of its machine, stopped ones too."""
+    rows = store.read(
+        lambda connection: connection.execute(select(_worker).where(_worker.c.boot_id == boot_id)).all()
+    )
+    return [_to_worker(row) for row in rows]
+
+
 def recent(store: Store, *, limit: int) -> list[Worker]:
     """Return workers, stopped ones too, the newest first."""
     rows = store.read(
@@ -120,6 +128,24 @@ def record_processes(store: Store, *, worker: str, processes: Sequence[EnginePro
 def forget_processes(store: Store, *, worker: str) -> None:
     """Take a worker's engine processes out of the ledger: they are gone."""
     store.write(lambda connection: connection.execute(delete(_process).where(_process.c.worker == worker)))
+
+
+def forget(store: Store, *, processes: Sequence[ProcessIdentity]) -> None:
+    """Take processes out of the ledger: they are gone."""
+
+    def work(connection: Connection) -> None:
+        for identity in processes:
+            connection.execute(
+                delete(_process).where(
+                    _process.c.boot_id == identity.boot_id,
+                    _process.c.pid_namespace == identity.pid_namespace,
+                    _process.c.pid == identity.pid,
+                    _process.c.start_ticks == identity.start_ticks,
+                )
+            )
+
+    if processes:
+        store.write(work)
 
 
 def ledger(store: Store) -> list[EngineProcess]:

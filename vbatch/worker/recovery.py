@@ -11,7 +11,7 @@ import logging
 import time
 from datetime import timedelta
 
-from vbatch import processes
+from vbatch import orphans, processes
 from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.store import Store, ingest, queue, registry
@@ -40,9 +40,10 @@ class Watch:
 def recover(store: Store, watch: Watch, *, me: str) -> int:
     """Give the chunks of dead workers back to the queue and return how many those were.
 
-    Their engine processes are ended first, where the ledger proves them ours: an engine that still computes
-    for a dead worker holds the memory that the next one needs.
+    Their engine processes are ended first, where the kill rules prove them ours (``vbatch.orphans``): an engine
+    that outlived its worker holds the memory that the next one needs.
     """
+    orphans.clear(store)
     chunks = 0
     here = processes.current()
     for worker in registry.live(store):

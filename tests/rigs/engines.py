@@ -1,0 +1,106 @@
+"""Stand-ins for engine processes and workers: real processes that sleep, reparented as a real orphan is.
+
+For tests of who may be ended. The real vLLM engine has its own test of this (tests/doctor/test_real_orphan.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vbatch import processes
+from vbatch.identity import ProcessIdentity
+from vbatch.store import Store, registry
+from vbatch.store.records import EngineProcess
+
+TITLE = "VLLM::EngineCore"
+
+_SLEEPER = """
+import signal, sys, time
+if "stubborn" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+# A parent that starts the sleeper in a session of its own, tells its pid, and goes: an orphan, as after a SIGKILL.
+_PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.argv[1], *sys.argv[2:]], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A real process of a test, and who it is."""
+
+    pid: int
+    identity: ProcessIdentity
+
+    @property
+    def alive(self) -> bool:
+        return processes.identify(self.pid) == self.identity
+
+
+def _of(pid: int) -> Process:
+    identity = processes.identify(pid)
+    assert identity is not None
+    return Process(pid, identity)
+
+
+@contextlib.contextmanager
+def orphan(*how: str) -> Iterator[Process]:
+    """Keep a process whose parent is gone; it is called as vLLM calls its engine."""
+    sleeper = ["bash", "-c", 'exec -a "$0" "$@"', TITLE, sys.executable, "-c", _SLEEPER, *how]
+    done = subprocess.run(
+        [sys.executable, "-c", _PARENT, *sleeper], stdout=subprocess.PIPE, text=True, check=True
+    )
+    process = _of(int(done.stdout))
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+@contextlib.contextmanager
+def child(*command: str) -> Iterator[Process]:
+    """Keep a child of the test."""
+    popen = subprocess.Popen(command or ["sleep", "600"])
+    try:
+        time.sleep(0.05)
+        yield _of(popen.pid)
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def dead_identity() -> ProcessIdentity:
+    """Return who a process was that is gone."""
+    with child() as process:
+        pass
+    return process.identity
+
+
+def end(process: Process) -> None:
+    """End a process of a test for good."""
+    if process.alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while process.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def in_ledger(store: Store, process: ProcessIdentity, *, worker: ProcessIdentity) -> EngineProcess:
+    """Write an engine process of that worker into the ledger."""
+    name = registry.register(store, identity=worker, engine="vllm", gpu_uuid=None)
+    entry = EngineProcess(worker=name, identity=process, title=TITLE, cgroup=None)
+    registry.record_processes(store, worker=name, processes=[entry])
+    return entry

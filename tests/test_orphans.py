@@ -1,0 +1,183 @@
+"""Who may be ended, and who never: each kill rule with an innocent that only this rule saves.
+
+The mutant of each test is named in it: with that clause taken out of ``vbatch/orphans.py`` (or, where it says so,
+``vbatch/processes.py``) the test fails, because an innocent is judged an orphan or ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.rigs import engines
+from vbatch import orphans, processes
+from vbatch.orphans import Verdict
+from vbatch.processes import Ended
+from vbatch.store import Store, registry
+
+NOBODY = 65534
+
+
+def verdicts(store: Store) -> list[Verdict]:
+    return [suspect.verdict for suspect in orphans.suspects(store)]
+
+
+def test_an_orphan_of_ours_is_found_and_ended(store: Store) -> None:
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        assert verdicts(store) == [Verdict.ORPHAN]
+        assert orphans.clear(store) == {engine.pid: Ended.TERMINATED}
+        assert not engine.alive
+        assert registry.ledger(store) == []
+
+
+def test_one_that_does_not_obey_is_killed(store: Store) -> None:
+    with engines.orphan("stubborn") as engine:
+        entry = engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        assert orphans.end(store, [entry], grace=timedelta(seconds=0.3)) == {engine.pid: Ended.KILLED}
+        assert not engine.alive
+
+
+def test_the_same_title_run_by_somebody_else_is_left_alone(store: Store) -> None:
+    """Mutant: taking processes by their title instead of the ledger."""
+    with engines.orphan() as engine, engines.orphan() as foreign:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        orphans.clear(store)
+        assert not engine.alive
+        assert foreign.alive
+
+
+@pytest.mark.parametrize("state", ["sleeping", "stopped"])
+def test_an_engine_whose_worker_lives_is_left_alone(store: Store, state: str) -> None:
+    """Mutant: no look at the worker's liveness. A stopped (SIGSTOP) worker lives, and so may its engine."""
+    with engines.orphan() as engine, engines.child() as worker:
+        engines.in_ledger(store, engine.identity, worker=worker.identity)
+        for process in (engine, worker):
+            os.kill(process.pid, signal.SIGSTOP if state == "stopped" else signal.SIGCONT)
+        assert verdicts(store) == [Verdict.WORKER_LIVES]
+        assert orphans.clear(store) == {}
+        assert engine.alive
+
+
+def test_an_engine_whose_worker_is_marked_stopped_but_lives_is_left_alone(store: Store) -> None:
+    """A worker that was written off past its lease goes on when it is thawed. Mutant: believing stopped_at."""
+    with engines.orphan() as engine, engines.child() as worker:
+        entry = engines.in_ledger(store, engine.identity, worker=worker.identity)
+        registry.stop(store, worker=entry.worker)
+        registry.record_processes(store, worker=entry.worker, processes=[entry])
+        assert verdicts(store) == [Verdict.WORKER_LIVES]
+
+
+def test_a_recycled_pid_is_left_alone(store: Store) -> None:
+    """Mutant: comparing pids without start times (``liveness`` in processes.py)."""
+    with engines.orphan() as innocent:
+        before = replace(innocent.identity, start_ticks=innocent.identity.start_ticks - 1)
+        engines.in_ledger(store, before, worker=engines.dead_identity())
+        assert verdicts(store) == []
+        assert orphans.clear(store) == {}
+        assert innocent.alive
+        assert registry.ledger(store) == []
+
+
+def test_a_pid_recycled_in_the_last_moment_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: no second look after pidfd_open in ``end_all``; the first look happens before the pid changes hands."""
+    with engines.orphan() as innocent:
+        before = replace(innocent.identity, start_ticks=innocent.identity.start_ticks - 1)
+        monkeypatch.setattr(processes, "liveness", lambda _identity: processes.Liveness.ALIVE)
+        assert processes.end(before) is Ended.ALREADY_GONE
+        assert innocent.alive
+
+
+def test_a_descendant_of_a_living_worker_is_left_alone(store: Store) -> None:
+    """Mutant: no look at the processes above it."""
+    parent = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        pid = int(worker.stdout.readline())
+        below, above = processes.identify(pid), processes.identify(worker.pid)
+        assert below is not None
+        assert above is not None
+        registry.register(store, identity=above, engine="vllm", gpu_uuid=None)
+        engines.in_ledger(store, below, worker=engines.dead_identity())
+        try:
+            assert verdicts(store) == [Verdict.BELOW_A_WORKER]
+            assert orphans.clear(store) == {}
+            assert processes.identify(pid) == below
+        finally:
+            worker.kill()
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_another_users_process_is_left_alone(store: Store) -> None:
+    """Mutant: no look at the owner. Seen by nobody (65534), the process belongs to root."""
+    with engines.orphan() as engine:
+        entry = engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        workers = registry.of_boot(store, boot_id=engine.identity.boot_id)
+        assert orphans.judge(entry, workers) is Verdict.ORPHAN
+        with _as(NOBODY):
+            assert orphans.judge(entry, workers) is Verdict.OF_ANOTHER_USER
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a pid namespace")
+def test_a_process_in_another_pid_namespace_is_left_alone(store: Store) -> None:
+    """Mutant: no comparison of pid namespaces (``liveness``): the same number is somebody else here."""
+    with engines.child("unshare", "--pid", "--fork", "sleep", "600") as outer, engines.orphan() as innocent:
+        (inner,) = processes.children(outer.pid)
+        namespace = Path(f"/proc/{inner}/ns/pid").stat().st_ino
+        assert namespace != innocent.identity.pid_namespace
+        written_inside = replace(innocent.identity, pid_namespace=namespace)
+        engines.in_ledger(store, written_inside, worker=engines.dead_identity())
+        assert verdicts(store) == [Verdict.ELSEWHERE]
+        assert orphans.clear(store) == {}
+        assert innocent.alive
+        os.kill(inner, signal.SIGKILL)
+
+
+def test_we_and_those_above_us_are_left_alone(store: Store) -> None:
+    """Mutant: no look at ourselves: doctor would end the shell that it runs in."""
+    for pid in (os.getpid(), os.getppid()):
+        identity = processes.identify(pid)
+        assert identity is not None
+        engines.in_ledger(store, identity, worker=engines.dead_identity())
+        assert verdicts(store)[-1] is Verdict.OURSELVES
+    assert orphans.clear(store) == {}
+
+
+def test_an_entry_whose_worker_nobody_knows_is_left_alone(store: Store) -> None:
+    """Mutant: taking an unknown worker for a dead one."""
+    with engines.orphan() as engine:
+        entry = replace(
+            engines.in_ledger(store, engine.identity, worker=engines.dead_identity()), worker="worker_none"
+        )
+        assert orphans.judge(entry, registry.recent(store, limit=9)) is Verdict.WORKER_UNKNOWN
+
+
+def test_after_a_reboot_the_ledger_names_nobody(store: Store) -> None:
+    """No process survives a power cycle: pid and start time of an earlier boot mean nothing."""
+    with engines.orphan() as innocent:
+        earlier = replace(innocent.identity, boot_id="00000000-0000-0000-0000-000000000000")
+        engines.in_ledger(store, earlier, worker=replace(engines.dead_identity(), boot_id=earlier.boot_id))
+        assert verdicts(store) == []
+        assert orphans.clear(store) == {}
+        assert innocent.alive
+
+
+@contextmanager
+def _as(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -122,6 +122,23 @@ def owner(pid: int) -> int | None:
     return None
 
 
+def resident_memory(pid: int) -> int:
+    """Return the bytes of memory that it holds; 0 when it is gone."""
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def is_condemned(pid: int) -> bool:
+    """Whether a SIGKILL is pending that it does not obey: it waits in the kernel (proc_pid_status(5), ShdPnd)."""
+    with suppress(OSError, ValueError):
+        for line in (_PROC / str(pid) / "status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in ("SigPnd", "ShdPnd") and int(value, 16) & 1 << (signal.SIGKILL - 1):
+                return True
+    return False
+
+
 def kill_child(pid: int) -> None:
     """Kill a child of ours. Safe without a pidfd: its pid is ours until we reap it."""
     with suppress(ProcessLookupError):
@@ -172,6 +189,7 @@ class Description:
     """What a person needs to recognise a process."""
 
     pid: int
+    name: str
     title: str
     user: str
     state: str
@@ -186,6 +204,7 @@ def describe(pid: int) -> Description | None:
         with process.oneshot():
             return Description(
                 pid=pid,
+                name=process.name(),
                 title=title(pid) or process.name(),
                 user=process.username(),
                 state=process.status(),

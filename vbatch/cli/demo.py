@@ -19,13 +19,13 @@ from vbatch.batches import Order
 from vbatch.cli import words
 from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
-from vbatch.cli.worker import options, work
+from vbatch.cli.worker import work
 from vbatch.engine import smollm
 from vbatch.errors import ExitCode
 from vbatch.store import COMMAND_PATIENCE, Store, catalog
 from vbatch.store.records import Batch
 from vbatch.text import harmless
-from vbatch.worker import ModelOptions
+from vbatch.worker import ModelOptions, WorkerOptions
 
 INPUTS = ("chat.jsonl", "completions.jsonl")
 WRONG_ON_PURPOSE = "too-long"  # the custom_id of the request that the model has to refuse
@@ -49,7 +49,7 @@ def demo() -> int:
             f"{words.count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
         )
         told = replace(
-            options(settings, drain=True),
+            WorkerOptions.of(settings, drain=True),
             preload=None,
             default_args=(),
             models={smollm.NAME: ModelOptions(path=str(model), args=smollm.FLAGS)},

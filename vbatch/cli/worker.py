@@ -13,10 +13,9 @@ from vbatch.cli import words
 from vbatch.cli.live import Screen, shown
 from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
-from vbatch.config import Settings
 from vbatch.errors import UsageError
 from vbatch.store import WORKER_PATIENCE, Store
-from vbatch.worker import ModelOptions, Stop, View, WorkerOptions
+from vbatch.worker import Stop, View, WorkerOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ def run_worker(
     ended = work(
         output,
         settings.store_url,
-        options(settings, drain=drain, extra_args=vllm_flags),
+        WorkerOptions.of(settings, drain=drain, extra_args=vllm_flags),
         log_level=settings.log_level,
     )
     if output.stderr.is_terminal:
@@ -76,29 +75,3 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
     finally:
         store.close()
     return Ended(saved=view.snapshot.saved, seconds=time.monotonic() - started, stopped=stop.requested)
-
-
-def options(settings: Settings, *, drain: bool = False, extra_args: Sequence[str] = ()) -> WorkerOptions:
-    """Translate the settings into what a worker is told."""
-    return WorkerOptions(
-        cache_dir=settings.cache_dir,
-        state_dir=settings.state_dir,
-        engine=settings.engine,
-        gpu=settings.gpu,
-        drain=drain,
-        preload=settings.preload,
-        max_inflight=settings.max_inflight,
-        default_args=settings.defaults.args,
-        models={
-            name: ModelOptions(path=model.path, args=model.args) for name, model in settings.models.items()
-        },
-        extra_args=tuple(extra_args),
-        echo_latency=settings.echo_latency,
-        flush_interval=settings.flush_interval,
-        lease=settings.lease,
-        drain_limit=settings.drain_limit,
-        request_timeout=settings.request_timeout,
-        idle_unload=settings.idle_unload,
-        engine_stall=settings.engine_stall,
-        metrics_port=settings.metrics_port,
-    )

@@ -8,8 +8,10 @@ from functools import cached_property
 
 from vbatch import gpu, orphans
 from vbatch.config import Settings
+from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
-from vbatch.store import NO_PATIENCE, Store
+from vbatch.store import NO_PATIENCE, Store, registry
+from vbatch.worker import WorkerOptions
 
 
 @dataclass(kw_only=True)
@@ -30,6 +32,20 @@ class Facts:
         store = Store(self.settings.store_url, patience=NO_PATIENCE)
         self._stores.append(store)
         return store
+
+    @property
+    def store_or_none(self) -> Store | None:
+        """The store, where it can be read right now."""
+        try:
+            registry.live(self.store)
+        except VbatchError:
+            return None
+        return self.store
+
+    @cached_property
+    def options(self) -> WorkerOptions:
+        """What a worker would be told by these settings."""
+        return WorkerOptions.of(self.settings)
 
     @cached_property
     def gpu(self) -> GpuReport:

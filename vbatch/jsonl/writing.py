@@ -18,9 +18,26 @@ from typing import BinaryIO
 BUFFER = 1 << 20
 
 
+SUFFIX = ".vbatch-tmp"
+
+
 def temporary_name(path: Path, tag: str) -> Path:
     """Return the name under which a file is written before it is whole: recognisably ours, hidden."""
-    return path.with_name(f".{path.name}.{tag}.vbatch-tmp")
+    return path.with_name(f".{path.name}.{tag}{SUFFIX}")
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Return the half-written files of ours in this folder that nobody writes any more."""
+    return [path for path in sorted(folder.glob(f".*{SUFFIX}")) if not _is_locked(path)]
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # locked, gone, or not ours to open
+        return True
+    return False
 
 
 class AtomicFile:

@@ -155,6 +155,14 @@ class Waiting:
     batch: int
 
 
+class Troubled(NamedTuple):
+    """A chunk whose requests were in the engine each time it died: one of them is probably poisonous."""
+
+    batch_id: str
+    requests: int
+    crashes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
     """A worker as it registered itself. ``beat`` is a counter: it rises only while the worker makes progress."""
@@ -169,6 +177,11 @@ class Worker:
     started_at: datetime
     beat_at: datetime
     stopped_at: datetime | None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended without a word, or still may: a reclaim writes its last beat down as its end."""
+        return self.stopped_at is None or self.stopped_at == self.beat_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

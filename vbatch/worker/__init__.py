@@ -11,7 +11,7 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from vbatch import processes
+from vbatch import preflight, processes
 from vbatch.errors import Interrupted
 from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
@@ -51,6 +51,8 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         stack.enter_context(exposed(options, view, pulse, _folders(store, options)))
         store.prepare()
         pulse.turn()
+        if options.engine == "vllm":
+            stack.enter_context(preflight.sole_user(options.state_dir, options.gpu))
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
             pulse,

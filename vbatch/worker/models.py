@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 
-from vbatch import processes
+from vbatch import preflight, processes
 from vbatch.engine import Engine, EngineStartFailed, echo, vllm
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
@@ -69,6 +69,7 @@ async def _load(context: Context, model: str) -> Engine | None:
     """Load once; a stop that is requested meanwhile ends the engine's processes, and there is None."""
     loading = asyncio.ensure_future(_home(context, model))
     stopping = asyncio.ensure_future(context.stop.wait())
+    recording = asyncio.ensure_future(_record_while_loading(context))
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -78,19 +79,33 @@ async def _load(context: Context, model: str) -> Engine | None:
         return None
     finally:
         stopping.cancel()
+        recording.cancel()
+        await asyncio.wait((recording,))
 
 
 async def _home(context: Context, model: str) -> Engine:
     options = context.options
     if options.engine == "echo":
         return await echo.load(model=model, latency=options.echo_latency)
+    args = options.engine_args(model)
+    await context.in_files(preflight.require_room, context.store, gpu=options.gpu, args=args)
     return await vllm.load(
         model=model,
         path=options.model_path(model),
-        args=options.engine_args(model),
+        args=args,
         gpu=options.gpu,
         log_dir=options.state_dir / "logs",
     )
+
+
+async def _record_while_loading(context: Context) -> None:
+    """Write the processes of an engine into the ledger as they appear: a load may take minutes, and be killed."""
+    known: list[int] = []
+    while True:
+        await asyncio.sleep(1)
+        if (pids := processes.descendants(os.getpid())) != known:
+            known = pids
+            await context.in_store(_record, context, pids)
 
 
 def _record(context: Context, pids: Sequence[int]) -> None:

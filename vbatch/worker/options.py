@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vbatch.config import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,33 @@ class WorkerOptions:
     engine_stall: timedelta = timedelta(minutes=10)
     metrics_port: int | None = None
     reload_pause: timedelta = timedelta(seconds=1)
+
+    @classmethod
+    def of(cls, settings: Settings, *, drain: bool = False, extra_args: Sequence[str] = ()) -> WorkerOptions:
+        """Translate the settings into what a worker is told."""
+        return cls(
+            cache_dir=settings.cache_dir,
+            state_dir=settings.state_dir,
+            engine=settings.engine,
+            gpu=settings.gpu,
+            drain=drain,
+            preload=settings.preload,
+            max_inflight=settings.max_inflight,
+            default_args=settings.defaults.args,
+            models={
+                name: ModelOptions(path=model.path, args=model.args)
+                for name, model in settings.models.items()
+            },
+            extra_args=tuple(extra_args),
+            echo_latency=settings.echo_latency,
+            flush_interval=settings.flush_interval,
+            lease=settings.lease,
+            drain_limit=settings.drain_limit,
+            request_timeout=settings.request_timeout,
+            idle_unload=settings.idle_unload,
+            engine_stall=settings.engine_stall,
+            metrics_port=settings.metrics_port,
+        )
 
     def model_path(self, model: str) -> str:
         """Where vLLM finds this model: the configured path, a folder of the cache, or the name itself."""

@@ -44,22 +44,27 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
     that outlived its worker holds the memory that the next one needs.
     """
     orphans.clear(store)
-    chunks = 0
-    here = processes.current()
+    chunks = release_chunks(store)
     for worker in registry.live(store):
-        if worker.id == me:
-            continue
-        match processes.liveness(worker.identity):
-            case Liveness.GONE:
-                reclaimed = queue.reclaim(
-                    store, worker=worker.id, beat=None, vanished=_same_boot(worker, here)
-                )
-                log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
-            case _ if watch.lapsed(worker):
-                reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)
-                log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
-            case _:
-                continue
+        if worker.id != me and watch.lapsed(worker):
+            reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)
+            log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
+            chunks += reclaimed
+    return chunks
+
+
+def gone(store: Store) -> list[Worker]:
+    """Return the workers that ended without a word and whose processes are provably gone."""
+    return [worker for worker in registry.live(store) if processes.liveness(worker.identity) is Liveness.GONE]
+
+
+def release_chunks(store: Store) -> int:
+    """Give back the chunks of workers that are provably gone, and return how many those were."""
+    here = processes.current()
+    chunks = 0
+    for worker in gone(store):
+        reclaimed = queue.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
+        log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
         chunks += reclaimed
     return chunks
 

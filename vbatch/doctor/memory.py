@@ -1,0 +1,253 @@
+"""Checks of GPU memory: who holds it, our own orphans first, and whether what is free is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from vbatch import gpu as nvml
+from vbatch import holders as gpu_holders
+from vbatch import orphans, preflight, processes
+from vbatch.doctor.catalogue import Meaning
+from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, info, ok, skip
+from vbatch.errors import VbatchError
+from vbatch.gpu import Gpu, GpuReport, needs
+from vbatch.holders import Holder, Kind
+from vbatch.orphans import Verdict
+from vbatch.preflight import GIB, Room
+from vbatch.processes import Ended
+from vbatch.store import queue
+from vbatch.store.records import EngineProcess
+
+MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that would say more
+
+MEANINGS = {
+    "gpu.orphan": Meaning(
+        means="An engine that vbatch started outlived its worker and still holds memory. The ledger proves that it is "
+        "ours and nobody's any more.",
+        remedy="vbatch doctor --fix ends it; so does the next worker when it starts.",
+    ),
+    "gpu.worker": Meaning(
+        means="A worker of ours is at work and holds the memory that it needs.", remedy="Leave it alone."
+    ),
+    "gpu.foreign_engine": Meaning(
+        means="A vLLM engine without a parent holds memory; another vLLM left it behind. It is not in our ledger.",
+        remedy="Ask its owner; doctor never ends what it cannot prove to be ours.",
+    ),
+    "gpu.process": Meaning(
+        means="A living program of somebody holds memory: a desktop, a notebook, ollama, a container.",
+        remedy="Stop it by its owner's own command, or have vLLM use less (gpu_memory_utilization).",
+    ),
+    "gpu.defunct": Meaning(
+        means="A process has ended but its parent has not collected it; the driver still lists its memory.",
+        remedy="End its parent.",
+    ),
+    "gpu.unkillable": Meaning(
+        means="A process was killed but waits inside the driver and cannot end.", remedy="Reboot."
+    ),
+    "gpu.hidden": Meaning(
+        means="A process that cannot be seen from here holds memory: in another container, or another user's.",
+        remedy="Look with nvidia-smi on the host, as root.",
+    ),
+    "gpu.ghost": Meaning(
+        means="Memory is in use that no listed process holds: the driver lost track of it, or hides its owner.",
+        remedy="sudo fuser -v /dev/nvidia* shows who has the device open; else reboot.",
+    ),
+    "gpu.memory": Meaning(
+        means="Whether the free memory is enough for the configured models, by vLLM's own arithmetic "
+        "(free >= total * gpu_memory_utilization), or for --min-free-gb.",
+        remedy="Free memory as the holders' findings say, or lower --gpu-memory-utilization.",
+    ),
+}
+
+
+def _holders(facts: Facts) -> Iterator[Finding]:
+    """Name our orphans, on a GPU or not, then everybody else who holds memory."""
+    suspects = _suspects(facts)
+    found = [suspect.process for suspect in suspects if suspect.verdict is Verdict.ORPHAN]
+    if found:
+        yield _orphan(facts, found)
+    others = False
+    for card in facts.gpu.gpus:
+        for holder in gpu_holders.holders(card, suspects):
+            if holder.kind is not Kind.ORPHAN:
+                others = True
+                yield _holder(card, holder)
+        if surplus := gpu_holders.ghost(card):
+            others = True
+            yield Finding(
+                id="gpu.ghost",
+                level=Level.WARN,
+                what=f"{surplus / GIB:.1f} GiB of GPU {card.index} are held by no process that the driver lists",
+                why="it may be settling after a process ended, or its owner cannot be seen from here",
+                commands=("sudo fuser -v /dev/nvidia*",),
+            )
+    if not found and not others:
+        yield ok("gpu.orphan", "no engine of ours outlived its worker")
+
+
+def _suspects(facts: Facts) -> Sequence[orphans.Suspect]:
+    """Return the judged ledger; empty where the store cannot be read: then nobody is proved to be ours."""
+    try:
+        return facts.suspects
+    except VbatchError:
+        return ()
+
+
+def _orphan(facts: Facts, found: Sequence[EngineProcess]) -> Finding:
+    pids = ", ".join(str(process.identity.pid) for process in found)
+    used = _used(facts.gpu, found)
+    resident = sum(processes.resident_memory(process.identity.pid) for process in found)
+    holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{resident / GIB:.1f} GiB of memory"
+    return Finding(
+        id="gpu.orphan",
+        level=Level.FAIL,
+        what=f"an engine of ours outlived its worker and holds {holds} (process {pids})",
+        why="the next engine needs that memory; nobody waits for this one any more",
+        evidence=tuple(_evidence(process) for process in found),
+        commands=("vbatch doctor --fix",),
+        repair=Repair(
+            question=f"End the engine that outlived its worker (process {pids})?",
+            carry_out=lambda: _end(facts, found),
+        ),
+    )
+
+
+def _evidence(process: EngineProcess) -> str:
+    identity = process.identity
+    return (
+        f"pid {identity.pid} ({process.title or 'no title'}), started at tick {identity.start_ticks} of this boot, "
+        f"is in the ledger of {process.worker}, whose process is gone"
+    )
+
+
+def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
+    before = facts.gpu
+    resident = sum(processes.resident_memory(process.identity.pid) for process in found)
+    outcomes = orphans.end(facts.store, found)
+    stuck = [pid for pid, outcome in outcomes.items() if outcome is Ended.UNKILLABLE]
+    if stuck:
+        raise RepairFailed(f"process {stuck[0]} was killed but waits inside the kernel; reboot")
+    if not outcomes:
+        return "it ended by itself meanwhile"
+    freed = _freed(before, found)
+    back = (
+        f"{freed / GIB:.1f} GiB of GPU memory came back" if freed else f"{resident / GIB:.1f} GiB came back"
+    )
+    return f"ended, {back}"
+
+
+def _freed(before: GpuReport, found: Sequence[EngineProcess]) -> int:
+    """Wait until each GPU that they were on has settled; return the bytes measured as freed."""
+    pids = {process.identity.pid for process in found}
+    freed = 0
+    for card in before.gpus:
+        if card.memory_known and pids & {holder.pid for holder in card.holders}:
+            after = nvml.wait_until_settled(card.index, limit=timedelta(seconds=20))
+            freed += max(0, (after.free if after is not None else card.free) - card.free)
+    return freed
+
+
+def _used(report: GpuReport, found: Sequence[EngineProcess]) -> int:
+    pids = {process.identity.pid for process in found}
+    return sum(holder.used or 0 for card in report.gpus for holder in card.holders if holder.pid in pids)
+
+
+_HOLDER_WORDS = {
+    Kind.WORKER: "a worker of ours is at work: leave it alone",
+    Kind.FOREIGN_ENGINE: "another vLLM left it behind; it is not ours to end",
+    Kind.PROCESS: "it is not ours to end",
+    Kind.DEFUNCT: "it has ended, but its parent has not collected it",
+    Kind.UNKILLABLE: "it was killed but waits inside the driver",
+    Kind.HIDDEN: "it cannot be seen from here",
+}
+_GRAVE = frozenset({Kind.DEFUNCT, Kind.UNKILLABLE, Kind.FOREIGN_ENGINE})
+
+
+def _holder(card: Gpu, holder: Holder) -> Finding:
+    held = "memory" if holder.used is None else f"{holder.used / GIB:.1f} GiB"
+    return Finding(
+        id=f"gpu.{holder.kind}",
+        level=Level.WARN if holder.kind in _GRAVE else Level.INFO,
+        what=f"{held} of GPU {card.index}: {holder.who}",
+        why=_HOLDER_WORDS[holder.kind],
+        commands=holder.remedies,
+    )
+
+
+def _memory(facts: Facts) -> Iterator[Finding]:
+    """Compare what is free with what the models will take."""
+    if not facts.gpu.gpus:
+        yield skip("gpu.memory", "no GPU, no GPU memory to check")
+        return
+    cards = _of_the_worker(facts)
+    if not cards:
+        yield Finding(
+            id="gpu.memory",
+            level=Level.FAIL,
+            what=f"there is no GPU {facts.settings.gpu}, which the settings name",
+            commands=("nvidia-smi -L",),
+        )
+    for card in cards:
+        needed, reason = _needed(facts, card)
+        seen = preflight.room(card, facts.store_or_none, needed=needed, reason=reason)
+        at_work = [holder for holder in seen.holders if holder.kind is Kind.WORKER]
+        if at_work:
+            yield info(
+                "gpu.memory",
+                f"GPU {card.index}: {card.free / GIB:.1f} of {card.total / GIB:.2f} GiB free",
+                "a worker of ours holds what it needs",
+            )
+        elif not card.memory_known:
+            yield skip("gpu.memory", f"GPU {card.index}: this driver does not tell how much memory is free")
+        elif seen.enough:
+            yield ok("gpu.memory", seen.words)
+        else:
+            yield _too_little(seen)
+
+
+def _too_little(seen: Room) -> Finding:
+    return Finding(
+        id="gpu.memory",
+        level=Level.FAIL,
+        what=seen.words,
+        why=f"vLLM refuses to start on less; {seen.held_by}",
+        evidence=tuple(
+            f"{preflight.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
+        ),
+        commands=seen.remedies,
+        passing=seen.ghost > 0 and not seen.holders,
+    )
+
+
+def _of_the_worker(facts: Facts) -> list[Gpu]:
+    wanted = facts.settings.gpu
+    return [card for card in facts.gpu.gpus if wanted is None or card.index == wanted]
+
+
+def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
+    """Return the bytes that must be free, and who wants them: a person, the models that wait, or the default."""
+    if facts.min_free_gb is not None:
+        return int(facts.min_free_gb * GIB), "--min-free-gb"
+    wanted = {(needs.utilization(facts.options.engine_args(model)), model) for model in _models(facts)}
+    if wanted:
+        utilization, model = max(wanted)
+        return needs.required(card.total, utilization), f"{model}: gpu_memory_utilization {utilization:g}"
+    return min(int(MIN_FREE_GIB * GIB), needs.required(card.total, needs.DEFAULT_UTILIZATION)), "the default"
+
+
+def _models(facts: Facts) -> set[str]:
+    """Return the models that the settings name or the queue waits for."""
+    named = {*facts.settings.models, *filter(None, [facts.settings.preload])}
+    try:
+        return named | {entry.model for entry in queue.waiting(facts.store)}
+    except VbatchError:
+        return named
+
+
+CHECKS = (
+    Check(name="gpu.holders", group=Group.GPU, run=_holders, limit=timedelta(minutes=1)),
+    Check(name="gpu.memory", group=Group.GPU, run=_memory, needs=("gpu.driver", "gpu.holders")),
+)

@@ -1,0 +1,170 @@
+"""Checks of the queue: what waits, what resumes by itself, what dead workers left, and outputs that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vbatch import jsonl, processes
+from vbatch.doctor.catalogue import Meaning
+from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level, Repair, info, ok
+from vbatch.processes import Liveness
+from vbatch.protocol import BatchStatus
+from vbatch.store import catalog, overview, registry
+from vbatch.store.records import Batch
+from vbatch.worker import recovery
+
+RECENT = 50  # batches whose files are looked at
+SUSPICIOUS = 2  # engine deaths of one chunk: from then on it is halved
+
+MEANINGS = {
+    "queue.unfinished": Meaning(
+        means="Batches that are not finished, and how far each is.",
+        remedy="Nothing: a running worker goes on by itself. Without one: vbatch run-worker.",
+    ),
+    "queue.no_worker": Meaning(
+        means="Batches wait, and no worker runs.",
+        remedy="vbatch run-worker, or vbatch install-service once for all.",
+    ),
+    "queue.stale": Meaning(
+        means="Chunks are leased to workers that are gone.",
+        remedy="vbatch doctor --fix gives them back; so does the next worker when it starts.",
+    ),
+    "queue.poisoned": Meaning(
+        means="Some requests were in the engine each time it died. vbatch narrows them down by halving.",
+        remedy="Nothing: the one that does it ends as an error line (engine_crash), the others complete.",
+    ),
+    "queue.outputs": Meaning(
+        means="A finished batch's output file is not where vbatch wrote it, or has another number of lines.",
+        remedy="vbatch results ID -o FILE writes it again, from the store.",
+    ),
+    "queue.leftovers": Meaning(
+        means="Half-written files of ours lie in a folder of outputs; whoever wrote them is gone.",
+        remedy="vbatch doctor --fix removes them.",
+    ),
+}
+
+
+def _unfinished(facts: Facts) -> Iterator[Finding]:
+    """Say what is in the queue, and who works on it."""
+    unfinished = [status for status in BatchStatus if not status.final]
+    batches = catalog.recent(facts.store, limit=RECENT, statuses=unfinished)
+    if not batches:
+        yield ok("queue.unfinished", "no batch is unfinished")
+        return
+    for batch in batches:
+        yield info("queue.unfinished", _progress(batch))
+    alive = [
+        worker
+        for worker in registry.live(facts.store)
+        if processes.liveness(worker.identity) is not Liveness.GONE
+    ]
+    if alive:
+        workers = "worker is" if len(alive) == 1 else "workers are"
+        yield ok("queue.no_worker", f"{len(alive)} {workers} running; what waits goes on by itself")
+    else:
+        yield Finding(
+            id="queue.no_worker",
+            level=Level.INFO,
+            what="no worker is running",
+            why="nothing is lost; the queue waits for one",
+            commands=("vbatch run-worker",),
+        )
+
+
+def _progress(batch: Batch) -> str:
+    counts = batch.counts
+    saved = counts.completed + counts.failed
+    name = f" ({batch.name})" if batch.name else ""
+    return f"{batch.id}{name}: {saved:,} of {counts.total:,} requests are saved"
+
+
+def _stale(facts: Facts) -> Iterator[Finding]:
+    """Look for chunks of workers whose processes are provably gone."""
+    dead = recovery.gone(facts.store)
+    chunks = overview.running(facts.store, workers=[worker.id for worker in dead])
+    if not chunks:
+        yield ok("queue.stale", "no chunk is leased to a dead worker")
+        return
+    held = f"{chunks} chunk{'s' if chunks > 1 else ''}"
+    yield Finding(
+        id="queue.stale",
+        level=Level.WARN,
+        what=f"{held} leased to {len(dead)} worker{'s' if len(dead) > 1 else ''} that ended without a word",
+        why="their requests go back to the queue when the next worker starts, without waiting for any lease",
+        evidence=tuple(
+            f"{worker.id}: pid {worker.identity.pid} of boot {worker.identity.boot_id}" for worker in dead
+        ),
+        commands=("vbatch doctor queue --fix",),
+        repair=Repair(
+            question=f"Give {held} back to the queue?",
+            carry_out=lambda: f"{recovery.release_chunks(facts.store)} given back",
+        ),
+    )
+
+
+def _poisoned(facts: Facts) -> Iterator[Finding]:
+    """Look for chunks that took engines down."""
+    troubled = overview.troubled(facts.store, crashes=SUSPICIOUS)
+    for batch_id, requests, crashes in troubled:
+        yield Finding(
+            id="queue.poisoned",
+            level=Level.WARN,
+            what=f"{requests} requests of {batch_id} were in the engine when it died, {crashes} times",
+            why="one of them is probably poisonous; they are halved until it is found, the others complete",
+            commands=(f"vbatch status {batch_id}",),
+        )
+    if not troubled:
+        yield ok("queue.poisoned", "no request is suspected of ending engines")
+
+
+def _outputs(facts: Facts) -> Iterator[Finding]:
+    """Compare the files of finished batches with the store, and look for half-written ones."""
+    batches = catalog.recent(facts.store, limit=RECENT)
+    missing = [finding for batch in batches if batch.status.final for finding in _missing(batch)]
+    yield from missing
+    folders = {Path(path).parent for batch in batches for path in (batch.output_path, batch.error_path)}
+    left = [path for folder in sorted(folders) for path in jsonl.abandoned(folder)]
+    if left:
+        yield Finding(
+            id="queue.leftovers",
+            level=Level.WARN,
+            what=f"{len(left)} half-written file{'s' if len(left) > 1 else ''} of ours, which nobody writes any more",
+            why="they take space; the whole files are or will be written anew",
+            evidence=tuple(map(str, left)),
+            commands=("vbatch doctor queue --fix",),
+            repair=Repair(question="Remove them?", carry_out=lambda: _remove(left)),
+        )
+    if not missing and not left:
+        yield ok("queue.outputs", "the files of finished batches are where they were written")
+
+
+def _missing(batch: Batch) -> Iterator[Finding]:
+    for path, lines, flag in (
+        (batch.output_path, batch.counts.completed, ""),
+        (batch.error_path, batch.counts.failed, " --errors"),
+    ):
+        if lines and not Path(path).exists():
+            yield Finding(
+                id="queue.outputs",
+                level=Level.INFO,
+                what=f"{path} of {batch.id} is not there any more",
+                why=f"its {lines:,} lines are in the store and can be written again",
+                commands=(f"vbatch results {batch.id}{flag} -o FILE",),
+            )
+
+
+def _remove(paths: list[Path]) -> str:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return "removed"
+
+
+CHECKS = (
+    Check(name="queue.unfinished", group=Group.QUEUE, run=_unfinished, needs=("store.reach", "store.schema")),
+    Check(name="queue.stale", group=Group.QUEUE, run=_stale, needs=("store.reach", "store.schema")),
+    Check(name="queue.poisoned", group=Group.QUEUE, run=_poisoned, needs=("store.reach", "store.schema")),
+    Check(name="queue.outputs", group=Group.QUEUE, run=_outputs, needs=("store.reach", "store.schema")),
+)

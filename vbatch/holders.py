@@ -1,0 +1,150 @@
+"""Who holds a GPU's memory, told apart by kind, each with the polite command for its owner. Ends nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vbatch import processes
+from vbatch.gpu import Gpu
+from vbatch.orphans import Suspect, Verdict
+from vbatch.processes import Description
+from vbatch.text import one_line
+
+MIB = 1 << 20
+
+# What the driver and the CUDA contexts of listed processes take beyond what NVML attributes to them.
+UNATTRIBUTED = 700 * MIB
+
+_ENGINE_TITLES = ("VLLM::", "vllm serve", "vllm.entrypoints")
+_SERVICE = re.compile(r"/([^/]+)\.service(?:/|$)")
+_USER_MANAGER = re.compile(r"/user@(\d+)\.service/")
+_CONTAINER = re.compile(r"(?:(docker|libpod)-|/(docker)/)([0-9a-f]{12,64})")
+
+
+class Kind(StrEnum):
+    """What a holder is to us."""
+
+    ORPHAN = "orphan"  # an engine of ours whose worker is gone: doctor may end it
+    WORKER = "worker"  # an engine of a worker of ours that lives
+    FOREIGN_ENGINE = "foreign_engine"  # a vLLM engine that somebody else's server left behind
+    PROCESS = "process"  # a living program of somebody
+    DEFUNCT = "defunct"  # it has ended, but its parent has not collected it
+    UNKILLABLE = "unkillable"  # SIGKILL has been sent and it still waits in the kernel
+    HIDDEN = "hidden"  # not visible from here: in another container, or of another user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory of a GPU. ``used`` is in bytes, None where the driver does not say.
+
+    ``who`` names it for its owner; ``remedies`` are commands to paste, the politest first.
+    """
+
+    pid: int
+    used: int | None
+    kind: Kind
+    who: str
+    remedies: tuple[str, ...]
+
+
+def holders(gpu: Gpu, suspects: Collection[Suspect]) -> list[Holder]:
+    """Return who holds memory of this GPU, the biggest first. ``suspects`` come from the ledger."""
+    verdicts = {suspect.process.identity.pid: suspect.verdict for suspect in suspects}
+    found = [_holder(listed.pid, listed.used, verdicts.get(listed.pid)) for listed in gpu.holders]
+    return sorted(found, key=lambda holder: -(holder.used or 0))
+
+
+def ghost(gpu: Gpu) -> int:
+    """Return the bytes that are in use though no listed process holds them; 0 where that cannot be told."""
+    known = [listed.used for listed in gpu.holders if listed.used is not None]
+    if len(known) < len(gpu.holders) or not gpu.memory_known:
+        return 0
+    surplus = gpu.used - sum(known)
+    return surplus if surplus > UNATTRIBUTED else 0
+
+
+def _holder(pid: int, used: int | None, verdict: Verdict | None) -> Holder:
+    description = processes.describe(pid)
+    if description is None:
+        return Holder(
+            pid=pid,
+            used=used,
+            kind=Kind.HIDDEN,
+            who=f"process {pid}, which cannot be seen from here (another container or another user)",
+            remedies=("nvidia-smi   # on the host, as root",),
+        )
+    kind = _kind(description, verdict)
+    return Holder(
+        pid=pid, used=used, kind=kind, who=_name(description), remedies=tuple(_remedies(description, kind))
+    )
+
+
+def _kind(description: Description, verdict: Verdict | None) -> Kind:
+    if description.state == "zombie":
+        return Kind.DEFUNCT
+    if processes.is_condemned(description.pid):
+        return Kind.UNKILLABLE
+    match verdict:
+        case Verdict.ORPHAN:
+            return Kind.ORPHAN
+        case Verdict.WORKER_LIVES | Verdict.BELOW_A_WORKER:
+            return Kind.WORKER
+    left_behind = all(name in _REAPERS for name in _parents(description.pid)[:1])
+    if left_behind and description.title.startswith(_ENGINE_TITLES[0]):
+        return Kind.FOREIGN_ENGINE
+    return Kind.PROCESS
+
+
+_REAPERS = ("init", "systemd", "tini", "dumb-init", "catatonit", "docker-init")
+
+
+def _parents(pid: int) -> Sequence[str]:
+    return [parent.name for above in processes.ancestors(pid) if (parent := processes.describe(above))]
+
+
+def _name(description: Description) -> str:
+    """Name a process for its owner: what it is, its pid, its user, and its service or container."""
+    home = ""
+    if (container := _CONTAINER.search(description.cgroup or "")) is not None:
+        home = f", container {container[3][:12]}"
+    elif (service := _service(description)) is not None:
+        home = f", service {service}"
+    return f"{one_line(description.title, limit=60)} (pid {description.pid}, user {description.user}{home})"
+
+
+def _service(description: Description) -> str | None:
+    """Return the systemd service that it runs in; a person's own session is none."""
+    services = _SERVICE.findall(description.cgroup or "")
+    return next((name for name in reversed(services) if not name.startswith("user@")), None)
+
+
+def _remedies(description: Description, kind: Kind) -> Iterator[str]:
+    pid = description.pid
+    match kind:
+        case Kind.ORPHAN:
+            yield "vbatch doctor --fix"
+        case Kind.WORKER:
+            yield "vbatch list   # its worker is at work: leave it alone, or stop that worker"
+        case Kind.DEFUNCT:
+            parent = next(iter(processes.ancestors(pid)), 1)
+            yield f"ps -o pid,user,args {parent}   # its parent; the memory is given back when that ends"
+        case Kind.UNKILLABLE:
+            yield "sudo reboot   # it waits inside the driver; nothing else ends it"
+        case _:
+            yield from _polite_stop(description)
+
+
+def _polite_stop(description: Description) -> Iterator[str]:
+    container = _CONTAINER.search(description.cgroup or "")
+    service = _service(description)
+    if container is not None:
+        yield f"{'podman' if container[1] == 'libpod' else 'docker'} stop {container[3][:12]}"
+    elif service is not None and _USER_MANAGER.search(description.cgroup or ""):
+        yield f"systemctl --user stop {service}   # as {description.user}"
+    elif service is not None:
+        yield f"sudo systemctl stop {service}"
+    else:
+        yield f"kill {description.pid}   # if it is yours to end; it belongs to {description.user}"

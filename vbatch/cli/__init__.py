@@ -13,7 +13,7 @@ from vbatch.errors import ExitCode
 def main(argv: Sequence[str]) -> int:
     """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
     from vbatch.cli import failures
-    from vbatch.cli.app import app
+    from vbatch.cli.machine import app
 
     try:
         # standalone_mode off: a command's return value is the exit code, and no error is printed for us.

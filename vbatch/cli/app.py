@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds, SystemScope, UserScope
+from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -246,92 +246,3 @@ def demo() -> int:
     from vbatch.cli.demo import demo as run
 
     return run()
-
-
-@app.command()
-def selftest(
-    *,
-    duration: Annotated[
-        str, typer.Option("--for", metavar="TIME", help="Kill for this long: 30s, 10m.")
-    ] = "30s",
-    json: Json = False,
-) -> int:
-    """Kill workers on this machine and count what was lost.
-
-    A batch on the echo engine, in a store of its own beside yours, while workers are killed at random. Exits
-    with 1 if a request was lost, doubled or got another one's answer.
-    """
-    from vbatch.cli.selftest import selftest as run
-
-    return run(duration=duration, json=json)
-
-
-@app.command()
-def install_service(
-    *,
-    worker_arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="-- RUN_WORKER_OPTIONS",
-            help="Options of `vbatch run-worker` for the service, after a double dash.",
-            show_default=False,
-        ),
-    ] = None,
-    user: UserScope = False,
-    system: SystemScope = False,
-    gpu: Annotated[
-        list[int] | None,
-        typer.Option("--gpu", metavar="N", min=0, help="Use this GPU; repeatable.  [default: every GPU]"),
-    ] = None,
-    run_as: Annotated[
-        str | None,
-        typer.Option(
-            "--run-as", metavar="USER", help="The account of a system service.  [default: who called sudo]"
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the unit, change nothing.")
-    ] = False,
-    now: Annotated[
-        bool, typer.Option("--now/--no-now", help="Start the worker now, not only at the next boot.")
-    ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace a unit that was changed by hand.")] = False,
-    json: Json = False,
-) -> None:
-    """Have systemd run a worker at every boot, one a GPU.
-
-    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your
-    own, which needs no root.
-    """
-    from vbatch.cli.service import install_service as run
-
-    run(
-        worker_arguments or [],
-        user=user,
-        system=system,
-        wanted_gpus=gpu or [],
-        run_as=run_as,
-        dry_run=dry_run,
-        start=now,
-        force=force,
-        json=json,
-    )
-
-
-@app.command()
-def uninstall_service(
-    *,
-    user: UserScope = False,
-    system: SystemScope = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Remove a unit that was changed by hand too.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Remove what install-service installed.
-
-    Nothing else is touched; the workers are stopped first. The queue, the results and the models stay.
-    """
-    from vbatch.cli.service import uninstall_service as run
-
-    run(user=user, system=system, force=force, json=json)

@@ -10,8 +10,12 @@ from vbatch import gpu, orphans
 from vbatch.config import Settings
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
-from vbatch.store import NO_PATIENCE, Store, registry
+from vbatch.store import NO_PATIENCE, Store, migrate
 from vbatch.worker import WorkerOptions
+
+
+class NothingStored(Exception):
+    """There is no store yet, or not in the shape of this version: the next command or worker sees to that."""
 
 
 @dataclass(kw_only=True)
@@ -28,19 +32,33 @@ class Facts:
 
     @cached_property
     def store(self) -> Store:
-        """The configured store, asked once and never waited for. Raises StoreMisconfigured for a bad URL."""
+        """The configured store, asked once and never waited for.
+
+        Raises StoreMisconfigured for a bad URL, NothingStored where a SQLite file would have to be made.
+        """
         store = Store(self.settings.store_url, patience=NO_PATIENCE)
+        if store.file is not None and not store.file.exists():
+            raise NothingStored
         self._stores.append(store)
         return store
 
+    @cached_property
+    def records(self) -> Store:
+        """The store, where its tables can be read: they are those of this version.
+
+        Raises NothingStored where they are not, and what the store raises.
+        """
+        if self.store.read(migrate.revision) != migrate.CURRENT:
+            raise NothingStored
+        return self.store
+
     @property
-    def store_or_none(self) -> Store | None:
+    def records_or_none(self) -> Store | None:
         """The store, where it can be read right now."""
         try:
-            registry.live(self.store)
-        except VbatchError:
+            return self.records
+        except (VbatchError, NothingStored):
             return None
-        return self.store
 
     @cached_property
     def options(self) -> WorkerOptions:
@@ -55,7 +73,7 @@ class Facts:
     @cached_property
     def suspects(self) -> Sequence[orphans.Suspect]:
         """The engine processes of the ledger that live, judged by the kill rules. Needs a store in order."""
-        return orphans.suspects(self.store)
+        return orphans.suspects(self.records)
 
     def look_again(self) -> None:
         """Forget what may have changed: something was repaired, or time has passed."""

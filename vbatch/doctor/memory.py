@@ -10,7 +10,7 @@ from vbatch import holders as gpu_holders
 from vbatch import orphans, preflight, processes
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
-from vbatch.doctor.facts import Facts
+from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, info, ok, skip
 from vbatch.errors import VbatchError
 from vbatch.gpu import Gpu, GpuReport, needs
@@ -92,7 +92,7 @@ def _suspects(facts: Facts) -> Sequence[orphans.Suspect]:
     """Return the judged ledger; empty where the store cannot be read: then nobody is proved to be ours."""
     try:
         return facts.suspects
-    except VbatchError:
+    except (VbatchError, NothingStored):
         return ()
 
 
@@ -126,7 +126,7 @@ def _evidence(process: EngineProcess) -> str:
 def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
     before = facts.gpu
     resident = sum(processes.resident_memory(process.identity.pid) for process in found)
-    outcomes = orphans.end(facts.store, found)
+    outcomes = orphans.end(facts.records, found)
     stuck = [pid for pid, outcome in outcomes.items() if outcome is Ended.UNKILLABLE]
     if stuck:
         raise RepairFailed(f"process {stuck[0]} was killed but waits inside the kernel; reboot")
@@ -192,7 +192,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         )
     for card in cards:
         needed, reason = _needed(facts, card)
-        seen = preflight.room(card, facts.store_or_none, needed=needed, reason=reason)
+        seen = preflight.room(card, facts.records_or_none, needed=needed, reason=reason)
         at_work = [holder for holder in seen.holders if holder.kind is Kind.WORKER]
         if at_work:
             yield info(
@@ -242,8 +242,8 @@ def _models(facts: Facts) -> set[str]:
     """Return the models that the settings name or the queue waits for."""
     named = {*facts.settings.models, *filter(None, [facts.settings.preload])}
     try:
-        return named | {entry.model for entry in queue.waiting(facts.store)}
-    except VbatchError:
+        return named | {entry.model for entry in queue.waiting(facts.records)}
+    except (VbatchError, NothingStored):
         return named
 
 

@@ -50,7 +50,7 @@ MEANINGS = {
 def _unfinished(facts: Facts) -> Iterator[Finding]:
     """Say what is in the queue, and who works on it."""
     unfinished = [status for status in BatchStatus if not status.final]
-    batches = catalog.recent(facts.store, limit=RECENT, statuses=unfinished)
+    batches = catalog.recent(facts.records, limit=RECENT, statuses=unfinished)
     if not batches:
         yield ok("queue.unfinished", "no batch is unfinished")
         return
@@ -58,7 +58,7 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
         yield info("queue.unfinished", _progress(batch))
     alive = [
         worker
-        for worker in registry.live(facts.store)
+        for worker in registry.live(facts.records)
         if processes.liveness(worker.identity) is not Liveness.GONE
     ]
     if alive:
@@ -83,8 +83,8 @@ def _progress(batch: Batch) -> str:
 
 def _stale(facts: Facts) -> Iterator[Finding]:
     """Look for chunks of workers whose processes are provably gone."""
-    dead = recovery.gone(facts.store)
-    chunks = overview.running(facts.store, workers=[worker.id for worker in dead])
+    dead = recovery.gone(facts.records)
+    chunks = overview.running(facts.records, workers=[worker.id for worker in dead])
     if not chunks:
         yield ok("queue.stale", "no chunk is leased to a dead worker")
         return
@@ -100,14 +100,14 @@ def _stale(facts: Facts) -> Iterator[Finding]:
         commands=("vbatch doctor queue --fix",),
         repair=Repair(
             question=f"Give {held} back to the queue?",
-            carry_out=lambda: f"{recovery.release_chunks(facts.store)} given back",
+            carry_out=lambda: f"{recovery.release_chunks(facts.records)} given back",
         ),
     )
 
 
 def _poisoned(facts: Facts) -> Iterator[Finding]:
     """Look for chunks that took engines down."""
-    troubled = overview.troubled(facts.store, crashes=SUSPICIOUS)
+    troubled = overview.troubled(facts.records, crashes=SUSPICIOUS)
     for batch_id, requests, crashes in troubled:
         yield Finding(
             id="queue.poisoned",
@@ -122,7 +122,7 @@ def _poisoned(facts: Facts) -> Iterator[Finding]:
 
 def _outputs(facts: Facts) -> Iterator[Finding]:
     """Compare the files of finished batches with the store, and look for half-written ones."""
-    batches = catalog.recent(facts.store, limit=RECENT)
+    batches = catalog.recent(facts.records, limit=RECENT)
     missing = [finding for batch in batches if batch.status.final for finding in _missing(batch)]
     yield from missing
     folders = {Path(path).parent for batch in batches for path in (batch.output_path, batch.error_path)}
@@ -163,8 +163,8 @@ def _remove(paths: list[Path]) -> str:
 
 
 CHECKS = (
-    Check(name="queue.unfinished", group=Group.QUEUE, run=_unfinished, needs=("store.reach", "store.schema")),
-    Check(name="queue.stale", group=Group.QUEUE, run=_stale, needs=("store.reach", "store.schema")),
-    Check(name="queue.poisoned", group=Group.QUEUE, run=_poisoned, needs=("store.reach", "store.schema")),
-    Check(name="queue.outputs", group=Group.QUEUE, run=_outputs, needs=("store.reach", "store.schema")),
+    Check(name="queue.unfinished", group=Group.QUEUE, run=_unfinished, needs=("store.reach",)),
+    Check(name="queue.stale", group=Group.QUEUE, run=_stale, needs=("store.reach",)),
+    Check(name="queue.poisoned", group=Group.QUEUE, run=_poisoned, needs=("store.reach",)),
+    Check(name="queue.outputs", group=Group.QUEUE, run=_outputs, needs=("store.reach",)),
 )

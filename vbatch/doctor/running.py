@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from vbatch.doctor.checks import Check, need_in_words
-from vbatch.doctor.facts import Facts
+from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, RepairFailed, skip
 from vbatch.errors import VbatchError
+from vbatch.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Conduct:
     patience: timedelta = timedelta()
     may_repair: Callable[[Finding], bool] = lambda _finding: False
     waiting: Callable[[Finding, float], None] = lambda _finding, _seconds: None
-    found: Callable[[Check, Sequence[Finding]], None] = lambda _check, _findings: None
+    found: Callable[[Sequence[Finding]], None] = lambda _findings: None
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ def examine(checks: Sequence[Check], facts: Facts, conduct: Conduct) -> Examinat
         if missing or any(finding.level is Level.FAIL for finding in findings):
             examination.failed_checks.add(check.name)
         examination.findings += findings
-        conduct.found(check, findings)
+        conduct.found(findings)
     return examination
 
 
@@ -96,6 +98,8 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
                 passing=True,
             )
         ]
+    if crashes and isinstance(crashes[0], NothingStored):
+        return [skip(check.name, "skipped: nothing is stored yet")]
     if crashes:
         return [_crashed(check, crashes[0])]
     return list(findings)
@@ -103,12 +107,13 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
 
 def _crashed(check: Check, error: Exception) -> Finding:
     log.debug("doctor.check_crashed check=%s", check.name, exc_info=error)
+    words = error.message if isinstance(error, VbatchError) else f"{type(error).__name__}: {error}"
     return Finding(
         id=f"{check.group}.crashed",
         level=Level.WARN,
-        what=f"{check.name} could not be checked: {error.message if isinstance(error, VbatchError) else error}",
+        what=f"{check.name} could not be checked: {one_line(words, limit=160)}",
         why="this check met something that it does not know; the other checks are not touched by it",
-        evidence=(f"{type(error).__name__}: {error}",),
+        evidence=tuple(traceback.format_exception(error)[-3:]),
         commands=(f"vbatch doctor {check.group} -v --report doctor-report.txt",),
     )
 

@@ -56,7 +56,7 @@ def tell(facts: Facts) -> Story | None:
     """
     here = processes.current()
     workers = [
-        worker for worker in registry.recent(facts.store, limit=100) if worker.identity.host == here.host
+        worker for worker in registry.recent(facts.records, limit=100) if worker.identity.host == here.host
     ]
     earlier = [worker for worker in workers if worker.identity.boot_id != here.boot_id]
     if not earlier:
@@ -65,7 +65,7 @@ def tell(facts: Facts) -> Story | None:
     cut = [worker for worker in earlier if worker.identity.boot_id == last_boot and worker.lost]
     if not cut:
         return None
-    progress = catalog.progress(facts.store)
+    progress = catalog.progress(facts.records)
     return Story(
         cut_at=max(worker.beat_at for worker in cut),
         workers=len(cut),
@@ -97,6 +97,4 @@ def _shutdown(facts: Facts) -> Iterator[Finding]:
     yield info("host.shutdown", f"the last shutdown was not clean: {cut}", "saved results are all there")
 
 
-CHECKS = (
-    Check(name="host.shutdown", group=Group.QUEUE, run=_shutdown, needs=("store.reach", "store.schema")),
-)
+CHECKS = (Check(name="host.shutdown", group=Group.HOST, run=_shutdown, needs=("store.reach",)),)

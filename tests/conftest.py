@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.rigs.commands import Home
+from tests.rigs.nvml import COMPILER, StandInDriver
 from tests.rigs.postgres import Postgres
 from vbatch.store import COMMAND_PATIENCE, Store
 
@@ -81,3 +83,21 @@ def store(database_url: str) -> Iterator[Store]:
 def home(tmp_path: Path, database_url: str) -> Home:
     """A user's home on a fresh store, once of each kind."""
     return Home(tmp_path, database_url)
+
+
+@pytest.fixture(scope="session")
+def driver_library(tmp_path_factory: pytest.TempPathFactory) -> StandInDriver:
+    """The stand-in driver, compiled once."""
+    if COMPILER is None:
+        pytest.skip("needs a C compiler for the stand-in driver")
+    return StandInDriver.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def driver(driver_library: StandInDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInDriver:
+    """A stand-in NVIDIA driver for this test's processes; it knows no GPU until it is told of one."""
+    driver = replace(driver_library, facts=tmp_path / "driver.txt")
+    driver.says()
+    for name, value in driver.environment.items():
+        monkeypatch.setenv(name, value)
+    return driver

@@ -68,8 +68,9 @@ def doctor(
     """Say what is wrong, and repair what is ours.
 
     One line a check, in causal order; what follows from a problem is left out. Without --fix nothing is
-    changed, and with it only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when something keeps it from that,
-    75 when the store cannot be reached yet, 78 when a person must mend the configuration.
+    changed, and with it only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when
+    something keeps it from that, 75 when the store cannot be reached yet, 78 when a person must mend the
+    configuration.
     """
     from vbatch.cli import doctor as commands
 

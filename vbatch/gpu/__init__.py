@@ -1,0 +1,9 @@
+"""The GPU as its driver tells of it, asked so that a wedged driver cannot hang the one who asks."""
+
+from __future__ import annotations
+
+from vbatch.gpu.probe import probe, wait_until_settled
+from vbatch.gpu.report import Gpu, GpuReport, Holder, Trouble
+from vbatch.gpu.xid import Xid, xid_errors
+
+__all__ = ["Gpu", "GpuReport", "Holder", "Trouble", "Xid", "probe", "wait_until_settled", "xid_errors"]

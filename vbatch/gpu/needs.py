@@ -1,0 +1,43 @@
+"""vLLM's own arithmetic of GPU memory: how much it takes, and which share would fit.
+
+Its engine refuses to start unless ``free >= ceil(total * gpu_memory_utilization)``
+(vllm/v1/worker/utils.py, request_memory, 0.32), looked at when its own CUDA context already exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DEFAULT_UTILIZATION = 0.92
+CONTEXT = 600 << 20  # bytes that vLLM's context takes before it looks
+LEAST_SHARE = 0.1  # below it no model of any use fits
+
+_FLAGS = ("--gpu-memory-utilization", "--gpu_memory_utilization")
+
+
+def required(total: int, utilization: float) -> int:
+    """Return the bytes that must be free."""
+    return math.ceil(total * utilization)
+
+
+def utilization(args: Sequence[str]) -> float:
+    """Read the share from vLLM's flags, of which the last counts. What is no number, vLLM itself refuses."""
+    share = DEFAULT_UTILIZATION
+    for position, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in _FLAGS:
+            given = value if equals else next(iter(args[position + 1 :]), "")
+            try:
+                share = float(given)
+            except ValueError:
+                continue
+    return share
+
+
+def fitting(free: int, total: int) -> float | None:
+    """Return the share that would fit now, in hundredths; None where nothing of use would."""
+    if total <= 0:
+        return None
+    share = math.floor((free - CONTEXT) / total * 100) / 100
+    return share if share >= LEAST_SHARE else None

@@ -1,0 +1,66 @@
+"""Ask the driver in a child process with a time limit: a wedged driver hangs, a broken library crashes.
+
+The child may then sit in the kernel where not even SIGKILL ends it; it is left there and not waited for.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+import msgspec
+
+from vbatch.gpu.report import Gpu, GpuReport, Trouble
+
+LIMIT = timedelta(seconds=10)  # NVML's own start takes 2 to 3 s without persistence mode
+SETTLED = 64 << 20  # bytes of difference between two readings that are taken for none
+PAUSE = 0.5
+
+
+def probe(limit: timedelta = LIMIT) -> GpuReport:
+    """Return what the driver says; never raises for what it does instead."""
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "vbatch.gpu.nvml"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        said, complaint = child.communicate(timeout=limit.total_seconds())
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(1)
+        message = f"the driver gave no answer within {limit.total_seconds():g} s"
+        return GpuReport(trouble=Trouble(code="hanging", message=message))
+    if child.returncode != 0:
+        return GpuReport(trouble=Trouble(code="crashed", message=_crash(child.returncode, complaint)))
+    return msgspec.json.decode(said, type=GpuReport)
+
+
+def wait_until_settled(index: int, *, limit: timedelta, look: Callable[[], GpuReport] = probe) -> Gpu | None:
+    """Wait until this GPU's free memory stands still; return it as it is then, None where it cannot be asked.
+
+    A driver gives memory back some time after the process is gone.
+    """
+    deadline = time.monotonic() + limit.total_seconds()
+    before: Gpu | None = None
+    while True:
+        now = next((card for card in look().gpus if card.index == index), None)
+        settled = now is not None and before is not None and abs(now.free - before.free) < SETTLED
+        if now is None or settled or time.monotonic() > deadline:
+            return now
+        before = now
+        time.sleep(PAUSE)
+
+
+def _crash(returncode: int, complaint: bytes) -> str:
+    if returncode < 0:
+        return f"the driver's library crashed ({signal.Signals(-returncode).name})"
+    last = complaint.decode(errors="replace").strip().splitlines()
+    return f"the driver's library could not be asked: {last[-1] if last else f'exit {returncode}'}"

@@ -1,0 +1,68 @@
+"""What the driver says about itself and each GPU: plain values that travel as JSON from the probe's child."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+TroubleCode = Literal[
+    "library_missing",
+    "driver_not_loaded",
+    "mismatch",
+    "lost",
+    "reset_required",
+    "no_permission",
+    "hanging",
+    "crashed",
+    "other",
+]
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the driver, or one GPU, gives no answer. ``message`` is for people."""
+
+    code: TroubleCode
+    message: str
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that the driver lists. ``used`` is in bytes, None where it does not say (WSL, MIG)."""
+
+    pid: int
+    used: int | None
+    kind: Literal["compute", "graphics"]
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU. Sizes are in bytes; None stands for what this driver or this GPU does not tell.
+
+    Without ``memory_known`` the sizes are 0. ``throttle`` names what slows it down now.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total: int = 0
+    free: int = 0
+    used: int = 0
+    memory_known: bool = False
+    compute_capability: tuple[int, int] | None = None
+    persistence_mode: bool | None = None
+    compute_mode: str | None = None
+    temperature: int | None = None
+    utilization: int | None = None
+    throttle: tuple[str, ...] = ()
+    ecc_uncorrected: int | None = None
+    retirement_pending: bool | None = None
+    holders: tuple[Holder, ...] = ()
+
+
+class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The driver and its GPUs. ``lost`` are single GPUs that do not answer, by their number."""
+
+    driver: str | None = None
+    cuda: tuple[int, int] | None = None
+    gpus: tuple[Gpu, ...] = ()
+    lost: tuple[tuple[int, Trouble], ...] = ()
+    trouble: Trouble | None = None

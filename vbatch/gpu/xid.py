@@ -1,0 +1,73 @@
+"""The driver's errors (Xid) of this boot, from the kernel log where it may be read."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+_LINE = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+),?\s*(.*)")
+
+# NVIDIA's catalogue: docs.nvidia.com/deploy/xid-errors. The rest is called by its number alone.
+_MEANINGS = {
+    13: "a program's fault on the GPU (graphics engine exception)",
+    31: "a program touched memory that it must not (MMU fault)",
+    43: "a program was stopped on the GPU (reset channel)",
+    45: "a program's work was thrown away, as when it is killed",
+    48: "a memory error that could not be corrected (double bit ECC)",
+    61: "the GPU's own controller stumbled",
+    62: "the GPU's own controller stopped",
+    63: "memory cells were taken out of use",
+    64: "memory cells could not be taken out of use",
+    74: "an NVLink error",
+    79: "the GPU has fallen off the bus",
+    94: "a memory error that was contained: the program that met it ended",
+    95: "a memory error that was not contained: reset the GPU",
+    119: "the GPU's system processor does not answer: reboot",
+    120: "the GPU's system processor met an error: reboot",
+    154: "the GPU must be reset, or the machine rebooted",
+}
+
+# What a killed or faulty program leaves behind; no fault of the GPU.
+_HARMLESS = frozenset({43, 45})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Xid:
+    """One kind of error of this boot; ``text`` is its last line in the kernel log."""
+
+    code: int
+    meaning: str
+    text: str
+
+
+def xid_errors(log: str | None = None) -> list[Xid]:
+    """Return the kinds of errors of this boot, each once. Empty where the kernel log may not be read."""
+    found: dict[int, Xid] = {}
+    for place, code, rest in _LINE.findall(_kernel_log() if log is None else log):
+        number = int(code)
+        if number not in _HARMLESS:
+            meaning = _MEANINGS.get(number, "see NVIDIA's Xid catalogue")
+            found[number] = Xid(
+                code=number, meaning=meaning, text=f"NVRM: Xid ({place}): {code}, {rest}".strip()
+            )
+    return list(found.values())
+
+
+def _kernel_log() -> str:
+    """Read the kernel's ring buffer without waiting; each read gives one record (kernel docs, ABI dev-kmsg)."""
+    records: list[bytes] = []
+    with suppress(OSError):
+        handle = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while True:
+                try:
+                    records.append(os.read(handle, 8192))
+                except BrokenPipeError:  # overwritten meanwhile; the next read goes on
+                    continue
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(handle)
+    return b"".join(records).decode(errors="replace")

@@ -1,0 +1,165 @@
+"""The incident that vbatch exists to end, replayed: real processes, and a stand-in driver with its very numbers.
+
+The vLLM that is installed for the tests is the CPU build; an empty distribution called ``vllm`` makes vbatch take
+it for the GPU build, which only the look at GPU memory depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs import engines
+from tests.rigs.commands import Home, Lines, chats
+from tests.rigs.nvml import GIB, StandInDriver
+from vbatch.store import COMMAND_PATIENCE, Store
+
+HELD = round(14.37 * GIB)  # 1.2 of 15.57 GiB are free
+
+
+@pytest.fixture
+def store(home: Home) -> Store:
+    store = Store(home.database_url, patience=COMMAND_PATIENCE)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def gpu_build(home: Home, tmp_path: Path) -> None:
+    """Have a distribution called vllm, as the GPU build has it."""
+    metadata = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    home.extra["PYTHONPATH"] = str(tmp_path / "site")
+
+
+def examined(home: Home, *arguments: str, code: int) -> dict[str, Any]:
+    done = home.run("doctor", *arguments, "--json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["exit_code"] == code
+    return document
+
+
+def levels(document: dict[str, Any]) -> dict[str, str]:
+    return {finding["id"]: finding["level"] for finding in document["findings"]}
+
+
+def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: StandInDriver) -> None:
+    """Mutant: ``Repair.carry_out`` that does not end the process, or a memory check that does not look anew."""
+    with engines.orphan() as engine, engines.orphan() as foreign:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, HELD))
+
+        before = examined(home, "gpu", code=1)
+        assert levels(before)["gpu.orphan"] == "fail"
+        orphan = next(finding for finding in before["findings"] if finding["id"] == "gpu.orphan")
+        assert f"process {engine.pid}" in orphan["what"]
+        assert "14.4 GiB" in orphan["what"]
+        assert before["next"] == "vbatch doctor --fix"
+        assert engine.alive  # without --fix nothing is changed
+
+        after = examined(home, "gpu", "--fix", "--yes", code=0)
+        assert levels(after)["gpu.orphan"] == "fixed"
+        repaired = next(finding for finding in after["findings"] if finding["id"] == "gpu.orphan")
+        assert "14.4 GiB of GPU memory came back" in repaired["what"]
+        assert levels(after)["gpu.memory"] == "ok"
+        assert not engine.alive
+        assert foreign.alive
+
+
+def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, driver: StandInDriver) -> None:
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, HELD))
+        done = home.run("doctor", "gpu", "--fix", check=False)
+        assert done.returncode == 1
+        assert "--yes" in done.stderr
+        assert engine.alive
+
+
+def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, driver: StandInDriver) -> None:
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, GIB // 2))
+        examined(home, "gpu", "--force-clear", code=0)
+        assert not engine.alive
+
+
+def test_a_foreign_holder_is_named_and_never_touched(home: Home, store: Store, driver: StandInDriver) -> None:
+    """Mutant: ending whoever holds memory. It has the title of an engine and no parent, as ours would."""
+    with engines.orphan() as foreign:
+        driver.has((foreign.pid, HELD))
+        document = examined(home, "gpu", "--fix", "--yes", "--force-clear", code=1)
+        assert foreign.alive
+        memory = next(finding for finding in document["findings"] if finding["id"] == "gpu.memory")
+        assert memory["level"] == "fail"
+        assert "1.2 of 15.57 GiB free" in memory["what"]
+        assert str(foreign.pid) in memory["why"]
+        assert not any("--fix" in command for command in memory["commands"])
+
+
+@pytest.mark.parametrize(("wanted", "code"), [("1", 0), ("2", 1)])
+def test_min_free_gb_is_demanded(
+    home: Home, store: Store, driver: StandInDriver, wanted: str, code: int
+) -> None:
+    with engines.child() as holder:
+        driver.has((holder.pid, HELD))
+        examined(home, "gpu", "--min-free-gb", wanted, code=code)
+
+
+def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: StandInDriver) -> None:
+    """What doctor does by hand, the worker does before it loads. Mutant: no ``orphans.clear`` in ``recover``."""
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, HELD))
+        batch = home.submit(lines := chats(20))
+        home.run("run-worker", "--engine", "echo", "--drain")
+        assert not engine.alive
+        assert not Lines.of(home.batch(batch)).lost(lines)
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_the_worker_does_not_load_into_too_little_memory(
+    home: Home, store: Store, driver: StandInDriver
+) -> None:
+    """Three attempts, then the words of doctor, and 69. Mutant: no ``require_room`` before the load."""
+    with engines.child() as desktop:
+        driver.has((desktop.pid, HELD))
+        batch = home.submit(chats(1, model="smol"))
+        done = home.run("run-worker", "--drain", check=False, timeout=120)
+        assert done.returncode == 69, done.stderr
+        assert "has 1.2 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
+        assert f"(pid {desktop.pid}, user" in done.stderr
+        assert done.stderr.count("engine.start_failed") == 3
+        assert "Traceback" not in done.stderr
+        assert home.batch(batch)["status"] == "in_progress"  # nothing failed: it waits for a free GPU
+        assert desktop.alive
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_one_gpu_has_one_worker(home: Home, store: Store, driver: StandInDriver) -> None:
+    """Mutant: no lock. The first worker is stopped (SIGSTOP) with the lock in its hand."""
+    driver.has()
+    with home.worker("--gpu", "0") as first:
+        lock = home.path / "state" / "vbatch" / "gpu-0.lock"
+        from tests.rigs.commands import wait_until
+
+        wait_until(lambda: lock.exists() and lock.read_text() == str(first.pid))
+        first.send_signal(signal.SIGSTOP)
+        done = home.run("run-worker", "--drain", "--gpu", "0", check=False)
+        assert done.returncode == 69
+        assert f"process {first.pid}" in done.stderr
+        first.send_signal(signal.SIGCONT)
+
+
+def test_doctor_is_useful_without_a_gpu(home: Home, store: Store) -> None:
+    """A laptop, CI: it says what it skipped, and all is well. The real library may be there; then this says nothing."""
+    home.extra["LD_LIBRARY_PATH"] = os.devnull
+    document = examined(home, "gpu", "queue", code=0)
+    assert levels(document)["gpu.none"] == "skip"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event
@@ -60,14 +62,7 @@ def _connect_sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def make_private(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
-        """Create the file for its owner alone: prompts are private."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise StoreMisconfigured(
-                f"The store {path} cannot be opened: {error.strerror}.", hint=f"ls -ld {path.parent}"
-            ) from None
+        _create_private(path)
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
@@ -84,3 +79,26 @@ def _connect_sqlite(url: URL) -> Engine:
         cursor.close()
 
     return engine
+
+
+_creating = threading.Lock()
+
+
+def _create_private(path: Path) -> None:
+    """Create the file for its owner alone, for prompts are private. One that exists is not even opened.
+
+    Closing any handle of a file takes away all locks that this process holds on it (fcntl(2)), those of SQLite
+    in another thread too, and two writers at once damage the database (sqlite.org/howtocorrupt.html, 2.2).
+    """
+    with _creating:
+        if path.exists():
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise StoreMisconfigured(
+                f"The store {path} cannot be opened: {error.strerror}.", hint=f"ls -ld {path.parent}"
+            ) from None

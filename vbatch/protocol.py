@@ -147,6 +147,7 @@ class BatchObject(msgspec.Struct, kw_only=True):
     metadata: dict[str, str] | None
     name: str | None
     priority: int
+    reused: int
     input_path: str | None
     output_path: str
     error_path: str

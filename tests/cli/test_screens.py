@@ -47,6 +47,7 @@ def batch(number: int = 0, **changes: object) -> Batch:
         "output_path": "/home/me/prompts.output.jsonl",
         "error_path": "/home/me/prompts.errors.jsonl",
         "counts": RequestCounts(total=1_000_000, completed=620_000, failed=1_000),
+        "reused": 0,
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "created_at": NOW,

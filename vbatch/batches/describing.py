@@ -14,7 +14,10 @@ from vbatch.store.records import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A batch and what a person wants to know of it. The pace is the average since it was accepted."""
+    """A batch and what a person wants to know of it. The pace is the average since it was accepted.
+
+    Reused answers took no time and are no part of the pace.
+    """
 
     batch: Batch
     failures: tuple[FailureGroup, ...]
@@ -37,7 +40,7 @@ def status(store: Store, ref: str) -> Status:
 
 
 def _pace(batch: Batch) -> float | None:
-    done = batch.counts.completed + batch.counts.failed
+    done = batch.counts.completed + batch.counts.failed - batch.reused
     if batch.in_progress_at is None or not done:
         return None
     end = batch.finalizing_at or batch.cancelling_at or datetime.now(UTC)
@@ -81,6 +84,7 @@ def batch_object(batch: Batch) -> BatchObject:
         metadata=dict(batch.metadata) or None,
         name=batch.name,
         priority=batch.priority,
+        reused=batch.reused,
         input_path=batch.input_path,
         output_path=batch.output_path,
         error_path=batch.error_path,

@@ -10,9 +10,11 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
+from vbatch import processes
 from vbatch.batches.lines import output_line, succeeded
 from vbatch.jsonl import AtomicFile, atomic_file
-from vbatch.store import Store, answers, catalog
+from vbatch.processes import Liveness
+from vbatch.store import Store, answers, catalog, registry
 from vbatch.store.records import Batch
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,22 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
         return None
     output, errors = _write(store, taken)
     return catalog.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
+
+
+def finalize_here(store: Store, batch: Batch) -> Batch:
+    """Finalize a batch from a command, unless a worker lives that will; return how the batch then stands.
+
+    Raises OSError when the disk refuses.
+    """
+    if any(processes.liveness(worker.identity) is not Liveness.GONE for worker in registry.live(store)):
+        return batch
+    return finalize(store, batch, by=_this_command()) or catalog.by_pk(store, pk=batch.pk)
+
+
+def _this_command() -> str:
+    """Return a name for this process that no other one ever has."""
+    identity = processes.current()
+    return f"command_{identity.boot_id}_{identity.pid}_{identity.start_ticks}"
 
 
 def _write(store: Store, batch: Batch) -> tuple[Path, Path]:

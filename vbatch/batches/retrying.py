@@ -13,6 +13,8 @@ from vbatch.errors import WrongStatus
 from vbatch.store import Store, answers, ingest
 from vbatch.store.records import Batch, NewBatch
 
+RETRY_OF = "retry_of"  # the metadata key that names the batch whose failed requests these are
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried:
@@ -37,7 +39,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
         endpoint=batch.endpoint,
         name=batch.name,
         priority=batch.priority,
-        metadata={**batch.metadata, "retry_of": batch.id},
+        metadata={**batch.metadata, RETRY_OF: batch.id},
         input_path=batch.input_path,
         output_path=str(chosen.output),
         error_path=str(chosen.errors),

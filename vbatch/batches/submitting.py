@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 from vbatch import processes
+from vbatch.batches.finalizing import finalize_here
 from vbatch.batches.paths import Targets, check_targets, targets
+from vbatch.batches.reusing import REUSE_OF, reusable
 from vbatch.errors import ExitCode, InputUnreadable, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.processes import Liveness
@@ -41,12 +43,16 @@ class InvalidInput(VbatchError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What a submit did. ``batch`` is None for a dry run; ``repeats`` are earlier batches of the same bytes."""
+    """What a submit did. ``batch`` is None for a dry run; ``repeats`` are earlier batches of the same bytes.
+
+    ``reused_from`` is the batch whose answers were looked at; how many were taken is in ``batch.reused``.
+    """
 
     batch: Batch | None
     requests: int
     targets: Targets
     repeats: tuple[Batch, ...]
+    reused_from: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,7 @@ class Order:
     priority: int = 0
     metadata: Mapping[str, str] | None = None
     expires_in: timedelta | None = None
+    reuse: str | None = None
 
 
 def submit(
@@ -73,7 +80,7 @@ def submit(
     """Validate the source and store it as a batch; with ``dry_run`` only validate it.
 
     ``on_read`` is told now and then how many bytes of the source are read.
-    Raises InvalidInput, InputUnreadable, OutputPathError, UsageError, StoreUnreachable.
+    Raises InvalidInput, InputUnreadable, OutputPathError, UsageError, NoSuchBatch, StoreUnreachable.
     """
     _check_metadata(order.metadata or {})
     path = source if isinstance(source, Path) else None
@@ -85,22 +92,40 @@ def submit(
     if dry_run:
         requests = _validate_only(source, order, on_read)
         return Submitted(batch=None, requests=requests, targets=chosen, repeats=())
+    earlier = reusable(store, order.reuse, path=path)
     ingest.sweep_abandoned_ingests(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    batch = _store_batch_patiently(store, source, order, chosen, batch_id, earlier=earlier, on_read=on_read)
+    if batch.counts.completed == batch.counts.total:
+        with suppress(OSError):  # then the next worker writes the files
+            batch = finalize_here(store, batch)
+    repeats = catalog.same_input(store, input_sha256=batch.input_sha256)
+    return Submitted(
+        batch=batch,
+        requests=batch.counts.total,
+        targets=chosen,
+        repeats=tuple(repeat for repeat in repeats if repeat.pk != batch.pk),
+        reused_from=earlier[0] if earlier else None,
+    )
+
+
+def _store_batch_patiently(
+    store: Store,
+    source: Path | BinaryIO,
+    order: Order,
+    chosen: Targets,
+    batch_id: str,
+    *,
+    earlier: Sequence[Batch],
+    on_read: Callable[[int], None],
+) -> Batch:
+    """Read a file from its start again when the database goes away in the middle."""
     for attempt in range(1, TRIES + 1):
         try:
-            batch = _store_batch(store, source, order, chosen, batch_id, on_read=on_read)
+            return _store_batch(store, source, order, chosen, batch_id, earlier=earlier, on_read=on_read)
         except StoreUnreachable:
-            if path is None or not path.is_file() or attempt == TRIES:
+            if not isinstance(source, Path) or not source.is_file() or attempt == TRIES:
                 raise
             store.prepare()  # waits for the database
-        else:
-            repeats = catalog.same_input(store, input_sha256=batch.input_sha256)
-            return Submitted(
-                batch=batch,
-                requests=batch.counts.total,
-                targets=chosen,
-                repeats=tuple(earlier for earlier in repeats if earlier.pk != batch.pk),
-            )
     raise AssertionError("the last try returns or raises")
 
 
@@ -111,6 +136,7 @@ def _store_batch(
     chosen: Targets,
     batch_id: str,
     *,
+    earlier: Sequence[Batch],
     on_read: Callable[[int], None],
 ) -> Batch:
     now = datetime.now(UTC)
@@ -119,7 +145,7 @@ def _store_batch(
         endpoint="",
         name=order.name,
         priority=order.priority,
-        metadata=dict(order.metadata or {}),
+        metadata=dict(order.metadata or {}) | ({REUSE_OF: earlier[0].id} if earlier else {}),
         input_path=str(source.absolute()) if isinstance(source, Path) else None,
         output_path=str(chosen.output),
         error_path=str(chosen.errors),
@@ -142,7 +168,12 @@ def _store_batch(
         if defects.total:
             raise InvalidInput(defects, source=_name(source))
         assert validator.endpoint is not None
-        return storing.accept(endpoint=validator.endpoint, input_sha256=lines.sha256, input_bytes=lines.size)
+        return storing.accept(
+            endpoint=validator.endpoint,
+            input_sha256=lines.sha256,
+            input_bytes=lines.size,
+            earlier=earlier,
+        )
 
 
 def _validate_only(source: Path | BinaryIO, order: Order, on_read: Callable[[int], None]) -> int:

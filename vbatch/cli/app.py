@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds
+from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds, batch_ids
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -77,6 +77,15 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option("--metadata", metavar="K=V", help="Kept with the batch; repeatable.")
     ] = None,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            "--reuse",
+            metavar="ID|last",
+            help="Take the answers of that batch, or of the last batch of FILE, for unchanged requests.",
+            autocompletion=batch_ids,
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the batch has ended; exit 5 if a request failed.")
     ] = False,
@@ -88,6 +97,9 @@ def submit(
 
     A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
     is stored.
+
+    --reuse is for an edited file: a request whose custom_id and body are to the byte those of an answered one
+    keeps that answer, only the others run.
     """
     from vbatch.batches import Order
     from vbatch.cli.submit import lifetime, pairs
@@ -101,6 +113,7 @@ def submit(
         priority=priority,
         metadata=pairs(metadata or []),
         expires_in=lifetime(expires_in),
+        reuse=reuse,
     )
     return run(
         file,

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from vbatch import batches, processes
+from vbatch import batches
 from vbatch.batches import Status
 from vbatch.cli import documents, screens, workers
 from vbatch.cli.listing import BatchTable
@@ -48,7 +48,7 @@ def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
     """Cancel one batch."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        batch = batches.cancel(store, catalog.find(store, ref), by=_me())
+        batch = batches.cancel(store, catalog.find(store, ref))
     output.show(_Changed(batch, f"{batch.status}: {_kept(batch)}"))
 
 
@@ -151,9 +151,3 @@ class _Deleted:
 def _kept(batch: Batch) -> str:
     counts = batch.counts
     return f"{counts.completed + counts.failed:,} of {counts.total:,} requests were finished and stay"
-
-
-def _me() -> str:
-    """Return a name for this command that no other process ever has."""
-    identity = processes.current()
-    return f"command_{identity.boot_id}_{identity.pid}_{identity.start_ticks}"

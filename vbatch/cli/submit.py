@@ -24,6 +24,7 @@ from vbatch.cli.words import ago, count
 from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
 from vbatch.store import Store
+from vbatch.store.records import Batch
 from vbatch.text import one_line
 
 BIG = 20 << 20  # bytes; a smaller file is read in a moment
@@ -33,6 +34,8 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
     """Submit a file or stdin and return the exit code."""
     if wait and dry_run:
         raise UsageError("--dry-run stores nothing that --wait could wait for")
+    if order.reuse is not None and dry_run:
+        raise UsageError("--dry-run stores nothing that --reuse could answer")
     output = Output.of(json=json, quiet=quiet)
     with open_store(output, prepare=not dry_run) as store:
         with _bar(output, file) as on_read:
@@ -43,7 +46,7 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
         if not (wait and json):
             output.show(IdAlone(done.batch))
         if output.mode is Mode.HUMAN:
-            _explain(output, store, done)
+            _explain(output, store, order, done)
         if not wait:
             return ExitCode.DONE
         ended = follow(output, store, done.batch.id)
@@ -96,18 +99,27 @@ def _source(file: str) -> Path | BinaryIO:
     return sys.stdin.buffer
 
 
-def _explain(output: Output, store: Store, done: Submitted) -> None:
+def _explain(output: Output, store: Store, order: Order, done: Submitted) -> None:
     """Tell a person what happens next, on stderr."""
     batch = done.batch
     assert batch is not None
     output.note(screens.accepted(batch))
-    if done.repeats:
+    if order.reuse is not None:
+        output.note(_reused(done, batch))
+    elif done.repeats:
         first = done.repeats[0]
         output.warn(
             f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
         )
-    if not workers.at_work(store):
+    if not batch.status.final and not workers.at_work(store):
         output.note("no worker is running; start one with: vbatch run-worker")
+
+
+def _reused(done: Submitted, batch: Batch) -> str:
+    if done.reused_from is None:
+        return "no earlier batch was made of this file; every request runs"
+    taken = f"{count(batch.reused, 'answer')} taken from {done.reused_from.id}"
+    return f"{taken}; {count(batch.counts.total - batch.reused, 'request')} to run"
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,12 @@ def same_input(store: Store, *, input_sha256: str) -> list[Batch]:
     return store.read(lambda connection: _to_batches(connection, query))
 
 
+def from_path(store: Store, *, input_path: str) -> list[Batch]:
+    """Return the batches that were made of the file at this path, newest first."""
+    query = select(_batch).where(_VISIBLE, _batch.c.input_path == input_path).order_by(_batch.c.pk.desc())
+    return store.read(lambda connection: _to_batches(connection, query))
+
+
 def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, str]:
     """Return which of these paths an unfinished batch will write, with that batch's id."""
 
@@ -442,6 +448,7 @@ def _to_batch(row: Any, sums: Any | None) -> Batch:
             completed=int(sums.completed) if sums else 0,
             failed=int(sums.failed) if sums else 0,
         ),
+        reused=row.reused,
         prompt_tokens=int(sums.prompt_tokens) if sums else 0,
         completion_tokens=int(sums.completion_tokens) if sums else 0,
         created_at=row.created_at,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from vbatch.errors import StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
+from vbatch.store import reuse
 from vbatch.store.catalog import find_in, remove_rows
 from vbatch.store.database import Store
 from vbatch.store.records import Batch, ChunkState, NewBatch
@@ -89,8 +90,13 @@ class Ingest:
         """How many requests were added."""
         return self._total + sum(run.next - run.first for run in self._runs.values())
 
-    def accept(self, *, endpoint: str, input_sha256: str, input_bytes: int) -> Batch:
-        """Make the batch visible, with its chunks, in one transaction that is safe to replay."""
+    def accept(
+        self, *, endpoint: str, input_sha256: str, input_bytes: int, earlier: Sequence[Batch] = ()
+    ) -> Batch:
+        """Make the batch visible, with its chunks, in one transaction that is safe to replay.
+
+        Requests that one of the ``earlier`` batches has answered need not run: they have that answer.
+        """
         self._flush()
         for run in self._runs.values():
             if run.next > run.first:
@@ -98,6 +104,7 @@ class Ingest:
         models = list(self._runs)
         chunks = [chunk | {"url": endpoint} for chunk in self._chunks]
         self._close()  # the rows must be durable before the batch shows them
+        reused = self._take_over(chunks, [batch.pk for batch in earlier if batch.endpoint == endpoint])
 
         def work(connection: Connection) -> Batch:
             changed = connection.execute(
@@ -111,6 +118,7 @@ class Ingest:
                     input_bytes=input_bytes,
                     model=models[0] if len(models) == 1 else None,
                     total=self._total,
+                    reused=reused,
                     submitter=None,
                 )
             )
@@ -120,6 +128,20 @@ class Ingest:
 
         self.accepted = self._store.write(work)
         return self.accepted
+
+    def _take_over(self, chunks: list[dict[str, Any]], earlier: Sequence[int]) -> int:
+        """Answer what earlier batches have answered, enter it into the chunks, and return how many those are."""
+        if not earlier:
+            return 0
+        spans = [reuse.Span(first=chunk["first_seq"], last=chunk["last_seq"]) for chunk in chunks]
+        given = reuse.take_over(self._store, pk=self._pk, spans=spans, earlier=earlier)
+        for chunk, taken in zip(chunks, given, strict=True):
+            chunk["completed"] = taken.requests
+            chunk["prompt_tokens"] = taken.prompt_tokens
+            chunk["completion_tokens"] = taken.completion_tokens
+            if taken.requests == chunk["total"]:
+                chunk["state"] = ChunkState.DONE
+        return sum(taken.requests for taken in given)
 
     def _cut(self, run: _Run) -> None:
         count = run.next - run.first

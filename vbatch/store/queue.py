@@ -318,7 +318,7 @@ def open_requests(connection: Connection, row: Any) -> list[Request]:
     query = select(_request.c.seq, _request.c.line, _request.c.custom_id, _request.c.body).where(
         _request.c.batch == row.batch, _request.c.seq.between(row.first_seq, row.last_seq)
     )
-    if row.epoch:
+    if row.epoch or row.completed:
         joined = _request.outerjoin(
             _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
         )

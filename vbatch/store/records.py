@@ -56,7 +56,10 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch as it stands in the store. Times are aware UTC; ``model`` is None when its lines name several."""
+    """A batch as it stands in the store. Times are aware UTC; ``model`` is None when its lines name several.
+
+    ``reused`` of its completed requests were answered by an earlier batch.
+    """
 
     pk: int
     id: str
@@ -72,6 +75,7 @@ class Batch:
     output_path: str
     error_path: str
     counts: RequestCounts
+    reused: int
     prompt_tokens: int
     completion_tokens: int
     created_at: datetime

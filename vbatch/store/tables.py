@@ -125,6 +125,7 @@ class BatchRow(SQLModel, table=True):
     output_path: str = Field(sa_column=_text())
     error_path: str = Field(sa_column=_text())
     total: int = Field(sa_column=_big())
+    reused: int = Field(sa_column=_big(server_default="0"))
     submitter: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
     finalizer: str | None = Field(default=None, sa_column=_text(nullable=True))
     created_at: datetime = Field(sa_column=_time(nullable=False))

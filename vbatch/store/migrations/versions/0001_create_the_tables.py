@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("output_path", sa.Text(), nullable=False),
         sa.Column("error_path", sa.Text(), nullable=False),
         sa.Column("total", sa.BigInteger(), nullable=False),
+        sa.Column("reused", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("submitter", sa.JSON(), nullable=True),
         sa.Column("finalizer", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),

@@ -1,0 +1,174 @@
+"""Give the requests of a new batch the answers that earlier batches have for the very same requests.
+
+The same means: the same custom_id and the same bytes of body, which name the model. Only answers of status 2xx
+are taken. Both sides are read a chunk at a time, in short transactions, and what must be remembered of the
+earlier answers is in an unnamed temporary file: memory is flat however many there are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select, text
+
+from vbatch.errors import StoreUnreachable
+from vbatch.store.database import Store
+from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
+
+_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
+_request = RequestRow.__table__  # type: ignore[attr-defined]
+_result = ResultRow.__table__  # type: ignore[attr-defined]
+
+WRITE_CHUNKS = 16  # chunks in one transaction: each costs SQLite three syncs, and nobody may wait long for it
+INDEX_CACHE_KIB = 32 * 1024
+
+_SUCCEEDED = _result.c.status_code.between(200, 299)
+_COPIED = (
+    "status_code, request_id, body, error_code, error_message, prompt_tokens, completion_tokens, attempts"
+)
+_COPY = text(
+    f"INSERT INTO result (batch, seq, epoch, {_COPIED})"
+    f" SELECT CAST(:batch AS bigint), CAST(:seq AS bigint), 0, {_COPIED} FROM result"
+    " WHERE batch = :from_batch AND seq = :from_seq"
+    " ON CONFLICT DO NOTHING"  # safe to replay
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The requests of one chunk: both ends belong to it."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reused:
+    """What a chunk was given."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def take_over(store: Store, *, pk: int, spans: Sequence[Span], earlier: Sequence[int]) -> list[Reused]:
+    """Copy the answers of ``earlier`` batches, the first of them first, and return what each span was given.
+
+    To be called while the batch is invisible. A crash leaves rows that go with the batch's other rows.
+    Raises StoreUnreachable.
+    """
+    given: list[Reused] = []
+    with _Answered.open() as answered:
+        for batch in earlier:
+            for span in _spans_with_answers(store, batch):
+                answered.add(batch, _requests(store, batch, span, succeeded=True))
+        for first in range(0, len(spans), WRITE_CHUNKS):
+            some = spans[first : first + WRITE_CHUNKS]
+            copies = [
+                {"batch": pk, "seq": seq, "from_batch": batch, "from_seq": from_seq}
+                for span in some
+                for seq, (batch, from_seq) in answered.find(_requests(store, pk, span))
+            ]
+            given += _copy(store, pk, some, copies) if copies else [Reused()] * len(some)
+    return given
+
+
+class _Answered:
+    """Which requests have an answer, by a digest of what they ask."""
+
+    def __init__(self, index: sqlite3.Connection) -> None:
+        self._index = index
+        for statement in (
+            "PRAGMA journal_mode=OFF",
+            "PRAGMA synchronous=OFF",
+            f"PRAGMA cache_size=-{INDEX_CACHE_KIB}",
+            "CREATE TABLE answered (digest BLOB PRIMARY KEY, batch INTEGER, seq INTEGER) WITHOUT ROWID",
+            "BEGIN",
+        ):
+            index.execute(statement)
+
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[_Answered]:
+        """Open an empty one, in a temporary file that has no name."""
+        try:
+            with closing(sqlite3.connect("", isolation_level=None)) as index:
+                yield cls(index)
+        except sqlite3.Error as error:  # of this index alone: those of a store arrive as SQLAlchemy's
+            raise StoreUnreachable(
+                f"The folder for temporary files refused what --reuse keeps there: {error}.",
+                hint="df -h /var/tmp /tmp",
+            ) from error
+
+    def add(self, batch: int, requests: Iterable[tuple[int, bytes]]) -> None:
+        """Remember requests of this batch. What is known already stays."""
+        self._index.executemany(
+            "INSERT OR IGNORE INTO answered VALUES (?, ?, ?)",
+            ((digest, batch, seq) for seq, digest in requests),
+        )
+
+    def find(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the requests that have an answer, each with the batch and the ``seq`` of the answer."""
+        ask = self._index.execute
+        for seq, digest in requests:
+            found = ask("SELECT batch, seq FROM answered WHERE digest = ?", (digest,)).fetchone()
+            if found is not None:
+                yield seq, found
+
+
+def _spans_with_answers(store: Store, batch: int) -> list[Span]:
+    query = (
+        select(_chunk.c.first_seq, _chunk.c.last_seq)
+        .where(_chunk.c.batch == batch, _chunk.c.completed > 0)
+        .order_by(_chunk.c.first_seq)
+    )
+    rows = store.read(lambda connection: connection.execute(query).all())
+    return [Span(first=row.first_seq, last=row.last_seq) for row in rows]
+
+
+def _requests(
+    store: Store, batch: int, span: Span, *, succeeded: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    """Yield ``seq`` and digest of the requests of a chunk; with ``succeeded`` only of those with an answer."""
+    query = select(_request.c.seq, _request.c.custom_id, _request.c.body)
+    if succeeded:
+        same = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
+        query = query.join_from(_request, _result, same).where(_SUCCEEDED)
+    query = query.where(_request.c.batch == batch, _request.c.seq.between(span.first, span.last))
+    rows = store.read(lambda connection: connection.execute(query.order_by(_request.c.seq)).all())
+    return ((row.seq, _digest(row.custom_id, row.body)) for row in rows)
+
+
+def _digest(custom_id: str, body: bytes) -> bytes:
+    name = custom_id.encode()
+    return blake2b(b"%d:%b%b" % (len(name), name, body), digest_size=16).digest()
+
+
+def _copy(store: Store, pk: int, spans: Sequence[Span], copies: list[dict[str, int]]) -> list[Reused]:
+    """Copy answers and count them by span. An answer that was deleted meanwhile is not there to be copied."""
+
+    def work(connection: Connection) -> list[Reused]:
+        connection.execute(_COPY, copies)
+        return [_count(connection, pk, span) for span in spans]
+
+    return store.write(work)
+
+
+def _count(connection: Connection, pk: int, span: Span) -> Reused:
+    counted: Any = connection.execute(
+        select(
+            func.count().label("requests"),
+            func.coalesce(func.sum(_result.c.prompt_tokens), 0).label("prompt_tokens"),
+            func.coalesce(func.sum(_result.c.completion_tokens), 0).label("completion_tokens"),
+        ).where(_result.c.batch == pk, _result.c.seq.between(span.first, span.last))
+    ).one()
+    return Reused(
+        requests=counted.requests,
+        prompt_tokens=int(counted.prompt_tokens),
+        completion_tokens=int(counted.completion_tokens),
+    )

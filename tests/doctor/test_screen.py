@@ -1,0 +1,161 @@
+"""What a person sees of doctor, and what a program gets."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.rigs import engines
+from tests.rigs.commands import Home, chats
+from tests.rigs.nvml import GIB, StandInDriver
+from vbatch import doctor
+from vbatch.doctor import catalogue
+from vbatch.doctor.checks import Group
+from vbatch.holders import Kind
+from vbatch.store import COMMAND_PATIENCE, Store
+
+ID = re.compile(rf'"((?:{"|".join(Group)})\.[a-z0-9_]+)"')
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A home on SQLite: what is shown does not depend on the kind of store."""
+    home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}")
+    Store(home.database_url, patience=COMMAND_PATIENCE).prepare()
+    return home
+
+
+def test_every_finding_is_documented() -> None:
+    """Mutant: a finding without its line in MEANINGS, or a line without its finding."""
+    sources = "".join(path.read_text() for path in Path(doctor.__file__).parent.glob("*.py"))
+    named = set(ID.findall(sources)) | {f"gpu.{kind}" for kind in Kind}
+    checks = {check.name for check in catalogue.checks()}
+    documented = set(catalogue.meanings()) - {"GROUP.crashed", "GROUP.hanging"}
+    assert named - checks - documented == set()
+    assert documented - named == set()
+
+
+def test_the_list_shows_them_all(home: Home) -> None:
+    shown = home.run("doctor", "--list").stdout
+    assert all(name in shown for name in catalogue.meanings())
+    listed = json.loads(home.run("doctor", "--list", "--json").stdout)
+    assert [entry["id"] for entry in listed] == list(catalogue.meanings())
+    assert all(entry["means"] and entry["remedy"] for entry in listed)
+
+
+def test_the_document_has_its_shape(home: Home) -> None:
+    """Programs depend on these names; they may grow, never change."""
+    document = json.loads(home.run("doctor", "queue", "gpu", "--json", check=False).stdout)
+    assert {key: type(value) for key, value in document.items()} == {
+        "vbatch": str,
+        "verdict": str,
+        "exit_code": int,
+        "story": type(None),
+        "next": type(None),
+        "findings": list,
+    }
+    for finding in document["findings"]:
+        assert {key: type(value) for key, value in finding.items()} == {
+            "id": str,
+            "group": str,
+            "level": str,
+            "what": str,
+            "why": str,
+            "evidence": list,
+            "commands": list,
+            "repairable": bool,
+            "passing": bool,
+        }
+        assert finding["level"] in ("ok", "info", "skip", "warn", "fail", "fixed")
+
+
+def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInDriver) -> None:
+    with engines.child() as holder:
+        driver.has((holder.pid, 14 * GIB))
+        home.submit(chats(3))
+        done = home.run("doctor", "queue", "gpu", check=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "Queue" in lines
+    assert any(line.startswith("  ✓ no chunk is leased to a dead worker") for line in lines)
+    assert any(
+        line.startswith("  ✗ GPU 0 (NVIDIA GeForce RTX 4080) has 1.6 of 15.57 GiB free") for line in lines
+    )
+    assert lines[-2] == "1 problem"
+    assert lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to root"
+
+
+def test_without_utf_8_the_marks_are_ascii(home: Home) -> None:
+    home.extra |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = home.run("doctor", "queue", "gpu", check=False)
+    assert done.stdout.isascii()
+    assert "  + no chunk is leased to a dead worker" in done.stdout
+
+
+@pytest.mark.parametrize(("answer", "ended"), [("y", True), ("n", False), ("", False)])
+def test_a_person_is_asked_before_a_repair(
+    home: Home, driver: StandInDriver, answer: str, *, ended: bool
+) -> None:
+    with engines.orphan() as engine:
+        store = Store(home.database_url, patience=COMMAND_PATIENCE)
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, 14 * GIB))
+        terminal = pexpect.spawn(
+            sys.executable,
+            ["-m", "vbatch", "doctor", "gpu", "--fix"],
+            env=home.env,
+            timeout=60,
+            encoding="utf-8",
+        )
+        terminal.expect(rf"End the engine that outlived its worker \(process {engine.pid}\)\? \[y/N\] ")
+        terminal.sendline(answer)
+        terminal.expect(pexpect.EOF)
+        terminal.close()
+        assert terminal.exitstatus == (0 if ended else 1)
+        assert engine.alive is not ended
+
+
+def test_a_name_that_is_none_is_a_usage_error(home: Home) -> None:
+    done = home.run("doctor", "gpus", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: doctor has no check 'gpus'; its groups are ")
+
+
+def test_nothing_is_made_where_nothing_is(tmp_path: Path) -> None:
+    """Without --fix nothing is changed: not even an empty store is left behind. Mutant: opening the store to look."""
+    home = Home(tmp_path, f"sqlite:///{tmp_path / 'store' / 'vbatch.db'}")
+    before = sorted(tmp_path.rglob("*"))
+    home.run("doctor", "store", "host", "queue", "gpu", check=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_report_holds_no_secret_and_no_prompt(home: Home, tmp_path: Path) -> None:
+    """Mutants: no ``clean``; keeping every line of the engine's log."""
+    logs = tmp_path / "state" / "vbatch" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "m.log").write_text(
+        "INFO loading weights\nINFO Received request cmpl-1: prompt: 'my diary', params\n"
+        "connecting to postgresql://me:hunter2@host/db\nHF_TOKEN=hf_abcdefghijklmnop\n"
+    )
+    home.extra["VBATCH_PRELOAD"] = "some/model"
+    home.run("doctor", "queue", "--report", tmp_path / "report.txt", check=False)
+    report = (tmp_path / "report.txt").read_text()
+    assert "loading weights" in report
+    assert "preload = some/model" in report
+    assert "vllm" in report
+    for secret in ("my diary", "hunter2", "abcdefghijklmnop"):
+        assert secret not in report
+    assert (tmp_path / "report.txt").stat().st_mode & 0o777 == 0o600
+
+
+def test_wrong_settings_are_told_with_their_place(home: Home) -> None:
+    home.extra["VBATCH_LEASE"] = "soon"
+    done = home.run("doctor", check=False)
+    assert done.returncode == 78
+    assert "VBATCH_LEASE" in done.stderr
+    assert "Traceback" not in done.stderr

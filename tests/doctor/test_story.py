@@ -1,0 +1,86 @@
+"""The one line that says what happened while nobody looked, told from the store's records alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.rigs import engines
+from tests.store.filling import answers_to, claim, take_in
+from vbatch import config, processes
+from vbatch.doctor import story
+from vbatch.doctor.facts import Facts
+from vbatch.identity import ProcessIdentity
+from vbatch.store import Store, queue, registry
+
+
+@pytest.fixture
+def facts(store: Store, monkeypatch: pytest.MonkeyPatch) -> Facts:
+    monkeypatch.setenv("VBATCH_DATABASE_URL", store.url.render_as_string(hide_password=False))
+    return Facts(settings=config.load())
+
+
+def of_boot(boot: str) -> ProcessIdentity:
+    return replace(engines.dead_identity(), boot_id=boot)
+
+
+def register(store: Store, identity: ProcessIdentity) -> str:
+    return registry.register(store, identity=identity, engine="echo", gpu_uuid=None)
+
+
+def test_there_is_none_on_a_fresh_machine(facts: Facts) -> None:
+    assert story.tell(facts) is None
+
+
+def test_a_worker_that_was_cut_off(facts: Facts, store: Store) -> None:
+    take_in(store, 600)
+    who = register(store, of_boot("before"))
+    (lease,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:4]))
+    told = story.tell(facts)
+    assert told is not None
+    assert told.words.startswith("power was lost, or the machine was reset, at about ")
+    assert told.words.endswith(
+        "; 4 of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+    )
+
+
+def test_one_that_was_recovered_meanwhile_is_told_of_all_the_same(facts: Facts, store: Store) -> None:
+    """Mutant: looking at workers that did not stop only; the next worker writes the dead one's end down."""
+    take_in(store, 600)
+    who = register(store, of_boot("before"))
+    claim(store, who)
+    queue.reclaim(store, worker=who, beat=None)
+    register(store, processes.current())
+    told = story.tell(facts)
+    assert told is not None
+    assert told.words.endswith("nothing was lost; it goes on")
+
+
+def test_a_shutdown_in_good_order_is_no_story(facts: Facts, store: Store) -> None:
+    """Mutant: taking every worker of an earlier boot for one that was cut off."""
+    who = register(store, of_boot("before"))
+    registry.stop(store, worker=who)
+    assert story.tell(facts) is None
+
+
+def test_an_older_cut_is_forgotten(facts: Facts, store: Store) -> None:
+    """Only the boot before this one is told of. Mutant: looking at all earlier boots."""
+    register(store, of_boot("long ago"))
+    clean = register(store, of_boot("before"))
+    registry.beat(store, worker=clean, model=None, note=None)
+    registry.stop(store, worker=clean)
+    assert story.tell(facts) is None
+
+
+def test_another_machines_workers_are_not_ours(facts: Facts, store: Store) -> None:
+    register(store, replace(of_boot("before"), host="elsewhere"))
+    assert story.tell(facts) is None
+
+
+def test_everything_finished(facts: Facts, store: Store) -> None:
+    register(store, of_boot("before"))
+    told = story.tell(facts)
+    assert told is not None
+    assert told.words.endswith("nothing was lost: every batch is finished")

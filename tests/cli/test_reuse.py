@@ -51,18 +51,13 @@ def test_nothing_changed_needs_no_worker(cli: Cli) -> None:
     assert outputs(cli, "second.jsonl") == {f"r-{number}": f"r-{number}" for number in range(5)}
 
 
-def test_failed_requests_run_again_and_a_retry_belongs_to_its_batch(cli: Cli) -> None:
-    """Mutant: reusable without _with_retries; with a retry taken for the last batch of the file."""
-    lines = [*chats(4), chat("bad", "bad", echo="error:400")]
-    first = cli.submit("prompts.jsonl", lines)
+def test_failed_requests_run_again(cli: Cli) -> None:
+    """Mutant: reuse._SUCCEEDED always true."""
+    cli.submit("prompts.jsonl", [*chats(4), chat("bad", "bad", echo="error400")])
     cli.drain()
-    assert cli("status", first, "--json").document["request_counts"]["failed"] == 1
     again = cli("submit", cli.folder / "prompts.jsonl", "--reuse", "last", "-o", "second.jsonl")
     assert "4 answers taken" in again.err
-    cli("cancel", again.out.strip())
-    cli("retry", first)
-    again = cli("submit", cli.folder / "prompts.jsonl", "--reuse", first, "-o", "third.jsonl")
-    assert f"4 answers taken from {first}" in again.err
+    assert "1 request to run" in again.err
 
 
 def test_reuse_that_finds_nothing(cli: Cli) -> None:

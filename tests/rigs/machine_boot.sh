@@ -66,6 +66,9 @@ if [ ! -e "$DESK/disk/seeded" ]; then
     mkdir "$R/etc/systemd/system/service.d"
     printf '[Service]\nBindReadOnlyPaths=/run/boot_id:/proc/sys/kernel/random/boot_id\n' \
         >"$R/etc/systemd/system/service.d/boot-id.conf"
+    # A file of the same name takes that back: this one mounts a folder that everybody is to see.
+    mkdir "$R/etc/systemd/system/user-runtime-dir@.service.d"
+    : >"$R/etc/systemd/system/user-runtime-dir@.service.d/boot-id.conf"
     mkdir -p "$R/var/log/journal" "$R/etc/systemd/journald.conf.d"
     printf '[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nRateLimitBurst=0\n' >"$R/etc/systemd/journald.conf.d/guest.conf"
     touch "$DESK/disk/seeded"

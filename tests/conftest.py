@@ -19,6 +19,17 @@ from vbatch.store import COMMAND_PATIENCE, Store
 _numbers = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of the real vLLM to one process: two engines at once would only slow each other down.
+
+    They come first, for they take longest.
+    """
+    for item in items:
+        if item.get_closest_marker("vllm") is not None:
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drop the user's own settings: a test must not reach their store."""

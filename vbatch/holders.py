@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -92,7 +92,8 @@ def _kind(description: Description, verdict: Verdict | None) -> Kind:
             return Kind.ORPHAN
         case Verdict.WORKER_LIVES | Verdict.BELOW_A_WORKER:
             return Kind.WORKER
-    left_behind = all(name in _REAPERS for name in _parents(description.pid)[:1])
+    above = processes.ancestors(description.pid)
+    left_behind = above == [1] or _is_reaper(above[0]) if above else True
     if left_behind and description.title.startswith(_ENGINE_TITLES[0]):
         return Kind.FOREIGN_ENGINE
     return Kind.PROCESS
@@ -101,8 +102,10 @@ def _kind(description: Description, verdict: Verdict | None) -> Kind:
 _REAPERS = ("init", "systemd", "tini", "dumb-init", "catatonit", "docker-init")
 
 
-def _parents(pid: int) -> Sequence[str]:
-    return [parent.name for above in processes.ancestors(pid) if (parent := processes.describe(above))]
+def _is_reaper(pid: int) -> bool:
+    """Whether it is one of those that take in orphans: an init, or a person's service manager."""
+    reaper = processes.describe(pid)
+    return reaper is not None and reaper.name in _REAPERS
 
 
 def _name(description: Description) -> str:

@@ -112,3 +112,12 @@ def driver(driver_library: StandInDriver, tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in driver.environment.items():
         monkeypatch.setenv(name, value)
     return driver
+
+
+@pytest.fixture
+def gpu_build(home: Home, tmp_path: Path) -> None:
+    """Have vbatch take the vLLM of the tests for the build for GPUs: only the looks at GPU memory depend on that."""
+    metadata = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    home.extra["PYTHONPATH"] = str(tmp_path / "site")

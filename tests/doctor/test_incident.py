@@ -1,21 +1,16 @@
-"""The incident that vbatch exists to end, replayed: real processes, and a stand-in driver with its very numbers.
-
-The vLLM that is installed for the tests is the CPU build; an empty distribution called ``vllm`` makes vbatch take
-it for the GPU build, which only the look at GPU memory depends on.
-"""
+"""The incident that vbatch exists to end, replayed: real processes, and a stand-in driver with its very numbers."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.rigs import engines
-from tests.rigs.commands import Home, Lines, chats
+from tests.rigs.commands import Home, Lines, chats, wait_until
 from tests.rigs.nvml import GIB, StandInDriver
 from vbatch.store import COMMAND_PATIENCE, Store
 
@@ -27,15 +22,6 @@ def store(home: Home) -> Store:
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     store.prepare()
     return store
-
-
-@pytest.fixture
-def gpu_build(home: Home, tmp_path: Path) -> None:
-    """Have a distribution called vllm, as the GPU build has it."""
-    metadata = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
-    home.extra["PYTHONPATH"] = str(tmp_path / "site")
 
 
 def examined(home: Home, *arguments: str, code: int) -> dict[str, Any]:
@@ -148,8 +134,6 @@ def test_one_gpu_has_one_worker(home: Home, store: Store, driver: StandInDriver)
     driver.has()
     with home.worker("--gpu", "0") as first:
         lock = home.path / "state" / "vbatch" / "gpu-0.lock"
-        from tests.rigs.commands import wait_until
-
         wait_until(lambda: lock.exists() and lock.read_text() == str(first.pid))
         first.send_signal(signal.SIGSTOP)
         done = home.run("run-worker", "--drain", "--gpu", "0", check=False)

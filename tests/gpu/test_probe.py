@@ -5,14 +5,17 @@ That it is a child is what the tests of the wedged and of the crashing driver fa
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
 import pytest
 
 from tests.rigs import engines
+from tests.rigs.commands import wait_until
 from tests.rigs.nvml import GIB, TOTAL, StandInDriver
-from vbatch import gpu
+from vbatch import gpu, processes
 from vbatch.gpu import xid_errors
 
 
@@ -106,3 +109,29 @@ def test_errors_in_the_kernel_log() -> None:
     assert "fallen off the bus" in found[0].meaning
     assert "catalogue" in found[1].meaning
     assert isinstance(xid_errors(), list)  # the real log, where it may be read
+
+
+def test_a_gpu_is_followed(driver: StandInDriver) -> None:
+    seen: list[gpu.Gpu] = []
+    driver.has(leak=GIB)
+    with gpu.watched(0, seen.append):
+        wait_until(lambda: any(card.used == GIB for card in seen))
+        driver.has(leak=3 * GIB)
+        wait_until(lambda: any(card.used == 3 * GIB for card in seen))
+
+
+def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
+    """Mutant: a child that does not look at its stdin; it would outlive a worker that was killed."""
+    script = (
+        "import os, signal, subprocess, time\n"
+        "from vbatch import gpu\n"
+        "with gpu.watched(0, lambda card: print(os.getpid(), flush=True)):\n"
+        "    time.sleep(60)\n"
+    )
+    driver.has()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        (child,) = processes.children(parent.pid)
+        parent.kill()
+    wait_until(lambda: processes.identify(child) is None, timeout=10)

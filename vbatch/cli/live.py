@@ -19,6 +19,7 @@ from rich.text import Text
 
 from vbatch import logs
 from vbatch.cli import words
+from vbatch.gpu import Gpu
 from vbatch.text import harmless
 from vbatch.worker import Snapshot
 
@@ -29,18 +30,16 @@ _LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITIC
 
 
 class Screen:
-    """Draws snapshots. ``stopping`` tells whether a first Ctrl-C came, ``gpu`` how the GPU is."""
+    """Draws snapshots. ``stopping`` tells whether a first Ctrl-C came."""
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
         *,
         stopping: Callable[[], bool],
-        gpu: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._snapshot = snapshot
         self._stopping = stopping
-        self._gpu = gpu
         self._state = ""
         self._since = time.monotonic()
         self._spinner = Spinner("dots", style="cyan")
@@ -55,8 +54,8 @@ class Screen:
             lines.append(_progress(now))
         if now.running or now.requests_per_second:
             lines.append(_pace(now))
-        if (gpu := self._gpu()) is not None:
-            lines.append(Text(gpu, style="dim"))
+        if now.gpu_now is not None:
+            lines.append(Text(_gpu(now.gpu_now), style="dim"))
         if now.trouble is not None:
             lines.append(Text("! " + harmless(now.trouble), style="yellow"))
         if self._stopping():
@@ -134,3 +133,15 @@ class _Printer(logging.Handler):
             (moment, "dim"), " ", (self._format.format(record), _LEVEL_STYLES.get(record.levelno, ""))
         )
         self._console.print(line)
+
+
+def _gpu(card: Gpu) -> str:
+    """``GPU 0 (RTX 4080): 12.9 of 15.6 GiB, 97 % busy, 61 °C``, as far as the driver tells."""
+    parts = []
+    if card.memory_known:
+        parts.append(f"{card.used / 2**30:.1f} of {card.total / 2**30:.1f} GiB")
+    if card.utilization is not None:
+        parts.append(f"{card.utilization} % busy")
+    if card.temperature is not None:
+        parts.append(f"{card.temperature} °C")
+    return f"GPU {card.index} ({harmless(card.name)}): {', '.join(parts)}"

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from vbatch.gpu.probe import probe, wait_until_settled
 from vbatch.gpu.report import Gpu, GpuReport, Holder, Trouble
+from vbatch.gpu.watch import watched
 from vbatch.gpu.xid import Xid, xid_errors
 
-__all__ = ["Gpu", "GpuReport", "Holder", "Trouble", "Xid", "probe", "wait_until_settled", "xid_errors"]
+__all__ = [
+    "Gpu",
+    "GpuReport",
+    "Holder",
+    "Trouble",
+    "Xid",
+    "probe",
+    "wait_until_settled",
+    "watched",
+    "xid_errors",
+]

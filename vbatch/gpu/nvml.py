@@ -5,8 +5,9 @@ NVML numbers GPUs by their PCI address and takes no notice of CUDA_VISIBLE_DEVIC
 
 from __future__ import annotations
 
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -15,6 +16,8 @@ import pynvml
 from vbatch.gpu.report import Gpu, GpuReport, Holder, Trouble, TroubleCode
 
 T = TypeVar("T")
+
+PAUSE = 2.0  # seconds between two readings for a worker
 
 # NVML's return codes that are diagnoses (nvml.h, nvmlReturn_t).
 _DIAGNOSES: dict[int, tuple[TroubleCode, str]] = {
@@ -150,11 +153,21 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def main() -> int:
-    """Print the report of this process as JSON."""
-    sys.stdout.buffer.write(msgspec.json.encode(look()))
+def main(argv: Sequence[str]) -> int:
+    """Print the report of this process as JSON or, given a GPU's number, one line every two seconds."""
+    if not argv:
+        sys.stdout.buffer.write(msgspec.json.encode(look()))
+        return 0
+    index = int(argv[0])
+    nothing_yet = True
+    while nothing_yet or not select.select([sys.stdin], [], [], PAUSE)[0]:
+        nothing_yet = False
+        card = next((card for card in look().gpus if card.index == index), None)
+        if card is not None:
+            sys.stdout.buffer.write(msgspec.json.encode(card) + b"\n")
+            sys.stdout.buffer.flush()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vbatch import preflight, processes
+from vbatch import gpu, preflight, processes
+from vbatch.engine import build
 from vbatch.errors import Interrupted
 from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
@@ -53,6 +56,7 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         pulse.turn()
         if options.engine == "vllm":
             stack.enter_context(preflight.sole_user(options.state_dir, options.gpu))
+            stack.enter_context(_gpu_shown(options, view))
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
             pulse,
@@ -75,6 +79,18 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         asyncio.run(_work(context))
         registry.stop(store, worker=worker)
         log.info("worker.stopped worker=%s", worker)
+
+
+@contextmanager
+def _gpu_shown(options: WorkerOptions, view: View) -> Iterator[None]:
+    """Show the GPU's state beside the worker's, where vLLM computes on one."""
+    if not build.computes_on_gpu():
+        yield
+        return
+    with gpu.watched(
+        preflight.index(options.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
+    ):
+        yield
 
 
 def _folders(store: Store, options: WorkerOptions) -> dict[str, Path]:

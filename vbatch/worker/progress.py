@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
 
+from vbatch.gpu import Gpu
+
 RATE_WINDOW = timedelta(seconds=60)
+GPU_FRESH = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,13 @@ class Snapshot:
     store_outages: int = 0
     store_outage_seconds: float = 0.0
     trouble: str | None = None
+    gpu: Gpu | None = None
+    gpu_seen_at: float = 0.0
+
+    @property
+    def gpu_now(self) -> Gpu | None:
+        """The last reading of the GPU; None where there is none that is fresh: its driver may hang."""
+        return self.gpu if time.monotonic() - self.gpu_seen_at < GPU_FRESH.total_seconds() else None
 
     @property
     def remaining_seconds(self) -> float | None:

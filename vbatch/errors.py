@@ -81,16 +81,24 @@ class OutputPathError(VbatchError):
 
 
 class StoreUnreachable(VbatchError):
-    """The job store cannot be reached at the moment."""
+    """The job store cannot be reached at the moment. ``fault`` is one of ``vbatch.store.faults.Fault``."""
 
     code = "store_unreachable"
     exit_code = ExitCode.STORE_UNREACHABLE
 
+    def __init__(self, message: str | None = None, *, hint: str | None = None, fault: str = "away") -> None:
+        super().__init__(message, hint=hint)
+        self.fault = fault
+
 
 class StoreMisconfigured(ConfigError):
-    """The job store refuses us, and waiting will not help."""
+    """The job store refuses us, and waiting will not help. ``fault`` says why, as in StoreUnreachable."""
 
     code = "store_misconfigured"
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, fault: str = "url") -> None:
+        super().__init__(message, hint=hint)
+        self.fault = fault
 
 
 class EngineUnavailable(VbatchError):

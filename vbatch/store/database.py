@@ -46,9 +46,10 @@ NO_PATIENCE = Patience(limit=timedelta(0), pause=timedelta(0))
 class _Passing(Exception):
     """A fault that passes by itself."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
+    def __init__(self, fault: Transient) -> None:
+        self.reason = fault.reason
+        self.fault = fault.fault
+        super().__init__(fault.reason)
 
 
 class Store:
@@ -129,7 +130,7 @@ class Store:
                 if isinstance(fault, Transient):
                     if error.connection_invalidated or not self.sqlite:
                         self._engine.dispose()
-                    raise _Passing(fault.reason) from error
+                    raise _Passing(fault) from error
                 raise (fault or error) from error
 
         def announce(state: tenacity.RetryCallState) -> None:
@@ -160,6 +161,7 @@ class Store:
             raise StoreUnreachable(
                 f"The store {self} cannot be reached: {error.reason}.",
                 hint="vbatch doctor store",
+                fault=error.fault,
             ) from error
         if waited:
             log.info("store.back seconds=%.1f", time.monotonic() - started)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from dataclasses import dataclass
+from enum import StrEnum
 
 import psycopg
 from sqlalchemy import URL
@@ -18,11 +19,36 @@ from vbatch.errors import StoreMisconfigured
 from vbatch.store.url import shown, sqlite_path
 
 
+class Fault(StrEnum):
+    """What is wrong, for who must decide something by it; people read the words."""
+
+    # These pass by themselves.
+    AWAY = "away"  # refused, closed, reset, unknown host: nobody serves there yet
+    STARTING = "starting"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    FULL = "full"  # no free connection
+    HANGING = "hanging"
+    DISK = "disk"
+    LOCKED = "locked"
+    # These a person must mend.
+    PASSWORD = "password"
+    FORBIDDEN = "forbidden"
+    NO_DATABASE = "no_database"
+    NO_USER = "no_user"
+    URL = "url"
+    READ_ONLY = "read_only"
+    DAMAGED = "damaged"
+    CANNOT_OPEN = "cannot_open"
+    NOT_SQLITE = "not_sqlite"
+
+
 @dataclass(frozen=True, slots=True)
 class Transient:
     """Try again. ``reason`` completes "waiting for the store: …"."""
 
     reason: str
+    fault: Fault = Fault.AWAY
 
 
 # SQLSTATEs that pass by themselves (PostgreSQL appendix A): connection failures, a server that starts, stops or
@@ -30,65 +56,89 @@ class Transient:
 _PASSING = re.compile(r"08|57P0[1-5]|53|40001|40P01|55P03|58030")
 
 _PERMANENT_STATES = {
-    "28P01": "wrong password",
-    "28000": "this user may not connect",
-    "3D000": "this database does not exist",
-    "42501": "permission denied",
-    "25006": "the database is read-only",
+    "28P01": ("wrong password", Fault.PASSWORD),
+    "28000": ("this user may not connect", Fault.FORBIDDEN),
+    "3D000": ("this database does not exist", Fault.NO_DATABASE),
+    "42501": ("permission denied", Fault.FORBIDDEN),
+    "25006": ("the database is read-only", Fault.READ_ONLY),
 }
 
 _PERMANENT_WORDS = (
-    (re.compile(r"password authentication failed", re.I), "wrong password"),
-    (re.compile(r"no password supplied|fe_sendauth", re.I), "the server wants a password"),
-    (re.compile(r"database \"[^\"]*\" does not exist", re.I), "this database does not exist"),
-    (re.compile(r"role \"[^\"]*\" does not exist", re.I), "this user does not exist"),
+    (re.compile(r"password authentication failed", re.I), "wrong password", Fault.PASSWORD),
+    (re.compile(r"no password supplied|fe_sendauth", re.I), "the server wants a password", Fault.PASSWORD),
+    (
+        re.compile(r"database \"[^\"]*\" does not exist", re.I),
+        "this database does not exist",
+        Fault.NO_DATABASE,
+    ),
+    (re.compile(r"role \"[^\"]*\" does not exist", re.I), "this user does not exist", Fault.NO_USER),
     (
         re.compile(r"no pg_hba.conf entry|pg_hba.conf rejects", re.I),
         "pg_hba.conf does not let this user in from here",
+        Fault.FORBIDDEN,
     ),
-    (re.compile(r"permission denied for database", re.I), "permission denied: this user may not connect"),
-    (re.compile(r"authentication failed|not permitted to log in", re.I), "this user may not connect"),
+    (
+        re.compile(r"permission denied for database", re.I),
+        "permission denied: this user may not connect",
+        Fault.FORBIDDEN,
+    ),
+    (
+        re.compile(r"authentication failed|not permitted to log in", re.I),
+        "this user may not connect",
+        Fault.FORBIDDEN,
+    ),
     (
         re.compile(
             r"invalid (connection|port|integer|\S+ value)|missing \"=\"|server does not support SSL", re.I
         ),
         "the URL is wrong",
+        Fault.URL,
     ),
 )
 
 _TRANSIENT_WORDS = (
-    (re.compile(r"starting up", re.I), "the server is starting up"),
+    (re.compile(r"starting up", re.I), "the server is starting up", Fault.STARTING),
     (
         re.compile(r"in recovery|recovery mode|not yet accepting", re.I),
         "the server is recovering after a crash",
+        Fault.RECOVERING,
     ),
-    (re.compile(r"shutting down", re.I), "the server is shutting down"),
-    (re.compile(r"too many clients|remaining connection slots", re.I), "the server has no free connection"),
-    (re.compile(r"connection refused", re.I), "nobody listens there (connection refused)"),
-    (re.compile(r"no such file or directory", re.I), "nobody listens there (no socket file)"),
-    (re.compile(r"server closed the connection|EOF", re.I), "the server closed the connection unexpectedly"),
-    (re.compile(r"timeout|timed out", re.I), "the server does not answer"),
+    (re.compile(r"shutting down", re.I), "the server is shutting down", Fault.STOPPING),
+    (
+        re.compile(r"too many clients|remaining connection slots", re.I),
+        "the server has no free connection",
+        Fault.FULL,
+    ),
+    (re.compile(r"connection refused", re.I), "nobody listens there (connection refused)", Fault.AWAY),
+    (re.compile(r"no such file or directory", re.I), "nobody listens there (no socket file)", Fault.AWAY),
+    (
+        re.compile(r"server closed the connection|EOF", re.I),
+        "the server closed the connection unexpectedly",
+        Fault.AWAY,
+    ),
+    (re.compile(r"timeout|timed out", re.I), "the server does not answer", Fault.HANGING),
     (
         re.compile(r"could not translate host name|failed to resolve host|name resolution|nodename", re.I),
         "its host name is not known yet",
+        Fault.AWAY,
     ),
-    (re.compile(r"No space left|disk full|53100", re.I), "the database's disk is full"),
+    (re.compile(r"No space left|disk full|53100", re.I), "the database's disk is full", Fault.DISK),
 )
 
 # SQLite result codes that pass: SQLITE_BUSY, LOCKED, IOERR, FULL, PROTOCOL (sqlite.org/rescode.html).
 _SQLITE_PASSING = {
-    5: "another process holds its lock",
-    6: "it is locked",
-    10: "disk I/O error",
-    13: "the disk is full",
-    15: "it is locked",
+    5: ("another process holds its lock", Fault.LOCKED),
+    6: ("it is locked", Fault.LOCKED),
+    10: ("disk I/O error", Fault.DISK),
+    13: ("the disk is full", Fault.DISK),
+    15: ("it is locked", Fault.LOCKED),
 }
 _SQLITE_PERMANENT = {
-    8: "the file is read-only",
-    11: "the file is damaged",
-    14: "the file cannot be opened",
-    23: "permission denied",
-    26: "the file is not a SQLite database",
+    8: ("the file is read-only", Fault.READ_ONLY),
+    11: ("the file is damaged", Fault.DAMAGED),
+    14: ("the file cannot be opened", Fault.CANNOT_OPEN),
+    23: ("permission denied", Fault.CANNOT_OPEN),
+    26: ("the file is not a SQLite database", Fault.NOT_SQLITE),
 }
 
 
@@ -105,11 +155,12 @@ def diagnose(error: Exception, url: URL) -> Transient | StoreMisconfigured | Non
 def _diagnose_sqlite(error: sqlite3.Error, url: URL) -> Transient | StoreMisconfigured | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _SQLITE_PASSING:
-        return Transient(_SQLITE_PASSING[code])
+        return Transient(*_SQLITE_PASSING[code])
     if code in _SQLITE_PERMANENT:
         path = sqlite_path(url)
+        words, fault = _SQLITE_PERMANENT[code]
         return StoreMisconfigured(
-            f"The store {path} cannot be used: {_SQLITE_PERMANENT[code]}.", hint=f"ls -l {path} {path.parent}"
+            f"The store {path} cannot be used: {words}.", hint=f"ls -l {path} {path.parent}", fault=fault
         )
     return None
 
@@ -118,21 +169,21 @@ def _diagnose_postgresql(error: psycopg.Error, url: URL) -> Transient | StoreMis
     words = str(error)
     state = error.sqlstate
     if state in _PERMANENT_STATES:
-        return _refused(_PERMANENT_STATES[state], url)
+        return _refused(*_PERMANENT_STATES[state], url)
     if state is None:
-        for pattern, meaning in _PERMANENT_WORDS:
+        for pattern, meaning, fault in _PERMANENT_WORDS:
             if pattern.search(words):
-                return _refused(meaning, url)
+                return _refused(meaning, fault, url)
     if state is not None and not _PASSING.match(state):
         return None
     if state is None and not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return None
-    for pattern, meaning in _TRANSIENT_WORDS:
+    for pattern, meaning, fault in _TRANSIENT_WORDS:
         if pattern.search(words):
-            return Transient(meaning)
+            return Transient(meaning, fault)
     return Transient(words.strip().splitlines()[-1] if words.strip() else "the connection was lost")
 
 
-def _refused(meaning: str, url: URL) -> StoreMisconfigured:
+def _refused(meaning: str, fault: Fault, url: URL) -> StoreMisconfigured:
     hint = f"check VBATCH_DATABASE_URL with: psql '{shown(url.set(drivername='postgresql'))}'"
-    return StoreMisconfigured(f"The store {shown(url)} refuses vbatch: {meaning}.", hint=hint)
+    return StoreMisconfigured(f"The store {shown(url)} refuses vbatch: {meaning}.", hint=hint, fault=fault)

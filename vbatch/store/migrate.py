@@ -45,6 +45,7 @@ def _is_current(connection: Connection) -> bool:
         raise StoreMisconfigured(
             f"The store has schema {found}, which is newer than this vbatch (it knows {CURRENT}).",
             hint="pip install --upgrade vbatch",
+            fault="schema_newer",
         )
     return found == CURRENT
 

@@ -1,0 +1,272 @@
+"""The store, as doctor finds it: every way in which a database can be away, broken or not ours.
+
+A secret is never shown: each test looks for the password in all that was found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tests.rigs.postgres import Postgres
+from tests.rigs.proxy import Mood, Proxy
+from vbatch import config
+from vbatch.doctor import store as checks
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level, exit_code
+from vbatch.doctor.running import Conduct, examine
+from vbatch.errors import ExitCode
+from vbatch.store import COMMAND_PATIENCE, Store
+
+SECRET = "correct-horse"
+
+
+def examined(url: str, *, wait: timedelta = timedelta()) -> list[Finding]:
+    facts = Facts(settings=config.load(database_url=url))
+    try:
+        findings = examine(checks.CHECKS, facts, Conduct(patience=wait)).findings
+    finally:
+        facts.close()
+    assert SECRET not in repr(findings)
+    return findings
+
+
+def failure(url: str) -> Finding:
+    (failed,) = [finding for finding in examined(url) if finding.level is Level.FAIL]
+    return failed
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    proxy = Proxy(postgres.socket)
+    yield proxy
+    proxy.close()
+
+
+def through(proxy: Proxy) -> str:
+    return f"postgresql://postgres:{SECRET}@127.0.0.1:{proxy.port}/postgres?sslmode=disable&connect_timeout=3"
+
+
+@pytest.mark.parametrize(
+    ("mood", "finding", "words"),
+    [
+        (Mood.ACCEPT_AND_CLOSE, "store.away", "closed the connection unexpectedly"),  # the incident's own
+        (Mood.ACCEPT_AND_HANG, "store.hanging", "does not answer"),
+        (Mood.STARTING_UP, "store.starting", "is starting up"),
+    ],
+)
+def test_a_server_that_is_not_ready(proxy: Proxy, mood: Mood, finding: str, words: str) -> None:
+    """Mutant: taking what cannot be reached for what a person must mend; systemd would not start again."""
+    proxy.mood = mood
+    found = failure(through(proxy))
+    assert (found.id, found.passing, found.exit_code) == (finding, True, ExitCode.STORE_UNREACHABLE)
+    assert words in found.what
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (f"postgresql://me:{SECRET}@127.0.0.1:1/vbatch", "connection refused"),
+        (f"postgresql://me:{SECRET}@no-such-host.invalid/vbatch", "host name"),
+        (f"postgresql://me:{SECRET}@/vbatch?host=/nowhere", "no socket file"),
+    ],
+)
+def test_nobody_serves_there(url: str, words: str) -> None:
+    found = failure(url)
+    assert (found.id, found.passing) == ("store.away", True)
+    assert words in found.what
+
+
+def test_a_server_that_recovers_from_a_crash(own_postgres: Postgres) -> None:
+    """A standby that cannot be consistent yet says so to everybody; it is the same answer as after a power cut."""
+    own_postgres.stop()
+    (own_postgres.folder / "data" / "recovery.signal").touch()
+    own_postgres.start(wait=False, restore_command="sleep 30; false", hot_standby="off")
+    deadline = time.monotonic() + 20
+    while (found := failure(own_postgres.url())).id == "store.away" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert found.id in ("store.recovering", "store.starting")
+    assert found.passing
+    own_postgres.kill()
+
+
+def test_too_many_clients(own_postgres: Postgres) -> None:
+    own_postgres.stop()
+    own_postgres.start(max_connections="5", superuser_reserved_connections="0", reserved_connections="0")
+    held = [psycopg.connect(own_postgres.url()) for _ in range(5)]
+    found = failure(own_postgres.url())
+    assert (found.id, found.passing) == ("store.full", True)
+    for connection in held:
+        connection.close()
+
+
+def test_what_passes_is_waited_for(proxy: Proxy) -> None:
+    """Mutant: no second look."""
+
+    proxy.mood = Mood.STARTING_UP
+    threading.Timer(1.0, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
+    findings = examined(through(proxy), wait=timedelta(seconds=30))
+    assert exit_code(findings) is ExitCode.DONE
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server that asks for passwords and knows who may do what."""
+    server = Postgres(tmp_path_factory.mktemp("scram") / "server")
+    server.start()
+    server.execute(f"CREATE ROLE ann LOGIN PASSWORD '{SECRET}'")
+    server.execute(f"CREATE ROLE bob LOGIN PASSWORD '{SECRET}'")
+    server.execute("CREATE DATABASE private OWNER ann")
+    server.execute("REVOKE CONNECT ON DATABASE private FROM public")
+    server.stop()
+    rules = ("local all postgres trust", "local all banned reject", "local all all scram-sha-256")
+    (server.folder / "data" / "pg_hba.conf").write_text("\n".join(rules) + "\n")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "finding"),
+    [
+        (f"ann:{SECRET}-not", "private", "store.password"),
+        ("ann", "private", "store.password"),
+        (f"ann:{SECRET}", "missing", "store.no_database"),
+        (f"bob:{SECRET}", "private", "store.forbidden"),
+        (f"banned:{SECRET}", "private", "store.forbidden"),
+    ],
+)
+def test_a_server_that_refuses_us(guarded: Postgres, user: str, database: str, finding: str) -> None:
+    """``pg_isready`` says OK to all of these. Mutant: waiting for them; ``--wait`` would cost its whole time."""
+    started = time.monotonic()
+    url = f"postgresql://{user}@/{database}?host={guarded.folder}"
+    findings = examined(url, wait=timedelta(seconds=60))
+    (found,) = [one for one in findings if one.level is Level.FAIL]
+    assert (found.id, found.passing) == (finding, False)
+    assert exit_code(findings) is ExitCode.MISCONFIGURED
+    assert time.monotonic() - started < 30
+
+
+def test_an_unknown_user(postgres: Postgres) -> None:
+    found = failure(f"postgresql://nobody_here:{SECRET}@/postgres?host={postgres.folder}")
+    assert found.id == "store.no_user"
+
+
+def test_settings_that_break_the_promise(own_postgres: Postgres) -> None:
+    own_postgres.stop()
+    own_postgres.start(fsync="off", full_page_writes="off")
+    found = failure(own_postgres.url())
+    assert found.id == "store.durability"
+    assert "fsync=off and full_page_writes=off" in found.what
+
+
+def test_a_server_that_only_reads(own_postgres: Postgres) -> None:
+    own_postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    own_postgres.stop()
+    own_postgres.start()
+    assert failure(own_postgres.url()).id == "store.read_only"
+
+
+@pytest.mark.parametrize("url", ["", "mysql://a/b", "sqlite://", "postgresql://[::"])
+def test_a_url_that_is_none(url: str) -> None:
+    found = failure(url or "nonsense")
+    assert (found.id, found.exit_code) == ("store.url", ExitCode.MISCONFIGURED)
+
+
+def test_a_healthy_store(store: Store) -> None:
+    findings = examined(store.url.render_as_string(hide_password=False))
+    assert [finding.id for finding in findings] == ["store.reach", "store.durability"]
+    assert {finding.level for finding in findings} == {Level.OK}
+
+
+def test_a_newer_schema(store: Store) -> None:
+
+    store.write(
+        lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    )
+    found = failure(store.url.render_as_string(hide_password=False))
+    assert (found.id, found.exit_code) == ("store.schema_newer", ExitCode.MISCONFIGURED)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "vbatch.db"
+    store = Store(f"sqlite:///{path}", patience=COMMAND_PATIENCE)
+    store.prepare()
+    store.close()
+    return path
+
+
+def test_no_file_is_no_fault_and_stays_none(tmp_path: Path) -> None:
+    findings = examined(f"sqlite:///{tmp_path / 'none' / 'vbatch.db'}")
+    assert findings[0].id == "store.empty"
+    assert exit_code(findings) is ExitCode.DONE
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_file(file: Path) -> None:
+    """Mutant: no quick_check. Bytes of a page in the middle are turned over."""
+    with sqlite3.connect(file) as connection:
+        connection.executemany(
+            "INSERT INTO request VALUES (1, ?, 1, 'x', ?)", ((n, b"x" * 500) for n in range(500))
+        )
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        for offset in range(size // 2, size, 16384):
+            stream.seek(offset // 16384 * 16384)
+            stream.write(b"\xff" * 64)
+    assert failure(f"sqlite:///{file}").id == "store.damaged"
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "vbatch.db"
+    path.write_bytes(b"dear diary, " * 1000)
+    found = failure(f"sqlite:///{path}")
+    assert (found.id, found.exit_code) == ("store.not_sqlite", ExitCode.MISCONFIGURED)
+    assert path.read_bytes().startswith(b"dear diary")
+
+
+def test_a_file_that_others_may_read(file: Path) -> None:
+    file.chmod(0o644)
+    (found,) = [one for one in examined(f"sqlite:///{file}") if one.id == "store.permissions"]
+    assert found.level is Level.WARN
+    assert found.commands == (f"chmod 600 {file}",)
+
+
+def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode is set by another program; a connection of vbatch would set it back."""
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: False)
+    assert "store.journal_mode" in {finding.id for finding in checks._state(file)}
+    monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: True)
+    assert {finding.id for finding in checks._state(file)} == set()
+
+
+def test_a_lock_that_somebody_keeps(file: Path) -> None:
+    """A database browser with an open transaction. Mutant: taking it for damage."""
+    script = (
+        "import sqlite3, sys, time\n"
+        "held = sqlite3.connect(sys.argv[1])\\n"
+        "held.execute('BEGIN EXCLUSIVE')\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        found = failure(f"sqlite:///{file}")
+        os.kill(keeper.pid, signal.SIGKILL)
+    assert (found.id, found.passing) == ("store.locked", True)

@@ -1,0 +1,54 @@
+"""Which file system a path is on, and how much room is there, from /proc and statvfs alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A file system as it is mounted. ``free`` and ``total`` are in bytes, ``free`` for who is not root."""
+
+    place: Path
+    kind: str
+    read_only: bool
+    free: int
+    total: int
+
+    @property
+    def over_network(self) -> bool:
+        """Whether another machine keeps it."""
+        return self.kind in _NETWORK or self.kind.startswith("fuse.sshfs")
+
+
+def mount_of(path: Path) -> Mount:
+    """Return where a path lies, or will lie once its folders exist. Raises OSError."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    real = existing.resolve()
+    place, kind, flags = max(
+        (entry for entry in _mounts() if real == entry[0] or entry[0] in real.parents),
+        key=lambda entry: len(entry[0].parts),
+    )
+    room = os.statvfs(real)
+    return Mount(
+        place=place,
+        kind=kind,
+        read_only="ro" in flags or bool(room.f_flag & os.ST_RDONLY),
+        free=room.f_bavail * room.f_frsize,
+        total=room.f_blocks * room.f_frsize,
+    )
+
+
+def _mounts() -> list[tuple[Path, str, list[str]]]:
+    """Read what is mounted where, the newest last (proc_pid_mountinfo(5))."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        place = fields[4].encode().decode("unicode_escape")  # blanks are written as \040
+        found.append((Path(place), after.split()[0], fields[5].split(",")))
+    return found[::-1]

@@ -1,0 +1,310 @@
+"""Checks of the store: whether it answers, why not, whether it is whole, durable, and ours to write."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from vbatch.doctor.catalogue import Meaning
+from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.disks import mount_of
+from vbatch.doctor.facts import Facts, NothingStored
+from vbatch.doctor.findings import Finding, Level, info, ok
+from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
+from vbatch.service import database
+from vbatch.service.database import Database, Kind
+from vbatch.store import Store, examination, migrate
+
+GIB = 1 << 30
+QUICKLY_READ = 4 * GIB  # a file up to this size is read whole, every page of it
+
+MEANINGS = {
+    "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),
+    "store.away": Meaning(
+        means="Nobody serves where the URL points: refused, closed at once, or an unknown host.",
+        remedy="Start the database; after a boot it may only need time: vbatch doctor --wait 60s.",
+    ),
+    "store.hanging": Meaning(
+        means="Somebody accepts the connection and says nothing, or a check of the store got no answer in time.",
+        remedy="Look at the server's log; a firewall or a full disk does this.",
+    ),
+    "store.starting": Meaning(means="The server is starting up.", remedy="Wait: vbatch doctor --wait 60s."),
+    "store.recovering": Meaning(
+        means="The server replays its log after a crash. That may take minutes after a power cut.",
+        remedy="Wait: vbatch doctor --wait 10m.",
+    ),
+    "store.stopping": Meaning(
+        means="The server is shutting down.", remedy="Start it again, or wait for who does."
+    ),
+    "store.full": Meaning(
+        means="The server has no free connection.",
+        remedy="Raise max_connections, or end what holds them; vbatch needs 3 a process.",
+    ),
+    "store.disk": Meaning(means="The store's disk is full, or fails.", remedy="Make room; look at dmesg."),
+    "store.locked": Meaning(
+        means="Another program holds the SQLite file's lock for longer than a transaction takes.",
+        remedy="fuser -v FILE shows who; a database browser or a backup does this.",
+    ),
+    "store.password": Meaning(
+        means="The server does not accept the password, or wants one.",
+        remedy="Set VBATCH_DATABASE_URL, or the password file of libpq (~/.pgpass).",
+    ),
+    "store.forbidden": Meaning(
+        means="The server knows us and refuses: pg_hba.conf, or a right that is missing.",
+        remedy="GRANT CONNECT, CREATE ON DATABASE … TO …; or a line in pg_hba.conf.",
+    ),
+    "store.no_database": Meaning(means="The server has no database of that name.", remedy="createdb NAME"),
+    "store.no_user": Meaning(means="The server has no user of that name.", remedy="createuser NAME"),
+    "store.url": Meaning(
+        means="The URL of the store cannot be understood.",
+        remedy="VBATCH_DATABASE_URL=sqlite:////path/to/vbatch.db or postgresql://user:password@host/database",
+    ),
+    "store.read_only": Meaning(
+        means="The store can be read but not written.",
+        remedy="A standby or default_transaction_read_only on a server; permissions or a read-only mount of a file.",
+    ),
+    "store.damaged": Meaning(
+        means="The SQLite file is damaged: its own check finds pages that do not fit together.",
+        remedy="Keep a copy; sqlite3 vbatch.db .recover > saved.sql gets out what can be read.",
+    ),
+    "store.not_sqlite": Meaning(means="The file is not a SQLite database.", remedy="Name another file."),
+    "store.cannot_open": Meaning(means="The file or its folder may not be opened.", remedy="ls -ld of both."),
+    "store.schema": Meaning(
+        means="The tables are those of this version; or of an older one, which the next command migrates.",
+        remedy="Nothing to do.",
+    ),
+    "store.schema_newer": Meaning(
+        means="A newer vbatch has used this store.", remedy="pip install --upgrade vbatch"
+    ),
+    "store.empty": Meaning(means="There is no store yet.", remedy="Nothing: the first batch makes it."),
+    "store.durability": Meaning(
+        means="Whether a saved result survives a power cut. vbatch sets synchronous_commit itself; fsync and "
+        "full_page_writes are the server's, and it must not switch them off.",
+        remedy="ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on; then restart the server.",
+    ),
+    "store.journal_mode": Meaning(
+        means="The file is in WAL mode, in which this SQLite can damage it when several processes write "
+        "(sqlite.org/wal.html, the WAL-reset bug).",
+        remedy="sqlite3 vbatch.db 'PRAGMA journal_mode=DELETE', with no vbatch running.",
+    ),
+    "store.network_file_system": Meaning(
+        means="The SQLite file lies on a network file system, whose locks cannot be relied on.",
+        remedy="Move it to a local disk (VBATCH_DATA_DIR), or use PostgreSQL.",
+    ),
+    "store.permissions": Meaning(
+        means="Others may read the SQLite file, and with it every prompt.", remedy="chmod 600 vbatch.db"
+    ),
+    "store.container": Meaning(
+        means="The database runs in a container that does not come back after a reboot.",
+        remedy="docker update --restart unless-stopped NAME",
+    ),
+}
+
+_WHY = {
+    "away": "batches cannot be taken in or answered before it serves",
+    "starting": "it will serve in a moment",
+    "recovering": "it replays its log after a crash; nothing is lost, and it will serve when it is done",
+    "stopping": "somebody stops it",
+    "full": "vbatch cannot connect before another program lets go",
+    "hanging": "something between here and the server swallows what is said",
+    "disk": "nothing can be saved before there is room",
+    "locked": "nothing can be saved meanwhile",
+}
+
+
+def _reach(facts: Facts) -> Iterator[Finding]:
+    """Connect for real, as a command does; a probe that only looks for a listener says OK to a wrong password."""
+    try:
+        store = facts.store
+        found = examination.revision(store)
+    except NothingStored:
+        yield info("store.empty", "there is no store yet", "the first batch makes it")
+        return
+    except StoreUnreachable as error:
+        yield _unreachable(facts, error)
+        return
+    except StoreMisconfigured as error:
+        yield Finding(
+            id=f"store.{error.fault}",
+            level=Level.FAIL,
+            what=error.message.rstrip("."),
+            why="waiting will not help: a person must mend this",
+            commands=(error.hint,) if error.hint else (),
+            exit_code=ExitCode.MISCONFIGURED,
+        )
+        return
+    if found is None:
+        yield info("store.empty", f"{store} answers and is empty", "the first batch makes the tables")
+    elif found != migrate.CURRENT and found not in migrate.REVISIONS:
+        yield Finding(
+            id="store.schema_newer",
+            level=Level.FAIL,
+            what=f"{store} was used by a newer vbatch (schema {found}; this one knows {migrate.CURRENT})",
+            why="an older one would not understand what it reads",
+            commands=("pip install --upgrade vbatch",),
+            exit_code=ExitCode.MISCONFIGURED,
+        )
+    elif found != migrate.CURRENT:
+        yield info("store.schema", f"{store} has the tables of an older vbatch; the next start migrates them")
+    else:
+        yield ok("store.reach", f"{_called(store)} answers")
+
+
+def _called(store: Store) -> str:
+    if store.file is not None:
+        return f"SQLite {sqlite3.sqlite_version} ({store.file})"
+    seen = examination.server(store)
+    return (
+        f"PostgreSQL {seen.version} at {database.recognise(str(store)).where}, up for {_span(seen.uptime)},"
+    )
+
+
+def _unreachable(facts: Facts, error: StoreUnreachable) -> Finding:
+    where = database.recognise(str(facts.store))
+    return Finding(
+        id=f"store.{error.fault}",
+        level=Level.FAIL,
+        what=error.message.rstrip("."),
+        why=_WHY.get(error.fault, ""),
+        commands=tuple(_start(where)) if error.fault == "away" else ("vbatch doctor store --wait 60s",),
+        passing=True,
+        exit_code=ExitCode.STORE_UNREACHABLE,
+    )
+
+
+def _start(where: Database) -> Iterator[str]:
+    """Say how a database of this kind is started."""
+    match where.kind:
+        case Kind.REMOTE:
+            yield f"ping {where.where.rpartition(':')[0]}   # then look at the server"
+        case Kind.CONTAINER if where.container is not None:
+            yield f"{where.container.engine} logs {where.container.name}"
+        case Kind.EMBEDDED:
+            yield "vbatch doctor store --wait 60s"
+        case _:
+            yield "sudo systemctl start postgresql   # or: docker ps --all, docker start NAME"
+
+
+def _server(facts: Facts) -> Iterator[Finding]:
+    """Look at how durable and how writable a PostgreSQL is."""
+    store = facts.store
+    if store.file is not None:
+        yield from _file(store.file)
+        return
+    seen = examination.server(store)
+    if seen.in_recovery or seen.read_only:
+        yield Finding(
+            id="store.read_only",
+            level=Level.FAIL,
+            what=f"{store} can only be read",
+            why="it is a standby" if seen.in_recovery else "default_transaction_read_only is on",
+            commands=("psql -c 'SHOW default_transaction_read_only'",),
+            exit_code=ExitCode.MISCONFIGURED,
+        )
+    if seen.unsafe:
+        yield Finding(
+            id="store.durability",
+            level=Level.FAIL,
+            what=f"the server runs with {' and '.join(f'{name}=off' for name in seen.unsafe)}",
+            why="a power cut can cost saved results, or the whole database",
+            commands=tuple(f"psql -c 'ALTER SYSTEM SET {name} = on'" for name in seen.unsafe),
+        )
+    else:
+        yield ok(
+            "store.durability",
+            "a saved result survives a power cut (fsync, full_page_writes, synchronous_commit)",
+        )
+    where = database.recognise(str(store))
+    if where.hint is not None:
+        yield Finding(
+            id="store.container",
+            level=Level.WARN,
+            what=f"{where.words}; it does not come back after a reboot",
+            commands=(where.hint,),
+        )
+
+
+def _file(path: Path) -> Iterator[Finding]:
+    """Look at a SQLite file: who may read it, where it lies, whether it is whole."""
+    fine = True
+    for finding in (*_place(path), *_state(path)):
+        fine = False
+        yield finding
+    if fine:
+        yield ok("store.durability", "a saved result survives a power cut; the file is whole")
+
+
+def _place(path: Path) -> Iterator[Finding]:
+    mount = mount_of(path)
+    if mount.over_network:
+        yield Finding(
+            id="store.network_file_system",
+            level=Level.WARN,
+            what=f"{path} lies on {mount.kind}, a network file system",
+            why="two processes may write at once there, which damages the file",
+            commands=("VBATCH_DATA_DIR=/a/local/folder",),
+        )
+    if path.stat().st_mode & 0o077:
+        yield Finding(
+            id="store.permissions",
+            level=Level.WARN,
+            what=f"others may read {path}",
+            why="it holds every prompt and answer",
+            commands=(f"chmod 600 {path}",),
+        )
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK) or mount.read_only:
+        yield Finding(
+            id="store.read_only",
+            level=Level.FAIL,
+            what=f"{path} or its folder cannot be written",
+            why="the file system is mounted read-only"
+            if mount.read_only
+            else "its permissions do not allow it",
+            commands=(f"ls -l {path}; ls -ld {path.parent}",),
+            exit_code=ExitCode.MISCONFIGURED,
+        )
+
+
+def _state(path: Path) -> Iterator[Finding]:
+    seen = examination.file(path, check=path.stat().st_size <= QUICKLY_READ)
+    if seen.damage is not None:
+        yield Finding(
+            id="store.damaged",
+            level=Level.FAIL,
+            what=f"{path} is damaged",
+            why="what is in the damaged pages may be lost",
+            evidence=(seen.damage,),
+            commands=(f"cp {path} {path}.damaged && sqlite3 {path} .recover > saved.sql",),
+            exit_code=ExitCode.MISCONFIGURED,
+        )
+    if seen.journal_mode == "wal" and not seen.wal_is_safe:
+        yield Finding(
+            id="store.journal_mode",
+            level=Level.WARN,
+            what=f"{path} is in WAL mode, which SQLite {seen.version} can damage",
+            why="several processes write to it; vbatch itself uses journal_mode=DELETE on this SQLite",
+            commands=(f"sqlite3 {path} 'PRAGMA journal_mode=DELETE'",),
+        )
+
+
+def _span(duration: timedelta) -> str:
+    seconds = int(duration.total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+CHECKS = (
+    Check(name="store.reach", group=Group.STORE, run=_reach, limit=timedelta(seconds=30)),
+    Check(
+        name="store.state",
+        group=Group.STORE,
+        run=_server,
+        needs=("store.reach",),
+        limit=timedelta(seconds=60),
+    ),
+)

@@ -37,7 +37,7 @@ FILE_VARIABLE = "VBATCH_CONFIG"
 OTHER_VARIABLES = frozenset({FILE_VARIABLE, "VBATCH_DEBUG"})
 
 # Tables of config.toml; a variable could only hold them as JSON, so there is none.
-TABLES = frozenset({"models", "defaults"})
+TABLES = frozenset({"models", "defaults", "doctor"})
 
 
 def _duration(value: object) -> object:
@@ -72,6 +72,14 @@ class DefaultSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     args: tuple[str, ...] = ()
+
+
+class DoctorSettings(BaseModel):
+    """``[doctor]``: in ``[doctor.neighbours]`` the services whose health doctor looks at, each with its URL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neighbours: Mapping[str, str] = Field(default_factory=dict)
 
 
 class Settings(BaseSettings):
@@ -126,6 +134,7 @@ class Settings(BaseSettings):
     )
     defaults: DefaultSettings = DefaultSettings()
     models: Mapping[str, ModelSettings] = Field(default_factory=dict)
+    doctor: DoctorSettings = DoctorSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -237,6 +246,8 @@ def _known_keys(location: list[str]) -> Collection[str]:
             return ModelSettings.model_fields
         case ["defaults", _]:
             return DefaultSettings.model_fields
+        case ["doctor", _]:
+            return DoctorSettings.model_fields
         case _:
             return Settings.model_fields
 

@@ -259,7 +259,7 @@ def test_a_lock_that_somebody_keeps(file: Path) -> None:
     """A database browser with an open transaction. Mutant: taking it for damage."""
     script = (
         "import sqlite3, sys, time\n"
-        "held = sqlite3.connect(sys.argv[1])\\n"
+        "held = sqlite3.connect(sys.argv[1])\n"
         "held.execute('BEGIN EXCLUSIVE')\n"
         "print('held', flush=True)\n"
         "time.sleep(60)\n"

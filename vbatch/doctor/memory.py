@@ -231,14 +231,14 @@ def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
     """Return the bytes that must be free, and who wants them: a person, the models that wait, or the default."""
     if facts.min_free_gb is not None:
         return int(facts.min_free_gb * GIB), "--min-free-gb"
-    wanted = {(needs.utilization(facts.options.engine_args(model)), model) for model in _models(facts)}
+    wanted = {(needs.utilization(facts.options.engine_args(model)), model) for model in wanted_models(facts)}
     if wanted:
         utilization, model = max(wanted)
         return needs.required(card.total, utilization), f"{model}: gpu_memory_utilization {utilization:g}"
     return min(int(MIN_FREE_GIB * GIB), needs.required(card.total, needs.DEFAULT_UTILIZATION)), "the default"
 
 
-def _models(facts: Facts) -> set[str]:
+def wanted_models(facts: Facts) -> set[str]:
     """Return the models that the settings name or the queue waits for."""
     named = {*facts.settings.models, *filter(None, [facts.settings.preload])}
     try:

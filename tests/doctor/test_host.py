@@ -1,0 +1,102 @@
+"""The machine, as doctor finds it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.store.filling import take_in
+from vbatch import config, processes
+from vbatch.doctor import host
+from vbatch.doctor.disks import mount_of
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level
+from vbatch.store import Store, registry
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+
+
+@pytest.fixture
+def facts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Facts:
+    monkeypatch.setenv("VBATCH_DATABASE_URL", store.url.render_as_string(hide_password=False))
+    for name in ("DATA", "STATE", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
+    return Facts(settings=config.load())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def by_id(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {finding.id: finding for finding in findings}
+
+
+def test_the_clock_is_not_behind(facts: Facts, store: Store) -> None:
+    registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+    assert by_id(host._clock(facts))["host.clock"].level in (Level.OK, Level.INFO)
+
+
+def test_a_clock_that_was_set_back(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: asking timedatectl alone; an empty battery sets the clock back and no network sets it right."""
+    monkeypatch.setattr(host, "_newest_record", lambda _facts: datetime.now(UTC) + timedelta(hours=30))
+    found = by_id(host._clock(facts))["host.clock"]
+    assert found.level is Level.WARN
+    assert "29 h 59 min behind" in found.what
+
+
+@root
+def test_a_full_disk(facts: Facts, store: Store, small: Path) -> None:
+    """Mutant: looking at the store's disk alone."""
+    take_in(store, 3, output_path=str(small / "out.jsonl"), error_path=str(small / "err.jsonl"))
+    found = [finding for finding in host._disks(facts) if str(small) in finding.what]
+    assert [(one.id, one.level) for one in found] == [("host.disk", Level.FAIL)]
+    assert "outputs" in found[0].what
+
+
+@root
+def test_a_disk_that_became_read_only(facts: Facts, store: Store, small: Path) -> None:
+    take_in(store, 3, output_path=str(small / "out.jsonl"), error_path=str(small / "err.jsonl"))
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    assert by_id(host._disks(facts))["host.read_only"].level is Level.FAIL
+
+
+def test_each_disk_once(facts: Facts) -> None:
+    lines = [finding.what for finding in host._disks(facts)]
+    assert len(lines) == len(set(lines))
+
+
+def test_few_open_files() -> None:
+    script = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n"
+        "from vbatch.doctor import host\n"
+        "print([str(one.level) for one in host._limits(None) if one.id == 'host.files'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['warn']"
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] != 512
+
+
+def test_a_path_with_blanks_is_on_its_disk(tmp_path: Path) -> None:
+    assert mount_of(tmp_path / "not yet" / "there").total == mount_of(tmp_path).total
+
+
+@root
+def test_the_mount_itself_is_found(small: Path) -> None:
+    mount = mount_of(small / "folder" / "file")
+    assert (mount.place, mount.kind, mount.total) == (small, "tmpfs", 2 << 20)
+    assert not mount.over_network

@@ -1,0 +1,147 @@
+"""Checks of the models that are configured or waited for: complete on this disk, fitting the GPU, no network needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbatch.doctor.catalogue import Meaning
+from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level, ok, skip
+from vbatch.doctor.memory import wanted_models
+from vbatch.gpu import needs
+from vbatch.text import harmless
+
+GIB = 1 << 30
+
+MEANINGS = {
+    "engine.model": Meaning(
+        means="Whether a model's files are complete on this disk, so that loading it needs no network.",
+        remedy='huggingface-cli download NAME; or name its folder: [models."NAME"] path = … in config.toml.',
+    ),
+    "engine.fit": Meaning(
+        means="A model's weights alone are bigger than what vLLM may use of the GPU.",
+        remedy="A smaller or quantized model, or a higher --gpu-memory-utilization.",
+    ),
+}
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """A model's folder. ``missing`` names what is not there; ``weights`` are the bytes of its weights."""
+
+    folder: Path
+    missing: tuple[str, ...]
+    weights: int
+
+
+def _models(facts: Facts) -> Iterator[Finding]:
+    """Look at each model that the settings name or the queue waits for."""
+    if facts.settings.engine == "echo":
+        yield skip("engine.model", "the echo engine needs no model")
+        return
+    models = sorted(wanted_models(facts))
+    if not models:
+        yield skip("engine.model", "no model is configured or waited for")
+    for model in models:
+        yield from _of_one(facts, model)
+
+
+def _of_one(facts: Facts, model: str) -> Iterator[Finding]:
+    shown = harmless(model)
+    place = facts.options.model_path(model)
+    folder = _folder(place)
+    if folder is None:
+        offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True", "yes", "on") or place.startswith(
+            "/"
+        )
+        yield Finding(
+            id="engine.model",
+            level=Level.FAIL if offline else Level.WARN,
+            what=f"{shown} is not on this disk ({harmless(place)})",
+            why="its batches cannot be answered" if offline else "the first load will download it",
+            commands=(f"huggingface-cli download {shown}",),
+        )
+        return
+    files = _look(folder)
+    if files.missing:
+        yield Finding(
+            id="engine.model",
+            level=Level.FAIL,
+            what=f"{shown} is not complete: {', '.join(files.missing[:3])} missing",
+            why="a download was cut off, or a file was deleted; it cannot be loaded like this",
+            evidence=(str(folder), *files.missing),
+            commands=(f"huggingface-cli download {shown}",),
+        )
+        return
+    yield ok("engine.model", f"{shown} is complete ({files.weights / GIB:.1f} GiB of weights)", str(folder))
+    yield from _fit(facts, model, files.weights)
+
+
+def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
+    args = facts.options.engine_args(model)
+    parts = max(1, _number(args, "--tensor-parallel-size", "-tp"))
+    for card in facts.gpu.gpus:
+        if facts.settings.gpu not in (None, card.index) or not card.memory_known:
+            continue
+        allowed = needs.required(card.total, needs.utilization(args))
+        if weights / parts > allowed:
+            yield Finding(
+                id="engine.fit",
+                level=Level.FAIL,
+                what=f"{harmless(model)} has {weights / GIB:.1f} GiB of weights; vLLM may use "
+                f"{allowed / GIB:.1f} GiB of GPU {card.index}",
+                why="it cannot be loaded there",
+                commands=("vbatch submit … -m A-SMALLER-OR-QUANTIZED-MODEL",),
+            )
+
+
+def _number(args: tuple[str, ...], *flags: str) -> int:
+    for position, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in flags:
+            given = value if equals else next(iter(args[position + 1 :]), "")
+            return int(given) if given.isdecimal() else 1
+    return 1
+
+
+def _folder(place: str) -> Path | None:
+    """Return where the files are: a folder, or the newest snapshot in the Hugging Face cache; None for nowhere."""
+    if Path(place).is_dir():
+        return Path(place)
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = cache / f"models--{place.replace('/', '--')}" / "snapshots"
+    found = sorted(snapshots.glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def _look(folder: Path) -> _Files:
+    missing = [] if (folder / "config.json").exists() or any(folder.glob("*.gguf")) else ["config.json"]
+    if not any((folder / name).exists() for name in _TOKENIZERS) and not any(folder.glob("*.gguf")):
+        missing.append("the tokenizer")
+    wanted = {name for index in folder.glob("*.index.json") for name in _shards(index)}
+    missing += sorted(name for name in wanted if not (folder / name).exists())
+    weights = [path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.exists()]
+    if not weights and not wanted:
+        missing.append("the weights")
+    sizes = [path.stat().st_size for path in weights]
+    return _Files(folder=folder, missing=tuple(missing), weights=sum(sizes))
+
+
+def _shards(index: Path) -> set[str]:
+    """Return the files that an index of weights names."""
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {f"a readable {index.name}"}
+
+
+CHECKS = (Check(name="engine.models", group=Group.ENGINE, run=_models),)

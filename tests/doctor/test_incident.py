@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.rigs import engines
 from tests.rigs.commands import Home, Lines, chats, wait_until
 from tests.rigs.nvml import GIB, StandInDriver
+from tests.rigs.postgres import Postgres
+from tests.rigs.proxy import Mood, Proxy
 from vbatch.store import COMMAND_PATIENCE, Store
 
 HELD = round(14.37 * GIB)  # 1.2 of 15.57 GiB are free
@@ -147,3 +155,80 @@ def test_doctor_is_useful_without_a_gpu(home: Home, store: Store) -> None:
     home.extra["LD_LIBRARY_PATH"] = os.devnull
     document = examined(home, "gpu", "queue", code=0)
     assert levels(document)["gpu.none"] == "skip"
+
+
+def test_the_whole_incident_in_one_command(
+    home: Home, store: Store, driver: StandInDriver, postgres: Postgres, tmp_path: Path
+) -> None:
+    """The database late, the GPU full of our own orphan, the neighbour healthy: repaired, told, and worked on.
+
+    Mutants: no waiting for what passes; no repair; one try for the neighbour.
+    """
+    if store.file is not None:
+        pytest.skip("a file is never late")
+    # Before the power went: a batch, half answered by a worker of an earlier boot.
+    batch = home.submit(lines := chats(600))
+    with home.worker("--engine", "echo", "--max-inflight", "8", VBATCH_ECHO_LATENCY_MS="100") as worker:
+        wait_until(lambda: home.finished(batch) > 50)
+        worker.kill()
+        worker.wait()
+    saved = home.finished(batch)
+    _let_it_be_of_an_earlier_boot(store)
+
+    # After it: an orphan that was born since, as in the incident, and everything else a person would see.
+    proxy = Proxy(postgres.socket)
+    proxy.mood = Mood.ACCEPT_AND_CLOSE
+    database = store.url.database
+    home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable"
+    (tmp_path / "config" / "vbatch").mkdir(parents=True, exist_ok=True)
+    with engines.orphan() as engine, label_studio() as url:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, HELD))
+        (tmp_path / "config" / "vbatch" / "config.toml").write_text(
+            f'[doctor.neighbours]\nlabel-studio = "{url}"\n'
+        )
+        late = threading.Timer(5, lambda: setattr(proxy, "mood", Mood.STARTING_UP))
+        there = threading.Timer(9, lambda: setattr(proxy, "mood", Mood.FORWARD))
+        late.start()
+        there.start()
+        groups = ("store", "host", "queue", "gpu", "neighbours")
+        done = home.run("doctor", *groups, "--fix", "--yes", "--wait", "60s", check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not engine.alive
+    assert "waiting: the store" in done.stderr.lower()
+    assert "14.4 GiB of GPU memory came back" in done.stdout
+    assert "label-studio is healthy" in done.stdout
+    assert "leave it alone" in done.stdout
+    told = f"; {saved} of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+    assert told in done.stdout
+    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker"
+
+    home.run("run-worker", "--engine", "echo", "--drain")
+    answered = Lines.of(home.batch(batch))
+    assert not answered.lost(lines)
+    assert not answered.doubled
+    proxy.close()
+
+
+def _let_it_be_of_an_earlier_boot(store: Store) -> None:
+    """A test cannot reboot its machine: what the killed worker wrote down gets the boot id of another boot."""
+    store.write(lambda connection: connection.execute(text("UPDATE worker SET boot_id = 'the boot before'")))
+
+
+@contextmanager
+def label_studio() -> Iterator[str]:
+    """A stand-in for the neighbour of the incident, whose health page said UP all the time."""
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "UP"}')
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/health"
+        server.shutdown()

@@ -33,7 +33,7 @@ def test_the_metrics_tell_its_memory(home: Home, driver: StandInDriver) -> None:
         return ""
 
     with home.worker(VBATCH_METRICS_PORT=str(port)):
-        wait_until(lambda: f'vbatch_gpu_memory_bytes{{kind="used"}} ' in served(), pause=0.5)
+        wait_until(lambda: 'vbatch_gpu_memory_bytes{kind="used"} ' in served(), pause=0.5)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

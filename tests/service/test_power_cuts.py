@@ -8,6 +8,7 @@ The mutants that these cuts must catch are at the end of this module, and run in
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -76,6 +77,9 @@ def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) 
     lines = guest.lines(tmp_path, batch)
     assert lost_or_doubled(lines, count) == []
     assert lines.answers == {f"r-{i}": f"r-{i}" for i in range(count)}
+    story = json.loads(guest.vbatch("doctor", "host", "--json", check=False).stdout)["story"]
+    assert story.startswith("power was lost, or the machine was reset, at about ")
+    assert story.endswith("nothing was lost: every batch is finished")
     assert len(firsts) > cuts / 10, "too few boots came to work; the cuts tested nothing"
     print(
         f"{cuts + 2} power cuts on {store}: 0 lost, 0 doubled of {count}; from boot to the first new result "

@@ -42,7 +42,8 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_option_in_the_text_exists() -> None:
     text = README.partition("## Reference")[0]
     reference = readme.between(README, "reference")
-    mentioned = set(re.findall(r"vbatch[^`\n]*? (--[a-z-]+)", re.sub(r" -- .*", "", text)))
+    ours = re.sub(r" -- .*|pip install [^`|]*", "", text)
+    mentioned = set(re.findall(r"vbatch[^`\n]*? (--[a-z-]+)", ours))
     assert {option for option in mentioned if option not in reference} == set()
 
 
@@ -148,6 +149,7 @@ def shape(text: str) -> str:
     text = re.sub(r"(batch|batch_req|worker)_[0-9a-f]{16,24}", r"\1_ID", text)
     text = re.sub(r"[━╸╺]+ *", "BAR ", text)
     text = re.sub(r"\d+([.,]\d+)*", "N", text)
+    text = re.sub(r"N (d|h|min|s)( N (h|min|s))? ago|just now", "WHEN", text)
     text = re.sub(r"N (d|h|min|s)( N (h|min|s))?", "TIME", text)
     return re.sub(r" +", " ", text)
 

@@ -362,10 +362,11 @@ def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str)
 
     def work(connection: Connection) -> Batch:
         batch = find_in(connection, pk)
-        if batch.status is BatchStatus.CANCELLING:
-            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
-        elif batch.expired_at is not None:
+        ending: dict[str, Any]
+        if batch.expired_at is not None:  # what was cancelled after that had stopped already
             ending = {"status": BatchStatus.EXPIRED}
+        elif batch.status is BatchStatus.CANCELLING:
+            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
         else:
             ending = {"status": BatchStatus.COMPLETED, "completed_at": datetime.now(UTC)}
         connection.execute(

@@ -1,6 +1,6 @@
 """The README as a program reads it: its console blocks, its generated parts.
 
-python -m tests.rigs.readme        write the generated parts anew: settings and reference
+python -m tests.rigs.readme        write the generated parts anew: settings, findings, reference
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Step:
 def console_blocks() -> list[list[Step]]:
     """Return the console blocks outside the generated parts, in order."""
     text = README.read_text()
-    for part in ("settings", "reference"):
+    for part in ("settings", "findings", "reference"):
         text = text.replace(between(text, part), "")
     return [
         parse_steps(block) for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -97,6 +97,17 @@ def _default(name: str, value: object) -> str:
     return f"`{value}`"
 
 
+def findings() -> str:
+    """Return the table of doctor's findings."""
+    from vbatch.doctor import catalogue
+
+    rows = ["| finding | what it means | what to do |", "| --- | --- | --- |"]
+    for name, meaning in catalogue.meanings().items():
+        means, remedy = (text.replace("|", "\\|") for text in (meaning.means, meaning.remedy))
+        rows.append(f"| `{name}` | {means} | {remedy} |")
+    return "\n".join(rows) + "\n"
+
+
 def reference() -> str:
     """Return the help of every command, as a terminal of 80 columns shows it."""
     names = re.findall(r"^  ([a-z-]+)  ", _help().partition("Commands:\n")[2], re.MULTILINE)
@@ -118,7 +129,7 @@ def _help(*command: str) -> str:
 def refreshed() -> str:
     """Return the README with its generated parts as they should be."""
     text = README.read_text()
-    for name, content in (("settings", settings()), ("reference", reference())):
+    for name, content in (("settings", settings()), ("findings", findings()), ("reference", reference())):
         text = text.replace(
             f"<!-- {name} -->\n{between(text, name)}<!-- /{name} -->",
             f"<!-- {name} -->\n{content}<!-- /{name} -->",

@@ -37,7 +37,11 @@ class Check:
     limit: timedelta = timedelta(seconds=20)
 
 
-_NEED_WORDS = {"store.reach": "the store", "gpu.driver": "the driver", "engine.import": "a working vLLM"}
+_NEED_WORDS = {
+    "store.reach": "the store",
+    "gpu.driver": "the driver",
+    "gpu.holders": "the orphan to be ended first",
+}
 
 
 def need_in_words(name: str) -> str:

@@ -18,6 +18,7 @@ from openai.types.responses import Response
 from tests.engine.conftest import MODEL, Loaded, at_work
 from tests.rigs.model import ENGINE_ARGS
 from tests.rigs.waiting import until
+from vbatch import processes
 from vbatch.engine import EngineDied, EngineStartFailed, descendants, vllm
 
 pytestmark = pytest.mark.vllm
@@ -219,4 +220,4 @@ def test_an_engine_that_is_killed_fails_every_request_and_names_the_signal(loade
     with pytest.raises(EngineDied):
         loaded.run(engine.post(CHAT, b"{}"))
     loaded.run(engine.close())
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert [pid for pid in pids if processes.identify(pid) is not None] == []

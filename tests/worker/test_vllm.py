@@ -142,7 +142,7 @@ def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_mo
         os.kill(engine.pid, signal.SIGKILL)
         assert worker.wait(timeout=300) == 0
     log = real.worker_log
-    assert "killed by SIGKILL" in next(line for line in log.splitlines() if "engine.died" in line)
+    assert "ended by SIGKILL" in next(line for line in log.splitlines() if "engine.died" in line)
     assert log.count("engine.loaded") == 3, "first model twice, second model once"
     for batch_id, expected in zip(ids, (first, second), strict=True):
         lines = Lines.of(real.batch(batch_id))

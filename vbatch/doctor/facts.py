@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from vbatch import gpu, orphans
 from vbatch.config import Settings
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
+from vbatch.logs import is_journal
 from vbatch.store import NO_PATIENCE, Store, migrate
 from vbatch.worker import WorkerOptions
 
@@ -59,6 +61,11 @@ class Facts:
             return self.records
         except (VbatchError, NothingStored):
             return None
+
+    @cached_property
+    def of_service(self) -> bool:
+        """Whether systemd asks, around the start of a worker: then one is about to run."""
+        return is_journal(sys.stderr)
 
     @cached_property
     def options(self) -> WorkerOptions:

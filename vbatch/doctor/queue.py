@@ -64,6 +64,8 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
     if alive:
         workers = "worker is" if len(alive) == 1 else "workers are"
         yield ok("queue.no_worker", f"{len(alive)} {workers} running; what waits goes on by itself")
+    elif facts.of_service:
+        yield ok("queue.no_worker", "no worker is running yet; the service brings one")
     else:
         yield Finding(
             id="queue.no_worker",

@@ -72,7 +72,7 @@ def tell(facts: Facts) -> Story | None:
         saved=progress.completed + progress.failed,
         total=progress.total,
         unfinished_batches=progress.unfinished_batches,
-        resumed=any(_lives(worker) for worker in workers),
+        resumed=facts.of_service or any(_lives(worker) for worker in workers),
     )
 
 

@@ -25,6 +25,7 @@ _worker = WorkerRow.__table__  # type: ignore[attr-defined]
 
 _READY = text(f"chunk.{READY}")
 _RUNNING = text(f"chunk.{RUNNING}")
+_BEST_FIRST = (_chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
 
 
 def waiting(store: Store) -> list[Waiting]:
@@ -62,13 +63,15 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
     def work(connection: Connection) -> list[Lease]:
         _count_as_alive(connection, worker)
         mine = connection.execute(
-            select(_chunk).where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
+            select(_chunk)
+            .where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
+            .order_by(*_BEST_FIRST)
         ).all()
         strays = [row for row in mine if ChunkKey(row.batch, row.n) not in held]
         fresh = connection.execute(
             select(_chunk)
             .where(_READY, _chunk.c.model == model)
-            .order_by(_chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+            .order_by(*_BEST_FIRST)
             .limit(max(0, chunks - len(strays)))
             .with_for_update(skip_locked=True)
         ).all()

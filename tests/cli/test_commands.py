@@ -38,7 +38,7 @@ def test_the_keys_of_every_document(cli: Cli) -> None:
     assert set(submitted["times"]) == TIMES
     batch_id = submitted["id"]
     status = cli("status", batch_id, "--json").document
-    assert set(status) == BATCH_KEYS | {"requests_per_second", "seconds_remaining", "failures"}
+    assert set(status) == BATCH_KEYS | {"requests_per_second", "seconds_remaining", "failures", "workers"}
     assert set(cli("results", batch_id, "--json").document) == BATCH_KEYS
     listed = cli("list", "--json").document
     assert set(listed) == {"object", "data", "first_id", "last_id", "has_more"}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.rigs.commands import chat, chats
+from tests.rigs.commands import Home, chat, chats, wait_until
 from tests.rigs.queued import queued
-from tests.rigs.workers import drain, start_worker
+from tests.rigs.workers import drain, kill, start_worker
 from vbatch.store import Store
 
 
@@ -122,3 +124,42 @@ def test_priority_goes_first(store: Store, tmp_path: Path) -> None:
     high = queued(store, tmp_path, chats(300, prefix="high"), name="high", priority=5)
     drain(low.url, tmp_path, max_inflight=64)
     assert high.ended_at() < low.ended_at()
+
+
+def test_how_an_engine_died_is_told(home: Home) -> None:
+    """On the screen of ``status`` and in its document, at once and after the reload.
+
+    Mutant: the note of a worker is its present trouble alone, which the reload ends.
+    """
+    poison = home.submit([*chats(4), chat("poison", "x", echo="exit")], name="poison")
+    with home.worker("--engine", "echo"):
+        wait_until(lambda: home.finished(poison) == 5)
+        batch_id = home.submit([chat("slow", "x", echo="slow:60")])
+        (worker,) = json.loads(home.run("status", batch_id, "--json").stdout)["workers"]
+        assert re.match(r"the engine died \d times, the last time: .*exit", worker["note"])
+        assert "the engine died" in home.run("status", batch_id).stdout
+        assert home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died") > 0
+
+
+def test_idle_engine_is_unloaded_and_loaded_again(store: Store, tmp_path: Path) -> None:
+    """Mutant: WorkLoop._rest never unloads."""
+    first = queued(store, tmp_path, chats(5), name="first")
+    worker = start_worker(first.url, tmp_path, idle_unload=timedelta(seconds=1))
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        wait_until(lambda: first.batch.status == "completed")
+        wait_until(lambda: "engine.unloaded" in log.read_text())
+        second = queued(store, tmp_path, chats(5), name="second")
+        wait_until(lambda: second.batch.status == "completed")
+        assert log.read_text().count("engine.loaded") == 2
+        assert worker.is_alive()
+    finally:
+        kill(worker)
+
+
+def test_what_expired_while_no_worker_ran_is_not_begun(store: Store, tmp_path: Path) -> None:
+    """Mutant: the loop looks for deadlines only after its first pause of ten seconds."""
+    batch = queued(store, tmp_path, chats(2000), expires_in=timedelta(milliseconds=1))
+    drain(batch.url, tmp_path, echo_latency=timedelta(seconds=3))
+    assert batch.batch.status == "expired"
+    assert batch.batch.counts.completed == 0

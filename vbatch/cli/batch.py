@@ -15,7 +15,7 @@ from vbatch.cli.listing import BatchTable
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
 from vbatch.store import catalog
-from vbatch.store.records import Batch
+from vbatch.store.records import Batch, Worker
 
 NEWEST = 20
 EVERY = 1_000_000
@@ -40,8 +40,8 @@ def show_status(ref: str, *, json: bool, quiet: bool) -> None:
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
         status = batches.status(store, ref)
-        active = None if status.batch.status.final else workers.in_words(workers.at_work(store))
-    output.show(StatusView(status, active))
+        at_work = None if status.batch.status.final else workers.at_work(store)
+    output.show(StatusView(status, at_work))
 
 
 def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
@@ -89,19 +89,20 @@ class IdAlone:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """One batch in full. ``worker`` says who works on it, None when nobody needs to."""
+    """One batch in full. ``workers`` are those that live, None when nobody needs to work on it."""
 
     status: Status
-    worker: str | None
+    workers: Sequence[Worker] | None
 
     def ids(self) -> Sequence[str]:
         return [self.status.batch.id]
 
     def document(self) -> dict[str, Any]:
-        return documents.status(self.status)
+        return documents.status(self.status, self.workers or ())
 
     def screen(self) -> RenderableType:
-        return screens.status(self.status, worker=self.worker)
+        words = None if self.workers is None else workers.in_words(self.workers)
+        return screens.status(self.status, worker=words)
 
 
 @dataclass(frozen=True, slots=True)

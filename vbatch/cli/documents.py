@@ -11,7 +11,7 @@ import msgspec
 from vbatch import batches
 from vbatch.batches import InvalidInput, Status, Submitted
 from vbatch.cli.words import failure_message
-from vbatch.store.records import Batch
+from vbatch.store.records import Batch, Worker
 
 # In which order a batch goes through its times.
 _TIMES = (
@@ -33,8 +33,8 @@ def batch(value: Batch) -> dict[str, Any]:
     return document
 
 
-def status(value: Status) -> dict[str, Any]:
-    """Return the batch object with its pace and the kinds of failure."""
+def status(value: Status, workers: Sequence[Worker]) -> dict[str, Any]:
+    """Return the batch object with its pace, the kinds of failure, and the workers that live."""
     return batch(value.batch) | {
         "requests_per_second": value.requests_per_second,
         "seconds_remaining": None if value.remaining is None else value.remaining.total_seconds(),
@@ -47,6 +47,16 @@ def status(value: Status) -> dict[str, Any]:
                 "message": failure_message(group),
             }
             for group in value.failures
+        ],
+        "workers": [
+            {
+                "id": worker.id,
+                "host": worker.identity.host,
+                "pid": worker.identity.pid,
+                "model": worker.model,
+                "note": worker.note,
+            }
+            for worker in workers
         ],
     }
 

@@ -60,9 +60,7 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
             pulse,
-            lambda: registry.beat(
-                store, worker=worker, model=view.snapshot.model, note=view.snapshot.trouble
-            ),
+            lambda: registry.beat(store, worker=worker, model=view.snapshot.model, note=view.snapshot.note),
             lease=options.lease,
         )
         context = Context(store=store, options=options, worker=worker, view=view, stop=stop, pulse=pulse)

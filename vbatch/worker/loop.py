@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from vbatch.engine import Engine, EngineStartFailed
 from vbatch.errors import EngineUnavailable
-from vbatch.store import catalog, queue
+from vbatch.store import catalog, queue, registry
 from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
@@ -111,14 +111,22 @@ class WorkLoop:
                     f"the last time: {serving.deaths_cause}",
                     hint="vbatch doctor gpu engine",
                 )
-            deaths = self._context.view.snapshot.engine_deaths + 1
             log.error("engine.died model=%s cause=%s", model, serving.deaths_cause)
-            self._context.view.update(
-                engine_deaths=deaths, trouble=f"the engine died: {serving.deaths_cause}"
-            )
+            await self._tell_of_death(serving.deaths_cause)
             await self._unload()
             await self._context.stop.sleep(self._reload_pause)
             self._reload_pause = min(self._reload_pause * 2, LONGEST_RELOAD_PAUSE)
+
+    async def _tell_of_death(self, cause: str) -> None:
+        """Show it on the terminal until the engine is loaded again, and at once to who asks for the status."""
+        context = self._context
+        deaths = context.view.snapshot.engine_deaths + 1
+        context.view.update(engine_deaths=deaths, deaths_cause=cause, trouble=None)
+        note = context.view.snapshot.note
+        context.view.update(trouble=note)
+        await context.in_store(
+            registry.beat, context.store, worker=context.worker, model=self._model, note=note
+        )
 
     async def _load(self, model: str) -> None:
         try:
@@ -153,12 +161,12 @@ class WorkLoop:
         context = self._context
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
-            await asyncio.sleep(pause)
             await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
             for expired in await context.in_files(catalog.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()
+            await asyncio.sleep(pause)
 
     async def _show_queue(self) -> None:
         context = self._context

@@ -41,6 +41,7 @@ class Snapshot:
     completion_tokens_per_second: float = 0.0
     engine_loads: int = 0
     engine_deaths: int = 0
+    deaths_cause: str | None = None
     waiting_for: str | None = None
     store_outages: int = 0
     store_outage_seconds: float = 0.0
@@ -52,6 +53,15 @@ class Snapshot:
     def gpu_now(self) -> Gpu | None:
         """The last reading of the GPU; None where there is none that is fresh: its driver may hang."""
         return self.gpu if time.monotonic() - self.gpu_seen_at < GPU_FRESH.total_seconds() else None
+
+    @property
+    def note(self) -> str | None:
+        """What others should know of this worker: its present trouble, else how its engines died."""
+        if self.trouble is not None or self.deaths_cause is None:
+            return self.trouble
+        if self.engine_deaths == 1:
+            return f"the engine died: {self.deaths_cause}"
+        return f"the engine died {self.engine_deaths} times, the last time: {self.deaths_cause}"
 
     @property
     def remaining_seconds(self) -> float | None:

@@ -55,7 +55,7 @@ class Validator:
         try:
             request = _decode_line(line)  # type: ignore[arg-type]
             head = _decode_head(request.body)
-        except (msgspec.MsgspecError, RecursionError, TypeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
             known = self.defects.total
             self._explain(number, line)
             if self.defects.total == known:
@@ -71,6 +71,7 @@ class Validator:
             or not model
             or not request.custom_id
             or "\0" in request.custom_id
+            or "\0" in model
             or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]
         ):
             defects = self.defects.total
@@ -163,7 +164,8 @@ class Validator:
                 line=number,
                 param="body.stream",
             )
-        if not (self._model or head.model):
+        model = self._model or head.model
+        if not model:
             add(
                 "model_not_found",
                 "The body names no model; give one with -m.",
@@ -174,6 +176,8 @@ class Validator:
             add("missing_required_parameter", "'custom_id' is empty.", line=number, param="custom_id")
         if "\0" in request.custom_id:
             add("invalid_type", "'custom_id' holds a NUL character.", line=number, param="custom_id")
+        if model and "\0" in model:
+            add("invalid_type", "'body.model' holds a NUL character.", line=number, param="body.model")
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -11,16 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
 from tests.rigs.disk import Disk, Unavailable, ext4, small_disk
 from tests.rigs.queued import queued
 from tests.rigs.workers import drain, failures, kill, start_worker
+from tests.store.filling import count
+from vbatch.errors import StoreUnreachable
 from vbatch.jsonl import atomic_file
 from vbatch.store import Store, catalog
+from vbatch.store.database import Patience
 
 CUTS = 6
 
@@ -204,13 +209,44 @@ def test_full_disk_under_the_store_is_waited_for(full_soon: Path, tmp_path: Path
 @pytest.mark.root
 def test_submit_into_a_full_disk_leaves_nothing(full_soon: Path, tmp_path: Path) -> None:
     """Mutant: ingest without remove_rows in its ``finally``."""
+    patience = Patience(limit=timedelta(seconds=1), pause=timedelta(milliseconds=200))
+    store = Store(f"sqlite:///{full_soon / 'vbatch.db'}", patience=patience)
+    store.prepare()
+    with pytest.raises(StoreUnreachable, match="full"):
+        queued(store, tmp_path, chats(60_000))
+    assert catalog.recent(store, limit=9) == []
+    assert [count(store, table) for table in ("batch", "chunk", "request", "result")] == [0, 0, 0, 0]
+    assert len(queued(store, tmp_path, chats(300)).id) > 0
+    store.close()
+
+
+@pytest.mark.root
+def test_submit_waits_for_room(full_soon: Path, tmp_path: Path) -> None:
+    """It says what it waits for, and goes on by itself. Mutant: faults._SQLITE_PASSING without SQLITE_FULL."""
     home = Home(tmp_path, f"sqlite:///{full_soon / 'vbatch.db'}")
-    source = home.write("big", chats(60_000))
-    done = home.run("submit", source, check=False, timeout=150)
-    assert done.returncode == 75
-    assert "Traceback" not in done.stderr
-    assert "full" in done.stderr
-    assert home.run("list", "-q").stdout == ""
+    home.run("list")
+    ballast = full_soon / "ballast"
+    _fill(ballast)
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        submitting = subprocess.Popen(
+            [*VBATCH, "submit", home.write("prompts", chats(2000))],
+            env=home.env,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        try:
+            wait_until(lambda: "full" in said.read_text())
+            assert submitting.poll() is None
+            ballast.unlink()
+            out, _ = submitting.communicate(timeout=30)
+        finally:
+            submitting.kill()
+            submitting.wait()
+    assert submitting.returncode == 0
+    assert home.batch(out.strip())["request_counts"] == {"total": 2000, "completed": 0, "failed": 0}
 
 
 @pytest.mark.timeout(600)
@@ -263,10 +299,6 @@ def test_nothing_is_decided_by_a_wall_clock(store: Store, tmp_path: Path) -> Non
 
     Mutant: recovery.Watch.lapsed compares ``beat_at`` with the time of day.
     """
-    from datetime import UTC, datetime, timedelta
-
-    from sqlalchemy import text
-
     expected = chats(600)
     batch = queued(store, tmp_path, expected)
     lease = timedelta(seconds=2)

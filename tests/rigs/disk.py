@@ -53,9 +53,9 @@ class Disk:
         self._mount()
 
     def close(self) -> None:
-        """Unmount it and free its loop device."""
-        with suppress(subprocess.CalledProcessError):
-            _run("umount", str(self.mount_point))
+        """Unmount it, whoever still uses it, and free its loop device: a test may have been interrupted."""
+        with suppress(subprocess.CalledProcessError):  # not mounted
+            _run("umount", "-l", str(self.mount_point))
         _run("losetup", "-d", self._device)
 
     def _mount(self) -> None:

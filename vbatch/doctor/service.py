@@ -55,7 +55,7 @@ MEANINGS = {
     ),
 }
 
-_PYTHON = re.compile(r"^ExecStart=(\S+)", re.MULTILINE)
+_PROGRAM = re.compile(r'^ExecStart=("[^"]+"|\S+)', re.MULTILINE)
 _VERSION = re.compile(r"^# Written by vbatch (\S+)\. ", re.MULTILINE)
 
 # What systemd calls the end of a process (systemd.service(5), "$SERVICE_RESULT").
@@ -89,13 +89,13 @@ def _unit(_facts: Facts) -> Iterator[Finding]:
 
 def _of_file(scope: Scope, where: Places) -> Iterator[Finding]:
     text = where.unit.read_text()
-    python, version = _PYTHON.search(text), _VERSION.search(text)
+    program, version = _program(text), _VERSION.search(text)
     install = f"vbatch install-service --{scope}"
-    if python is not None and not Path(python[1].strip('"')).exists():
+    if program is not None and not Path(program).exists():
         yield Finding(
             id="service.broken",
             level=Level.FAIL,
-            what=f"the service starts {python[1]}, which is not there any more",
+            what=f"the service starts {program}, which is not there any more",
             why="its environment was moved or deleted",
             commands=(install,),
         )
@@ -125,6 +125,12 @@ def _of_file(scope: Scope, where: Places) -> Iterator[Finding]:
             why="systemd starts a person's services without a login only for those who linger",
             commands=(f"sudo loginctl enable-linger {user}",),
         )
+
+
+def _program(unit: str) -> str | None:
+    """Return what the unit starts, without quotes, prefixes and doubled percent signs (systemd.service(5))."""
+    found = _PROGRAM.search(unit)
+    return found[1].strip('"').lstrip("-:+@!").replace("%%", "%") if found else None
 
 
 def _state(_facts: Facts) -> Iterator[Finding]:

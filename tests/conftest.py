@@ -19,6 +19,7 @@ from vbatch.store import COMMAND_PATIENCE, Store
 _numbers = count()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of the real vLLM to one process: two engines at once would only slow each other down.
 

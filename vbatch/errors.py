@@ -81,7 +81,10 @@ class OutputPathError(VbatchError):
 
 
 class StoreUnreachable(VbatchError):
-    """The job store cannot be reached at the moment. ``fault`` is one of ``vbatch.store.faults.Fault``."""
+    """The job store cannot be reached at the moment.
+
+    ``fault`` is one of ``vbatch.store.faults.Fault``.
+    """
 
     code = "store_unreachable"
     exit_code = ExitCode.STORE_UNREACHABLE
@@ -92,7 +95,10 @@ class StoreUnreachable(VbatchError):
 
 
 class StoreMisconfigured(ConfigError):
-    """The job store refuses us, and waiting will not help. ``fault`` says why, as in StoreUnreachable."""
+    """The job store refuses us, and waiting will not help.
+
+    ``fault`` says why, as in StoreUnreachable.
+    """
 
     code = "store_misconfigured"
 

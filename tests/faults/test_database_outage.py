@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,11 @@ def assert_whole(batch: Queued, expected: list[dict[str, object]], folder: Path)
     assert not lines.errors
 
 
-def run_through(batch: Queued, folder: Path, url: str, mistreat: Callable[[], None]) -> str:
+def run_through(
+    batch: Queued, folder: Path, url: str, mistreat: Callable[[], None], **options: object
+) -> str:
     """Work on the batch while ``mistreat`` is called again and again; one worker has to survive it all."""
-    worker = start_worker(url, folder, drain=True, max_inflight=32)
+    worker = start_worker(url, folder, drain=True, max_inflight=32, **options)
     try:
         wait_until(lambda: batch.batch.counts.completed > 0)
         mistreat()
@@ -77,22 +80,26 @@ def test_twenty_restarts_of_every_kind(own_postgres: Postgres, server_store: Sto
     assert_whole(batch, expected, tmp_path)
 
 
+@pytest.mark.parametrize("seconds", [10, pytest.param(30, marks=pytest.mark.long)])
 def test_backends_are_terminated_all_the_time(
-    own_postgres: Postgres, server_store: Store, tmp_path: Path
+    own_postgres: Postgres, server_store: Store, tmp_path: Path, seconds: int
 ) -> None:
-    """Mutant: faults._PASSING without 57P01."""
-    expected = chats(REQUESTS)
+    """Two a second, for as long as the batch lasts at least. Mutant: faults._PASSING without 57P01."""
+    expected = chats(400 * seconds)
     batch = queued(server_store, tmp_path, expected)
 
     def mistreat() -> None:
-        for _ in range(20):
+        for _ in range(2 * seconds):
             own_postgres.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'vbatch'"
-                " ORDER BY random() LIMIT 2"
+                " ORDER BY backend_start DESC LIMIT 1"
             )
             time.sleep(0.5)
+        assert batch.batch.status == "in_progress", "it ended before the mistreatment did"
 
-    run_through(batch, tmp_path, batch.url, mistreat)
+    log = run_through(batch, tmp_path, batch.url, mistreat, echo_latency=timedelta(milliseconds=100))
+    print(f"outages met: {log.count('store.waiting')}")
+    assert log.count("store.waiting") > seconds // 2
     assert_whole(batch, expected, tmp_path)
 
 

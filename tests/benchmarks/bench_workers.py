@@ -1,9 +1,10 @@
 """Eight workers on one store against one worker: requests a second on the echo engine, and the ratio.
 
-    python -m tests.benchmarks.bench_workers [--requests N] [--rounds N]
+    python -m tests.benchmarks.bench_workers [--requests N] [--rounds N] [--latency MS]
 
 Both stores, alternately. Clocked is from the first result to the end of the batch, so that starting processes
-is no part of it. The echo engine answers at once: what is compared is the store.
+is no part of it. With ``--latency 0`` the echo engine answers at once: then one worker alone keeps the store
+busy, and what is compared is how the workers stand in each other's way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from tests.rigs.commands import chats, wait_until
@@ -28,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--latency", type=int, default=50, help="ms that the engine takes for an answer")
     options = parser.parse_args()
+    latency = timedelta(milliseconds=options.latency)
     with tempfile.TemporaryDirectory(prefix="vbatch-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -36,12 +40,12 @@ def main() -> None:
         server.start()
         try:
             for url in (f"sqlite:///{folder / 'vbatch.db'}", server.url()):
-                _compare(url, folder, requests=options.requests, rounds=options.rounds)
+                _compare(url, folder, requests=options.requests, rounds=options.rounds, latency=latency)
         finally:
             server.stop()
 
 
-def _compare(url: str, folder: Path, *, requests: int, rounds: int) -> None:
+def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency: timedelta) -> None:
     store = Store(url)
     store.prepare()
     kind = "SQLite" if store.sqlite else "PostgreSQL"
@@ -50,7 +54,7 @@ def _compare(url: str, folder: Path, *, requests: int, rounds: int) -> None:
         for workers, seen in rates.items():
             work = folder / f"{kind}-{round_}-{workers}"
             work.mkdir()
-            seen.append(_rate(store, work, requests=requests, workers=workers))
+            seen.append(_rate(store, work, requests=requests, workers=workers, latency=latency))
     store.close()
     one, many = (statistics.median(seen) for seen in rates.values())
     print(
@@ -58,10 +62,10 @@ def _compare(url: str, folder: Path, *, requests: int, rounds: int) -> None:
     )
 
 
-def _rate(store: Store, folder: Path, *, requests: int, workers: int) -> float:
+def _rate(store: Store, folder: Path, *, requests: int, workers: int, latency: timedelta) -> float:
     """Return how many requests a second so many workers answer together."""
     batch = queued(store, folder, chats(requests))
-    running = [start_worker(batch.url, folder) for _ in range(workers)]
+    running = [start_worker(batch.url, folder, echo_latency=latency) for _ in range(workers)]
     try:
         wait_until(lambda: batch.batch.counts.completed > 0, pause=0.01)
         began, before = time.monotonic(), batch.batch.counts.completed

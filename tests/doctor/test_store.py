@@ -23,6 +23,7 @@ from sqlalchemy import text
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from vbatch import config
+from vbatch.doctor import sqlite
 from vbatch.doctor import store as checks
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, exit_code
@@ -250,9 +251,9 @@ def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.Mon
     with sqlite3.connect(file) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: False)
-    assert "store.journal_mode" in {finding.id for finding in checks._state(file)}
+    assert "store.journal_mode" in {finding.id for finding in sqlite._state(file)}
     monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: True)
-    assert {finding.id for finding in checks._state(file)} == set()
+    assert {finding.id for finding in sqlite._state(file)} == set()
 
 
 def test_a_lock_that_somebody_keeps(file: Path) -> None:

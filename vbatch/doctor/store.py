@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
+from vbatch.doctor import sqlite
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
-from vbatch.doctor.disks import mount_of
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
@@ -18,10 +16,7 @@ from vbatch.service import database
 from vbatch.service.database import Database, Kind
 from vbatch.store import Store, examination, migrate
 
-GIB = 1 << 30
-QUICKLY_READ = 4 * GIB  # a file up to this size is read whole, every page of it
-
-MEANINGS = {
+MEANINGS = sqlite.MEANINGS | {
     "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),
     "store.away": Meaning(
         means="Nobody serves where the URL points: refused, closed at once, or an unknown host.",
@@ -66,10 +61,6 @@ MEANINGS = {
         means="The store can be read but not written.",
         remedy="A standby or default_transaction_read_only on a server; permissions or a read-only mount of a file.",
     ),
-    "store.damaged": Meaning(
-        means="The SQLite file is damaged: its own check finds pages that do not fit together.",
-        remedy="Keep a copy; sqlite3 vbatch.db .recover > saved.sql gets out what can be read.",
-    ),
     "store.not_sqlite": Meaning(means="The file is not a SQLite database.", remedy="Name another file."),
     "store.cannot_open": Meaning(means="The file or its folder may not be opened.", remedy="ls -ld of both."),
     "store.schema": Meaning(
@@ -84,18 +75,6 @@ MEANINGS = {
         means="Whether a saved result survives a power cut. vbatch sets synchronous_commit itself; fsync and "
         "full_page_writes are the server's, and it must not switch them off.",
         remedy="ALTER SYSTEM SET fsync = on; ALTER SYSTEM SET full_page_writes = on; then restart the server.",
-    ),
-    "store.journal_mode": Meaning(
-        means="The file is in WAL mode, in which this SQLite can damage it when several processes write "
-        "(sqlite.org/wal.html, the WAL-reset bug).",
-        remedy="sqlite3 vbatch.db 'PRAGMA journal_mode=DELETE', with no vbatch running.",
-    ),
-    "store.network_file_system": Meaning(
-        means="The SQLite file lies on a network file system, whose locks cannot be relied on.",
-        remedy="Move it to a local disk (VBATCH_DATA_DIR), or use PostgreSQL.",
-    ),
-    "store.permissions": Meaning(
-        means="Others may read the SQLite file, and with it every prompt.", remedy="chmod 600 vbatch.db"
     ),
     "store.container": Meaning(
         means="The database runs in a container that does not come back after a reboot.",
@@ -192,7 +171,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
     """Look at how durable and how writable a PostgreSQL is."""
     store = facts.store
     if store.file is not None:
-        yield from _file(store.file)
+        yield from sqlite.look(store.file)
         return
     seen = examination.server(store)
     if seen.in_recovery or seen.read_only:
@@ -224,69 +203,6 @@ def _server(facts: Facts) -> Iterator[Finding]:
             level=Level.WARN,
             what=f"{where.words}; it does not come back after a reboot",
             commands=(where.hint,),
-        )
-
-
-def _file(path: Path) -> Iterator[Finding]:
-    """Look at a SQLite file: who may read it, where it lies, whether it is whole."""
-    fine = True
-    for finding in (*_place(path), *_state(path)):
-        fine = False
-        yield finding
-    if fine:
-        yield ok("store.durability", "a saved result survives a power cut; the file is whole")
-
-
-def _place(path: Path) -> Iterator[Finding]:
-    mount = mount_of(path)
-    if mount.over_network:
-        yield Finding(
-            id="store.network_file_system",
-            level=Level.WARN,
-            what=f"{path} lies on {mount.kind}, a network file system",
-            why="two processes may write at once there, which damages the file",
-            commands=("VBATCH_DATA_DIR=/a/local/folder",),
-        )
-    if path.stat().st_mode & 0o077:
-        yield Finding(
-            id="store.permissions",
-            level=Level.WARN,
-            what=f"others may read {path}",
-            why="it holds every prompt and answer",
-            commands=(f"chmod 600 {path}",),
-        )
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK) or mount.read_only:
-        yield Finding(
-            id="store.read_only",
-            level=Level.FAIL,
-            what=f"{path} or its folder cannot be written",
-            why="the file system is mounted read-only"
-            if mount.read_only
-            else "its permissions do not allow it",
-            commands=(f"ls -l {path}; ls -ld {path.parent}",),
-            exit_code=ExitCode.MISCONFIGURED,
-        )
-
-
-def _state(path: Path) -> Iterator[Finding]:
-    seen = examination.file(path, check=path.stat().st_size <= QUICKLY_READ)
-    if seen.damage is not None:
-        yield Finding(
-            id="store.damaged",
-            level=Level.FAIL,
-            what=f"{path} is damaged",
-            why="what is in the damaged pages may be lost",
-            evidence=(seen.damage,),
-            commands=(f"cp {path} {path}.damaged && sqlite3 {path} .recover > saved.sql",),
-            exit_code=ExitCode.MISCONFIGURED,
-        )
-    if seen.journal_mode == "wal" and not seen.wal_is_safe:
-        yield Finding(
-            id="store.journal_mode",
-            level=Level.WARN,
-            what=f"{path} is in WAL mode, which SQLite {seen.version} can damage",
-            why="several processes write to it; vbatch itself uses journal_mode=DELETE on this SQLite",
-            commands=(f"sqlite3 {path} 'PRAGMA journal_mode=DELETE'",),
         )
 
 

@@ -1,0 +1,65 @@
+"""A bad file through the real command: exit 3, each bad line named, nothing stored, in words and as a document."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.jsonl.lines import line
+from vbatch.jsonl.reading import LINE_LIMIT
+
+GOOD = line("good")
+
+# A bad file, then the code and line of each of its defects.
+FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
+    "not JSON": (GOOD + b"nonsense\n", [("invalid_json_line", 2)]),
+    "cut off in a character": (GOOD + b'{"custom_id": "\xc3', [("invalid_json_line", 2)]),
+    "Latin-1 in a custom_id": (GOOD + line("x").replace(b'"x"', b'"gr\xfcn"'), [("invalid_json_line", 2)]),
+    "half a surrogate pair": (line("\ud800"), [("invalid_json_line", 1)]),
+    "UTF-16": (GOOD.decode().encode("utf-16"), [("invalid_json_line", 1), ("invalid_json_line", 2)]),
+    "a byte order mark": (b"\xef\xbb\xbf" + GOOD, [("invalid_json_line", 1)]),
+    "a hole at its end": (GOOD + bytes(4096), [("invalid_json_line", 2)]),
+    "a line beyond the limit": (GOOD + b'"' + b"x" * LINE_LIMIT + b"\n", [("line_too_long", 2)]),
+    "custom_id missing": (line(custom_id=None), [("missing_required_parameter", 1)]),  # type: ignore[arg-type]
+    "custom_id a number": (line(custom_id=7), [("invalid_type", 1)]),  # type: ignore[arg-type]
+    "method GET": (line(method="GET"), [("invalid_method", 1)]),
+    "url unknown": (line(url="/v1/chat"), [("invalid_url", 1)]),
+    "urls that differ": (GOOD + line("b", url="/v1/completions"), [("url_mismatch", 2)]),
+    "body a string": (line(body="{}"), [("invalid_type", 1)]),
+    "model missing": (line(body={}), [("model_not_found", 1)]),
+    "model with a NUL": (line(body={"model": "m\0"}), [("invalid_type", 1)]),
+    "stream": (line(body={"model": "m", "stream": True}), [("unsupported_parameter", 1)]),
+    "a custom_id twice": (GOOD + b"\n" + GOOD, [("duplicate_custom_id", 3)]),
+    "empty": (b"\r\n", [("empty_file", None)]),
+}
+
+
+@pytest.mark.parametrize(("content", "defects"), FILES.values(), ids=FILES)
+def test_a_bad_file_is_refused_whole(cli: Cli, content: bytes, defects: list[tuple[str, int | None]]) -> None:
+    source = cli.file("bad.jsonl", content)
+    document = cli("submit", source, "--json")
+    assert document.code == 3
+    error = document.document["error"]
+    assert [(defect["code"], defect["line"]) for defect in error["errors"]["data"]] == defects
+    assert error["errors_total"] == len(defects)
+    words = cli("submit", source)
+    assert (words.code, words.out) == (3, "")
+    assert words.err.startswith("error: ")
+    assert "nothing was stored" in words.err
+    assert all(f"line {number}" in words.err for _, number in defects if number)
+    assert cli("submit", source, "--dry-run").code == 3
+    assert cli("list", "-q").out == ""
+    assert list(cli.folder.iterdir()) == [source]
+
+
+def test_a_bad_pipe_is_refused_too(cli: Cli) -> None:
+    done = cli("submit", "-", "--json", stdin=GOOD + b"nonsense")
+    assert (done.code, done.document["error"]["errors"]["data"][0]["line"]) == (3, 2)
+    assert cli("list", "-q").out == ""
+
+
+def test_of_a_thousand_bad_lines_a_hundred_are_shown(cli: Cli) -> None:
+    done = cli("submit", cli.file("bad.jsonl", b"nonsense\n" * 1234), "--json")
+    assert done.code == 3
+    assert len(done.document["error"]["errors"]["data"]) == 100
+    assert done.document["error"]["errors_total"] == 1234

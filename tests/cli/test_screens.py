@@ -13,7 +13,7 @@ from vbatch.cli import screens, words
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.live import Screen
 from vbatch.protocol import BatchStatus
-from vbatch.store.catalog import FailureGroup
+from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch, RequestCounts
 from vbatch.worker import Snapshot
 

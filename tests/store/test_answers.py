@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, catalog, queue
+from vbatch.store import Store, answers, endings, queue
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
@@ -64,7 +64,7 @@ def test_failed_requests_come_with_model_and_body(store: Store) -> None:
     (lease_b,) = claim(store, who, model="b")
     queue.flush(store, worker=who, results=answers_to(lease_a))
     queue.flush(store, worker=who, results=answers_to(lease_b, status=400))
-    catalog.request_cancel(store, pk=batch.pk)
+    endings.request_cancel(store, pk=batch.pk)
     failed = list(answers.failed_requests(store, pk=batch.pk))
     assert [(request.line, request.custom_id, request.model, request.body) for request in failed] == [
         (2, "r-2", "b", b'{"exact" :  1}'),
@@ -79,7 +79,7 @@ def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
-    catalog.request_cancel(store, pk=batch.pk)
+    endings.request_cancel(store, pk=batch.pk)
     codes = [answer.error_code for answer in answers.finished(store, pk=batch.pk)]
     assert codes == ["model_not_loaded"] * 300 + [None] * 10 + ["batch_cancelled"] * 290
 

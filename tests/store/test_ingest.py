@@ -15,7 +15,7 @@ from vbatch.errors import NoSuchBatch
 from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, ingest
+from vbatch.store import Store, answers, catalog, endings, ingest
 from vbatch.store.records import Batch
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
@@ -98,7 +98,7 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
         assert catalog.recent(store, limit=5) == []
         assert catalog.ids(store, prefix="batch") == []
         assert claim(store, worker(store)) == []
-        assert catalog.to_finalize(store, by="worker_x") == []
+        assert endings.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
             catalog.find(store, new.id)
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)

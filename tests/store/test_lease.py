@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.store.filling import answer, answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, queue, registry
+from vbatch.store import Store, answers, catalog, endings, queue, registry
 from vbatch.store.records import ChunkKey, RequestCounts, Result
 
 
@@ -49,10 +49,10 @@ def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
     (lease,) = claim(store, who)
     first = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:3]))
     assert (first.recorded, first.finished_chunks) == (3, frozenset())
-    assert catalog.to_finalize(store, by="worker_x") == []
+    assert endings.to_finalize(store, by="worker_x") == []
     last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
     assert (last.recorded, last.finished_chunks) == (1, {lease.key})
-    assert [found.id for found in catalog.to_finalize(store, by="worker_x")] == [batch.id]
+    assert [found.id for found in endings.to_finalize(store, by="worker_x")] == [batch.id]
 
 
 def test_a_flush_of_nothing_does_nothing(store: Store) -> None:
@@ -159,7 +159,7 @@ def test_still_ours_tells_what_was_taken_away(store: Store) -> None:
     assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases[1:]}
     old = [(key, epoch - 1) for key, epoch in held]
     assert queue.still_ours(store, worker=who, leases=old) == frozenset()
-    catalog.request_cancel(store, pk=batch.pk)
+    endings.request_cancel(store, pk=batch.pk)
     assert queue.still_ours(store, worker=who, leases=held) == frozenset()
     assert queue.still_ours(store, worker=who, leases=[]) == frozenset()
 

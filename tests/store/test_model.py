@@ -29,7 +29,7 @@ from sqlmodel import SQLModel
 
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, ingest, queue, registry
+from vbatch.store import Store, answers, catalog, endings, ingest, queue, registry
 from vbatch.store.records import Lease
 
 T = TypeVar("T")
@@ -249,7 +249,7 @@ class Machine(RuleBasedStateMachine):
         if batch.status.final:
             return
         self.store.forget = lost
-        catalog.request_cancel(self.store, pk=batch.pk)
+        endings.request_cancel(self.store, pk=batch.pk)
         self.store.forget = False
         if batch.status is BatchStatus.IN_PROGRESS:
             batch.status = BatchStatus.CANCELLING
@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
             and batch.expires_at <= self.now
             and batch.open_lines
         }
-        assert len(catalog.expire(self.store, now=self.now)) == len(due)
+        assert len(endings.expire(self.store, now=self.now)) == len(due)
         for pk in due:
             self.stop(self.batches[pk], "batch_expired")
 
@@ -290,11 +290,11 @@ class Machine(RuleBasedStateMachine):
     def finalize(self, data: st.DataObject, lost: bool) -> None:
         who = data.draw(st.sampled_from(self.workers))
         self.store.forget = lost
-        for batch in catalog.to_finalize(self.store, by=who):
+        for batch in endings.to_finalize(self.store, by=who):
             expected = self.batches[batch.pk]
             assert not expected.open_lines
-            assert catalog.start_finalizing(self.store, pk=batch.pk, by=who) is not None
-            ended = catalog.finish(self.store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+            assert endings.start_finalizing(self.store, pk=batch.pk, by=who) is not None
+            ended = endings.finish(self.store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
             assert ended.status.final
             if expected.stopped == "batch_expired":
                 expected.status = BatchStatus.EXPIRED
@@ -370,7 +370,7 @@ def _empty(connection: Connection) -> None:
 def test_the_store_is_what_its_model_says(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutants: queue._under_this_lease returns all results; catalog.expire takes a batch of which nothing is open."""
+    """Mutants: queue._under_this_lease returns all results; endings.expire takes a batch of which nothing is open."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 3)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, catalog, queue, registry
+from vbatch.store import Store, answers, catalog, endings, failures, queue, registry
 from vbatch.store.records import Lease
 from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
 
@@ -161,16 +161,16 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "reclaim": lambda busy: queue.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
     "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
     "live": lambda busy: registry.live(busy.store),
-    "to_finalize": lambda busy: catalog.to_finalize(busy.store, by=busy.who),
-    "start_finalizing": lambda busy: catalog.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
-    "expire": lambda busy: catalog.expire(busy.store, now=datetime.now(UTC)),
+    "to_finalize": lambda busy: endings.to_finalize(busy.store, by=busy.who),
+    "start_finalizing": lambda busy: endings.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
+    "expire": lambda busy: endings.expire(busy.store, now=datetime.now(UTC)),
     "progress": lambda busy: catalog.progress(busy.store),
-    "request_cancel": lambda busy: catalog.request_cancel(busy.store, pk=busy.pk),
+    "request_cancel": lambda busy: endings.request_cancel(busy.store, pk=busy.pk),
     "record_crash": lambda busy: queue.record_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
     ),
     "finished": lambda busy: list(answers.finished(busy.store, pk=busy.pk)),
-    "failure_codes": lambda busy: catalog.failure_codes(busy.store, pk=busy.pk),
+    "failure_codes": lambda busy: failures.failure_codes(busy.store, pk=busy.pk),
     "find": lambda busy: catalog.find(busy.store, f"batch_{FINISHED_BATCHES}"),
 }
 

@@ -14,7 +14,7 @@ from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, r
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, ingest, queue, reuse
+from vbatch.store import Store, answers, catalog, endings, ingest, queue, reuse
 from vbatch.store.records import Batch
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
@@ -63,7 +63,7 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
     assert (second.counts.completed, second.counts.total, second.reused) == (10, 10, 10)
     assert (second.prompt_tokens, second.completion_tokens) == (20, 30)
     assert queue.waiting(store) == []
-    assert {batch.id for batch in catalog.to_finalize(store, by="me")} == {first.id, second.id}
+    assert {batch.id for batch in endings.to_finalize(store, by="me")} == {first.id, second.id}
     assert list(answers.in_file_order(store, pk=second.pk))[3].result is not None
     assert found(store, second) == found(store, first)
     copied = (
@@ -165,7 +165,7 @@ def test_what_is_left_of_a_reusing_batch_can_be_cancelled(store: Store) -> None:
     first = take_in(store, lines(4))
     work(store)
     second = take_in(store, lines(6), earlier=[first])
-    catalog.request_cancel(store, pk=second.pk)
+    endings.request_cancel(store, pk=second.pk)
     codes = [entry.error_code for entry in answers.finished(store, pk=second.pk)]
     assert codes == [None] * 4 + ["batch_cancelled"] * 2
 

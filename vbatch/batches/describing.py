@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
-from vbatch.store import Store, catalog
-from vbatch.store.catalog import FailureGroup
+from vbatch.store import Store, catalog, failures
+from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch
 
 
@@ -28,12 +28,12 @@ class Status:
 def status(store: Store, ref: str) -> Status:
     """Return how a batch stands. Raises NoSuchBatch, AmbiguousBatch."""
     batch = catalog.find(store, ref)
-    failures = catalog.failure_codes(store, pk=batch.pk) if batch.counts.failed else []
+    groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else []
     pace = _pace(batch)
     left = batch.counts.total - batch.counts.completed - batch.counts.failed
     return Status(
         batch=batch,
-        failures=tuple(failures),
+        failures=tuple(groups),
         requests_per_second=pace,
         remaining=timedelta(seconds=left / pace) if pace and not batch.status.final else None,
     )

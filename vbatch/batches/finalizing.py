@@ -14,7 +14,7 @@ from vbatch import processes
 from vbatch.batches.lines import output_line, succeeded
 from vbatch.jsonl import AtomicFile, atomic_file
 from vbatch.processes import Liveness
-from vbatch.store import Store, answers, catalog, registry
+from vbatch.store import Store, answers, catalog, endings, registry
 from vbatch.store.records import Batch
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
     Like OpenAI, a batch without failed requests has no error file, and one without answers no output file.
     Raises OSError when the disk refuses; the batch then stays as it is.
     """
-    taken = catalog.start_finalizing(store, pk=batch.pk, by=by)
+    taken = endings.start_finalizing(store, pk=batch.pk, by=by)
     if taken is None:
         return None
     output, errors = _write(store, taken)
-    return catalog.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
+    return endings.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
 
 
 def finalize_here(store: Store, batch: Batch) -> Batch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vbatch.protocol import BatchStatus
 
 if TYPE_CHECKING:
-    from vbatch.store.catalog import FailureGroup
+    from vbatch.store.failures import FailureGroup
 
 STYLES = {
     BatchStatus.VALIDATING: "dim",

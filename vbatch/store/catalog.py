@@ -1,10 +1,9 @@
-"""Batches as people see them: find, list, cancel, finalize, delete."""
+"""Batches as people see them: find, list, count, delete."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, case, delete, exists, func, or_, select, text, update
@@ -26,18 +25,6 @@ _VISIBLE = _batch.c.status != BatchStatus.VALIDATING
 _OPEN_CHUNK = exists().where(_chunk.c.batch == _batch.c.pk, text(f"chunk.{OPEN}"))
 _UNFINISHED = and_(text(f"batch.{tables.UNFINISHED}"), _VISIBLE)
 _DELETE_ROWS = 5000  # rows in one transaction of a delete, so that nobody waits long for it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureGroup:
-    """Failed requests of one kind, with one of them as the example."""
-
-    code: str
-    status_code: int | None
-    count: int
-    custom_id: str
-    body: bytes | None
-    message: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +75,7 @@ def find(store: Store, ref: str) -> Batch:
 
 def find_in(connection: Connection, pk: int) -> Batch:
     """Return a batch inside a transaction of the store."""
-    return _to_batches(connection, select(_batch).where(_batch.c.pk == pk))[0]
+    return to_batches(connection, select(_batch).where(_batch.c.pk == pk))[0]
 
 
 def by_pk(store: Store, *, pk: int) -> Batch:
@@ -101,7 +88,7 @@ def recent(store: Store, *, limit: int, statuses: Collection[BatchStatus] | None
     query = select(_batch).where(_VISIBLE).order_by(_batch.c.pk.desc()).limit(limit)
     if statuses is not None:
         query = query.where(_batch.c.status.in_(statuses))
-    return store.read(lambda connection: _to_batches(connection, query))
+    return store.read(lambda connection: to_batches(connection, query))
 
 
 def ids(store: Store, *, prefix: str) -> list[str]:
@@ -118,13 +105,13 @@ def ids(store: Store, *, prefix: str) -> list[str]:
 def same_input(store: Store, *, input_sha256: str) -> list[Batch]:
     """Return the batches that were made of the same bytes, oldest first."""
     query = select(_batch).where(_VISIBLE, _batch.c.input_sha256 == input_sha256).order_by(_batch.c.pk)
-    return store.read(lambda connection: _to_batches(connection, query))
+    return store.read(lambda connection: to_batches(connection, query))
 
 
 def from_path(store: Store, *, input_path: str) -> list[Batch]:
     """Return the batches that were made of the file at this path, newest first."""
     query = select(_batch).where(_VISIBLE, _batch.c.input_path == input_path).order_by(_batch.c.pk.desc())
-    return store.read(lambda connection: _to_batches(connection, query))
+    return store.read(lambda connection: to_batches(connection, query))
 
 
 def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, str]:
@@ -140,142 +127,6 @@ def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, str]:
         return {path: row.id for row in rows for path in (row.output_path, row.error_path) if path in paths}
 
     return store.read(work)
-
-
-def request_cancel(store: Store, *, pk: int) -> Batch:
-    """Let no request of the batch start any more, and have its workers stop what runs.
-
-    Asking twice is no error. Raises WrongStatus when the batch has ended.
-    """
-
-    def work(connection: Connection) -> Batch:
-        connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk).with_for_update())
-        batch = find_in(connection, pk)
-        if batch.status.final:
-            raise WrongStatus(f"{batch.id} is already {batch.status}.")
-        if batch.status is BatchStatus.IN_PROGRESS:
-            connection.execute(
-                update(_batch)
-                .where(_batch.c.pk == pk)
-                .values(status=BatchStatus.CANCELLING, cancelling_at=datetime.now(UTC))
-            )
-            _stop_chunks(
-                connection, pk, "batch_cancelled", "The batch was cancelled before this request ran."
-            )
-        return find_in(connection, pk)
-
-    return store.write(work)
-
-
-def expire(store: Store, *, now: datetime) -> list[str]:
-    """Stop the batches whose deadline has passed; return their ids. Their files are then to be written.
-
-    One of which nothing is open any more is in time: only its files were not written yet.
-    """
-
-    def work(connection: Connection) -> list[str]:
-        due = connection.execute(
-            select(_batch.c.pk, _batch.c.id)
-            .where(
-                _UNFINISHED,
-                _batch.c.status == BatchStatus.IN_PROGRESS,
-                _batch.c.expires_at <= now,
-                _OPEN_CHUNK,
-            )
-            .order_by(_batch.c.pk)
-            .with_for_update()
-        ).all()
-        for row in due:
-            connection.execute(update(_batch).where(_batch.c.pk == row.pk).values(expired_at=now))
-            _stop_chunks(connection, row.pk, "batch_expired", "The batch expired before this request ran.")
-        return [row.id for row in due]
-
-    return store.write(work)
-
-
-def _stop_chunks(connection: Connection, pk: int, code: str, message: str) -> None:
-    open_chunks = and_(_chunk.c.batch == pk, text(f"chunk.{OPEN}"))
-    # Wait for whoever is at work on one of them, so that the update sees the pieces that it may be split into.
-    connection.execute(select(_chunk.c.n).where(open_chunks).order_by(_chunk.c.n).with_for_update()).all()
-    connection.execute(
-        update(_chunk)
-        .where(open_chunks)
-        .values(state=ChunkState.CANCELLED, worker=None, error_code=code, error_message=message)
-    )
-
-
-def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
-    """Return the kinds of failure of a batch, the most frequent first."""
-    failed = and_(
-        _result.c.batch == pk,
-        or_(_result.c.status_code.is_(None), _result.c.status_code < 200, _result.c.status_code >= 300),
-    )
-
-    def work(connection: Connection) -> list[FailureGroup]:
-        groups = connection.execute(
-            select(
-                _result.c.error_code,
-                _result.c.status_code,
-                func.count().label("requests"),
-                func.min(_result.c.seq).label("seq"),
-            )
-            .where(failed)
-            .group_by(_result.c.error_code, _result.c.status_code)
-        ).all()
-        found = [_failure_group(connection, pk, row) for row in groups]
-        found += [_stopped_group(row) for row in _unanswered(connection, pk)]
-        return sorted(found, key=lambda group: -group.count)
-
-    return store.read(work)
-
-
-def _unanswered(connection: Connection, pk: int) -> list[Any]:
-    """Count the requests that failed with their chunk, without a result of their own, by the chunk's reason."""
-    of_the_chunk = and_(
-        _request.c.batch == _chunk.c.batch, _request.c.seq.between(_chunk.c.first_seq, _chunk.c.last_seq)
-    )
-    of_the_request = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-    grouped = (
-        select(
-            _chunk.c.error_code,
-            _chunk.c.error_message,
-            func.count().label("requests"),
-            func.min(_request.c.seq).label("seq"),
-        )
-        .select_from(_chunk.join(_request, of_the_chunk).outerjoin(_result, of_the_request))
-        .where(_chunk.c.batch == pk, _chunk.c.state == ChunkState.FAILED, _result.c.seq.is_(None))
-        .group_by(_chunk.c.error_code, _chunk.c.error_message)
-        .subquery()
-    )
-    example = and_(_request.c.batch == pk, _request.c.seq == grouped.c.seq)
-    return list(connection.execute(select(grouped, _request.c.custom_id).join(_request, example)).all())
-
-
-def _stopped_group(row: Any) -> FailureGroup:
-    return FailureGroup(
-        code=row.error_code,
-        status_code=None,
-        count=row.requests,
-        custom_id=row.custom_id,
-        body=None,
-        message=row.error_message,
-    )
-
-
-def _failure_group(connection: Connection, pk: int, row: Any) -> FailureGroup:
-    example = connection.execute(
-        select(_request.c.custom_id, _result.c.body, _result.c.error_message)
-        .join(_result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq))
-        .where(_request.c.batch == pk, _request.c.seq == row.seq)
-    ).one()
-    return FailureGroup(
-        code=row.error_code or f"http_{row.status_code}",
-        status_code=row.status_code,
-        count=row.requests,
-        custom_id=example.custom_id,
-        body=example.body,
-        message=example.error_message,
-    )
 
 
 def delete_batch(store: Store, *, pk: int) -> None:
@@ -308,73 +159,6 @@ def _remove_some(store: Store, table: Any, key: Any, pk: int) -> bool:
         matching = delete(table).where(table.c.batch == pk)
         connection.execute(matching if last is None else matching.where(key <= last))
         return last is not None
-
-    return store.write(work)
-
-
-def to_finalize(store: Store, *, by: str) -> list[Batch]:
-    """Return the unfinished batches of which no request is open any more, and which nobody else is finalizing.
-
-    One that ``by`` itself began and could not end (a full disk) is among them again.
-    """
-    alive = exists().where(_worker.c.id == _batch.c.finalizer, _worker.c.stopped_at.is_(None))
-    query = (
-        select(_batch)
-        .where(
-            _UNFINISHED,
-            ~_OPEN_CHUNK,
-            or_(_batch.c.finalizer.is_(None), _batch.c.finalizer == by, ~alive),
-        )
-        .order_by(_batch.c.pk)
-    )
-    return store.read(lambda connection: _to_batches(connection, query))
-
-
-def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
-    """Take a batch for finalizing. None when somebody else who is alive has it, or it is finished."""
-    alive = exists().where(_worker.c.id == _batch.c.finalizer, _worker.c.stopped_at.is_(None))
-
-    def work(connection: Connection) -> Batch | None:
-        taken = connection.execute(
-            update(_batch)
-            .where(
-                _batch.c.pk == pk,
-                _UNFINISHED,
-                ~_OPEN_CHUNK,
-                or_(_batch.c.finalizer.is_(None), _batch.c.finalizer == by, ~alive),
-            )
-            .values(
-                finalizer=by,
-                finalizing_at=func.coalesce(_batch.c.finalizing_at, datetime.now(UTC)),
-                status=case(
-                    (_batch.c.status == BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING.value),
-                    else_=_batch.c.status,
-                ),
-            )
-        )
-        return find_in(connection, pk) if taken.rowcount else None
-
-    return store.write(work)
-
-
-def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str) -> Batch:
-    """Say that the batch's files are durable: it is completed, cancelled or expired from now on."""
-
-    def work(connection: Connection) -> Batch:
-        batch = find_in(connection, pk)
-        ending: dict[str, Any]
-        if batch.expired_at is not None:  # what was cancelled after that had stopped already
-            ending = {"status": BatchStatus.EXPIRED}
-        elif batch.status is BatchStatus.CANCELLING:
-            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
-        else:
-            ending = {"status": BatchStatus.COMPLETED, "completed_at": datetime.now(UTC)}
-        connection.execute(
-            update(_batch)
-            .where(_batch.c.pk == pk, _batch.c.finalizer == by, _UNFINISHED)
-            .values(output_path=output_path, error_path=error_path, finalizer=None, **ending)
-        )
-        return find_in(connection, pk)
 
     return store.write(work)
 
@@ -412,7 +196,8 @@ def progress(store: Store) -> QueueProgress:
     return store.read(work)
 
 
-def _to_batches(connection: Connection, query: Select[Any]) -> list[Batch]:
+def to_batches(connection: Connection, query: Select[Any]) -> list[Batch]:
+    """Return the batches of a query inside a transaction of the store."""
     rows = connection.execute(query).all()
     sums = _sums(connection, [row.pk for row in rows])
     return [_to_batch(row, sums.get(row.pk)) for row in rows]

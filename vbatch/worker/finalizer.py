@@ -7,7 +7,7 @@ import logging
 
 from vbatch import batches
 from vbatch.errors import Interrupted
-from vbatch.store import catalog
+from vbatch.store import endings
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Finalizer:
     async def _finalize_all(self) -> None:
         context = self._context
         now = asyncio.get_running_loop().time()
-        for batch in await context.in_files(catalog.to_finalize, context.store, by=context.worker):
+        for batch in await context.in_files(endings.to_finalize, context.store, by=context.worker):
             pause, until = self._pauses.get(batch.pk, (1.0, 0.0))
             if now < until:
                 continue

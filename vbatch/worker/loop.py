@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from vbatch.engine import Engine, EngineStartFailed
 from vbatch.errors import EngineUnavailable
-from vbatch.store import catalog, queue, registry
+from vbatch.store import catalog, endings, queue, registry
 from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
@@ -162,7 +162,7 @@ class WorkLoop:
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
             await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
-            for expired in await context.in_files(catalog.expire, context.store, now=datetime.now(UTC)):
+            for expired in await context.in_files(endings.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()

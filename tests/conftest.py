@@ -19,16 +19,12 @@ from vbatch.store import COMMAND_PATIENCE, Store
 _numbers = count()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of the real vLLM to one process: two engines at once would only slow each other down.
+    """Begin with the file that takes longest: whoever gets it is busy while the other process does the rest."""
+    items.sort(key=lambda item: item.path != SLOWEST)
 
-    They come first, for they take longest.
-    """
-    for item in items:
-        if item.get_closest_marker("vllm") is not None:
-            item.add_marker(pytest.mark.xdist_group("vllm"))
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+SLOWEST = Path(__file__).parent / "worker" / "test_vllm.py"
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.rigs.commands import Home
 from tests.rigs.nvml import COMPILER, StandInDriver
@@ -20,11 +23,27 @@ _numbers = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest: whoever gets it is busy while the other process does the rest."""
-    items.sort(key=lambda item: item.path != SLOWEST)
+    """Begin with the files of the real vLLM: whoever gets them is busy while the other process does the rest."""
+    items.sort(key=lambda item: not _has_real_vllm(item.path))
 
 
-SLOWEST = Path(__file__).parent / "worker" / "test_vllm.py"
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Deal tests out file by file, all of the real vLLM to one process: two engines at once thrash each other."""
+    return _VllmInOneProcess(config, log)
+
+
+class _VllmInOneProcess(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "vllm" if _has_real_vllm(ROOT / file) else file
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@cache
+def _has_real_vllm(path: Path) -> bool:
+    return "mark.vllm" in path.read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from vbatch.store import catalog, overview, registry
 from vbatch.store.records import Batch
 from vbatch.worker import recovery
 
-RECENT = 50  # batches whose files are looked at
+RECENT = 50  # batches whose files are looked for
+COUNTED = 5  # newest batches whose files are read, so that their lines can be counted
 SUSPICIOUS = 2  # engine deaths of one chunk: from then on it is halved
 
 MEANINGS = {
@@ -37,7 +38,7 @@ MEANINGS = {
         remedy="Nothing: the one that does it ends as an error line (engine_crash), the others complete.",
     ),
     "queue.outputs": Meaning(
-        means="A finished batch's output file is not where vbatch wrote it, or has another number of lines.",
+        means="A finished batch's file is not where vbatch wrote it, or has another number of lines by now.",
         remedy="vbatch results ID -o FILE writes it again, from the store.",
     ),
     "queue.leftovers": Meaning(
@@ -125,8 +126,13 @@ def _poisoned(facts: Facts) -> Iterator[Finding]:
 def _outputs(facts: Facts) -> Iterator[Finding]:
     """Compare the files of finished batches with the store, and look for half-written ones."""
     batches = catalog.recent(facts.records, limit=RECENT)
-    missing = [finding for batch in batches if batch.status.final for finding in _missing(batch)]
-    yield from missing
+    ended = [batch for batch in batches if batch.status.final and batch.status is not BatchStatus.FAILED]
+    wrong = [
+        finding
+        for position, batch in enumerate(ended)
+        for finding in _mismatches(batch, count=position < COUNTED)
+    ]
+    yield from wrong
     folders = {Path(path).parent for batch in batches for path in (batch.output_path, batch.error_path)}
     left = [path for folder in sorted(folders) for path in jsonl.abandoned(folder)]
     if left:
@@ -139,23 +145,37 @@ def _outputs(facts: Facts) -> Iterator[Finding]:
             commands=("vbatch doctor queue --fix",),
             repair=Repair(question="Remove them?", carry_out=lambda: _remove(left)),
         )
-    if not missing and not left:
+    if not wrong and not left:
         yield ok("queue.outputs", "the files of finished batches are where they were written")
 
 
-def _missing(batch: Batch) -> Iterator[Finding]:
+def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
+    """Compare a batch's two files with what it says of itself; their lines are counted only where asked for."""
     for path, lines, flag in (
-        (batch.output_path, batch.counts.completed, ""),
-        (batch.error_path, batch.counts.failed, " --errors"),
+        (Path(batch.output_path), batch.counts.completed, ""),
+        (Path(batch.error_path), batch.counts.total - batch.counts.completed, " --errors"),
     ):
-        if lines and not Path(path).exists():
+        again = (f"vbatch results {batch.id}{flag} -o FILE",)
+        if lines and not path.exists():
+            yield info(
+                "queue.outputs",
+                f"{path} of {batch.id} is not there any more",
+                f"its {lines:,} lines are in the store and can be written again",
+                commands=again,
+            )
+        elif count and lines and (found := _lines(path)) != lines:
             yield Finding(
                 id="queue.outputs",
-                level=Level.INFO,
-                what=f"{path} of {batch.id} is not there any more",
-                why=f"its {lines:,} lines are in the store and can be written again",
-                commands=(f"vbatch results {batch.id}{flag} -o FILE",),
+                level=Level.WARN,
+                what=f"{path} has {found:,} lines; vbatch wrote {lines:,} for {batch.id}",
+                why="it was changed since; its lines are in the store and can be written again",
+                commands=again,
             )
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _remove(paths: list[Path]) -> str:

@@ -1,0 +1,137 @@
+"""The queue as doctor finds it after a worker died, and what it gives back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rigs import engines
+from tests.rigs.commands import Home, chats
+from tests.store.filling import claim, take_in
+from vbatch import config
+from vbatch.doctor import queue as checks
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.running import Conduct, examine
+from vbatch.store import Store, queue, registry
+
+
+@pytest.fixture
+def facts(store: Store, monkeypatch: pytest.MonkeyPatch) -> Facts:
+    monkeypatch.setenv("VBATCH_DATABASE_URL", store.url.render_as_string(hide_password=False))
+    return Facts(settings=config.load())
+
+
+def found(facts: Facts, *, fix: bool = False) -> dict[str, Finding]:
+    findings = examine(checks.CHECKS, facts, Conduct(may_repair=lambda _finding: fix)).findings
+    return {finding.id: finding for finding in findings}
+
+
+def dead_worker(store: Store) -> str:
+    return registry.register(store, identity=engines.dead_identity(), engine="echo", gpu_uuid=None)
+
+
+def test_an_empty_queue(facts: Facts) -> None:
+    assert {finding.level for finding in found(facts).values()} == {Level.OK}
+
+
+def test_what_waits_without_a_worker(facts: Facts, store: Store) -> None:
+    batch = take_in(store, 300, name="labels")
+    findings = found(facts)
+    assert findings["queue.unfinished"].what == f"{batch.id} (labels): 0 of 300 requests are saved"
+    assert findings["queue.no_worker"].commands == ("vbatch run-worker",)
+
+
+def test_what_waits_with_one(facts: Facts, store: Store) -> None:
+    take_in(store, 300)
+    with engines.child() as process:
+        registry.register(store, identity=process.identity, engine="echo", gpu_uuid=None)
+        assert found(facts)["queue.no_worker"].level is Level.OK
+
+
+def test_chunks_of_the_dead_are_given_back_only_when_asked(facts: Facts, store: Store) -> None:
+    """Mutant: a repair that does not call ``release_chunks``, or one that is carried out unasked."""
+    take_in(store, 600)
+    claim(store, dead_worker(store), chunks=2)
+    assert found(facts)["queue.stale"].level is Level.WARN
+    assert queue.waiting(store) != []
+    assert len(claim(store, dead_worker(store), chunks=9)) == 1  # two of three are still leased
+    fixed = found(facts, fix=True)["queue.stale"]
+    assert (fixed.level, "3 given back" in fixed.what) == (Level.FIXED, True)
+    assert len(claim(store, dead_worker(store), chunks=9)) == 3
+
+
+def test_chunks_of_the_living_stay_theirs(facts: Facts, store: Store) -> None:
+    take_in(store, 300)
+    with engines.child() as process:
+        who = registry.register(store, identity=process.identity, engine="echo", gpu_uuid=None)
+        (lease, _) = claim(store, who, chunks=2)
+        assert found(facts, fix=True)["queue.stale"].level is Level.OK
+        assert queue.still_ours(store, worker=who, leases=[(lease.key, lease.epoch)])
+
+
+def test_suspects_are_told(facts: Facts, store: Store) -> None:
+    batch = take_in(store, 4)
+    who = dead_worker(store)
+    for _ in range(2):
+        leases = claim(store, who, chunks=9)
+        queue.record_crash(
+            store,
+            worker=who,
+            suspects_of={lease.key: [request.seq for request in lease.requests] for lease in leases},
+            cause="CUDA error",
+        )
+    assert batch.id in found(facts)["queue.poisoned"].what
+
+
+def test_files_that_do_not_match(tmp_path: Path) -> None:
+    """Mutant: looking for the file alone."""
+    home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}", {"VBATCH_ENGINE": "echo"})
+    home.submit(chats(20))
+    home.run("run-worker", "--drain")
+    output = tmp_path / "prompts.output.jsonl"
+
+    def line() -> str:
+        shown = home.run("doctor", "queue").stdout.splitlines()
+        return next((text for text in shown if "prompts.output.jsonl" in text), "")
+
+    assert line() == ""
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:15]))
+    assert "has 15 lines; vbatch wrote 20" in line()
+    output.unlink()
+    assert "is not there any more" in line()
+    batch = home.run("list", "--quiet").stdout.strip()
+    home.run("results", batch, "-o", output)
+    assert line() == ""
+
+
+def test_half_written_files_are_removed_once_nobody_writes_them(
+    facts: Facts, store: Store, tmp_path: Path
+) -> None:
+    take_in(store, 3, output_path=str(tmp_path / "out.jsonl"), error_path=str(tmp_path / "err.jsonl"))
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from vbatch.jsonl import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1]), tag='batch_1'):\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    mine = tmp_path / ".notes.vbatch-temporary"
+    mine.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "out.jsonl"], stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        assert "queue.leftovers" not in found(facts, fix=True)
+        os.kill(writer.pid, signal.SIGKILL)
+    assert found(facts)["queue.leftovers"].level is Level.WARN
+    assert found(facts, fix=True)["queue.leftovers"].level is Level.FIXED
+    assert "queue.leftovers" not in found(facts)
+    assert mine.exists()

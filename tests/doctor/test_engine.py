@@ -136,6 +136,7 @@ def test_an_index_that_is_torn(folder: Path) -> None:
 
 
 def test_a_model_that_would_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("VBATCH_PRELOAD", "some/model")
     assert looked_at()["engine.model"].level is Level.WARN
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import IO
 
 BUCKETS = 256
-SPILL_IDS = 1_000_000  # ids held in memory: 24 bytes each
+SPILL_IDS = 500_000  # ids held in memory: 24 bytes each
 
 
 class SeenIds:

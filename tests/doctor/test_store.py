@@ -29,7 +29,7 @@ from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, exit_code
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
-from vbatch.store import COMMAND_PATIENCE, Store
+from vbatch.store import COMMAND_PATIENCE, Store, examination
 
 SECRET = "correct-horse"
 
@@ -45,7 +45,11 @@ def examined(url: str, *, wait: timedelta = timedelta()) -> list[Finding]:
 
 
 def failure(url: str) -> Finding:
-    (failed,) = [finding for finding in examined(url) if finding.level is Level.FAIL]
+    """Return the one thing that is wrong; the exit code is that of what passes by itself, or of what does not."""
+    findings = examined(url)
+    (failed,) = [finding for finding in findings if finding.level is Level.FAIL]
+    assert exit_code(findings) is failed.exit_code
+    assert (failed.exit_code is ExitCode.STORE_UNREACHABLE) == failed.passing
     return failed
 
 
@@ -246,14 +250,85 @@ def test_a_file_that_others_may_read(file: Path) -> None:
     assert found.commands == (f"chmod 600 {file}",)
 
 
-def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mode is set by another program; a connection of vbatch would set it back."""
-    with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: False)
-    assert "store.journal_mode" in {finding.id for finding in sqlite._state(file)}
-    monkeypatch.setattr("vbatch.store.examination.wal_is_safe", lambda: True)
-    assert {finding.id for finding in sqlite._state(file)} == set()
+@pytest.mark.parametrize("safe", [False, True])
+def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.MonkeyPatch, safe: bool) -> None:
+    """Another program set the mode. Mutant: asking after a connection of ours, which sets it back."""
+    for module in ("examination", "connections"):
+        monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: safe)
+    browser = sqlite3.connect(file)
+    browser.execute("PRAGMA journal_mode=WAL")
+    browser.close()
+    levels = {finding.id: finding.level for finding in examined(f"sqlite:///{file}")}
+    assert levels.get("store.journal_mode") == (None if safe else Level.WARN)
+    assert levels["store.reach"] is Level.OK
+
+
+def test_wal_that_another_program_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("examination", "connections"):
+        monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: False)
+    browser = sqlite3.connect(file)
+    browser.execute("PRAGMA journal_mode=WAL")
+    browser.execute("SELECT count(*) FROM batch").fetchone()
+    findings = examined(f"sqlite:///{file}")
+    browser.close()
+    assert [finding.id for finding in findings][:2] == ["store.journal_mode", "store.locked"]
+    assert exit_code(findings) is ExitCode.STORE_UNREACHABLE
+
+
+def test_a_file_of_half_its_length(file: Path) -> None:
+    """Mutant: taking what SQLite raises for a check that crashed; doctor would exit 0."""
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    found = failure(f"sqlite:///{file}")
+    assert (found.id, found.exit_code) == ("store.damaged", ExitCode.MISCONFIGURED)
+    assert ".recover" in found.commands[0]
+
+
+def test_a_check_that_raises_is_damage_too(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    seen = examination.file(file, limit=timedelta(seconds=10))
+    assert (seen.damage, seen.read_whole) == ("database disk image is malformed", True)
+
+
+def test_a_large_file_is_read_for_a_bounded_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers wait meanwhile. Mutants: no limit; calling a file whole that was not read."""
+    filler = sqlite3.connect(file)
+    with filler:
+        filler.executemany("INSERT INTO request VALUES (1, ?, 1, 'x', 'x')", ((n,) for n in range(20_000)))
+    filler.close()
+    monkeypatch.setattr(sqlite, "LONGEST_READ", timedelta(0))
+    (found,) = [one for one in examined(f"sqlite:///{file}") if one.id == "store.durability"]
+    assert found.level is Level.INFO
+    assert "not all read" in found.why
+
+
+@pytest.mark.parametrize("place", ["file/vbatch.db", "file/below/vbatch.db", "link.db"])
+def test_a_place_where_no_file_can_be_made(tmp_path: Path, place: str) -> None:
+    """Mutant: "there is no store yet"; a link to a disk that was not mounted would be called well."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link.db").symlink_to("/mnt/not-mounted/vbatch.db")
+    found = failure(f"sqlite:///{tmp_path / place}")
+    assert (found.id, found.exit_code) == ("store.cannot_open", ExitCode.MISCONFIGURED)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert failure(f"sqlite:///{tmp_path / 'vbatch.db'}").id == "store.cannot_open"
+    tmp_path.chmod(0o700)
+
+
+def test_commands_can_be_pasted(tmp_path: Path) -> None:
+    """Mutant: paths that are not quoted."""
+    path = tmp_path / "my batches" / "vbatch.db"
+    store = Store(f"sqlite:///{path}", patience=COMMAND_PATIENCE)
+    store.prepare()
+    store.close()
+    path.chmod(0o644)
+    (found,) = [one for one in examined(f"sqlite:///{path}") if one.id == "store.permissions"]
+    subprocess.run(["bash", "-ec", found.commands[0]], check=True)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_lock_that_somebody_keeps(file: Path) -> None:

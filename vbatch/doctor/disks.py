@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
+_NETWORK_FUSE = frozenset({"sshfs", "rclone", "s3fs", "glusterfs", "ceph", "davfs2"})  # fuse.NAME
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks are written as \040 (proc_pid_mountinfo(5))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class Mount:
     @property
     def over_network(self) -> bool:
         """Whether another machine keeps it."""
-        return self.kind in _NETWORK or self.kind.startswith("fuse.sshfs")
+        return self.kind in _NETWORK or self.kind.removeprefix("fuse.") in _NETWORK_FUSE
 
 
 def mount_of(path: Path) -> Mount:
@@ -46,9 +49,9 @@ def mount_of(path: Path) -> Mount:
 def _mounts() -> list[tuple[Path, str, list[str]]]:
     """Read what is mounted where, the newest last (proc_pid_mountinfo(5))."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")[:-1]:
         before, _, after = line.partition(" - ")
         fields = before.split()
-        place = fields[4].encode().decode("unicode_escape")  # blanks are written as \040
+        place = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields[4])
         found.append((Path(place), after.split()[0], fields[5].split(",")))
     return found[::-1]

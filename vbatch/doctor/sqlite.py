@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.disks import mount_of
-from vbatch.doctor.findings import Finding, Level, ok
+from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import ExitCode
 from vbatch.store import examination
 
-QUICKLY_READ = 4 << 30  # bytes; a file up to this size is read whole, every page of it
+LONGEST_READ = timedelta(seconds=10)  # a worker must wait with its results while the file is read
 
 MEANINGS = {
     "store.damaged": Meaning(
@@ -20,9 +22,9 @@ MEANINGS = {
         remedy="Keep a copy; sqlite3 vbatch.db .recover > saved.sql gets out what can be read.",
     ),
     "store.journal_mode": Meaning(
-        means="The file is in WAL mode, in which this SQLite can damage it when several processes write "
-        "(sqlite.org/wal.html, the WAL-reset bug).",
-        remedy="sqlite3 vbatch.db 'PRAGMA journal_mode=DELETE', with no vbatch running.",
+        means="Another program left the file in WAL mode, in which this SQLite can damage it when several "
+        "processes write (sqlite.org/wal.html, the WAL-reset bug).",
+        remedy="Close that program: vbatch sets the mode to DELETE when nobody else has the file open.",
     ),
     "store.network_file_system": Meaning(
         means="The SQLite file lies on a network file system, whose locks cannot be relied on.",
@@ -32,6 +34,32 @@ MEANINGS = {
         means="Others may read the SQLite file, and with it every prompt.", remedy="chmod 600 vbatch.db"
     ),
 }
+
+
+def unopened(path: Path) -> Iterator[Finding]:
+    """Look at what a connection of ours would change or hide: whether the file can be made, and its mode."""
+    if path.exists():
+        if examination.in_unsafe_wal_mode(path):
+            yield Finding(
+                id="store.journal_mode",
+                level=Level.WARN,
+                what=f"{path} was left in WAL mode, which this SQLite can damage",
+                why="vbatch sets journal_mode=DELETE as soon as no other program has it open",
+                commands=(shlex.join(["fuser", "-v", str(path)]),),
+            )
+        return
+    if path.is_symlink():
+        yield _cannot_open(
+            path, f"it is a link to {path.readlink()}, which is not there; is its disk mounted?"
+        )
+        return
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        yield _cannot_open(folder, f"{folder} is not a folder")
+    elif mount_of(folder).read_only:
+        yield _read_only(path, folder, "the file system is mounted read-only")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield _cannot_open(folder, f"{folder} may not be written")
 
 
 def look(path: Path) -> Iterator[Finding]:
@@ -60,23 +88,16 @@ def _place(path: Path) -> Iterator[Finding]:
             level=Level.WARN,
             what=f"others may read {path}",
             why="it holds every prompt and answer",
-            commands=(f"chmod 600 {path}",),
+            commands=(shlex.join(["chmod", "600", str(path)]),),
         )
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK) or mount.read_only:
-        yield Finding(
-            id="store.read_only",
-            level=Level.FAIL,
-            what=f"{path} or its folder cannot be written",
-            why="the file system is mounted read-only"
-            if mount.read_only
-            else "its permissions do not allow it",
-            commands=(f"ls -l {path}; ls -ld {path.parent}",),
-            exit_code=ExitCode.MISCONFIGURED,
-        )
+    if mount.read_only:
+        yield _read_only(path, path.parent, "the file system is mounted read-only")
+    elif not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        yield _read_only(path, path.parent, "its permissions do not allow it")
 
 
 def _state(path: Path) -> Iterator[Finding]:
-    seen = examination.file(path, check=path.stat().st_size <= QUICKLY_READ)
+    seen = examination.file(path, limit=LONGEST_READ)
     if seen.damage is not None:
         yield Finding(
             id="store.damaged",
@@ -84,14 +105,41 @@ def _state(path: Path) -> Iterator[Finding]:
             what=f"{path} is damaged",
             why="what is in the damaged pages may be lost",
             evidence=(seen.damage,),
-            commands=(f"cp {path} {path}.damaged && sqlite3 {path} .recover > saved.sql",),
+            commands=(rescue(path),),
             exit_code=ExitCode.MISCONFIGURED,
         )
-    if seen.journal_mode == "wal" and not seen.wal_is_safe:
-        yield Finding(
-            id="store.journal_mode",
-            level=Level.WARN,
-            what=f"{path} is in WAL mode, which SQLite {seen.version} can damage",
-            why="several processes write to it; vbatch itself uses journal_mode=DELETE on this SQLite",
-            commands=(f"sqlite3 {path} 'PRAGMA journal_mode=DELETE'",),
+    elif not seen.read_whole:
+        yield info(
+            "store.durability",
+            "a saved result survives a power cut",
+            f"the file is large: its pages were not all read within {LONGEST_READ.total_seconds():g} s",
+            commands=(shlex.join(["sqlite3", str(path), "PRAGMA quick_check"]),),
         )
+
+
+def rescue(path: Path) -> str:
+    """Return the command that keeps a damaged file and gets out of it what can be read."""
+    copy = shlex.quote(f"{path}.damaged")
+    return f"cp {shlex.quote(str(path))} {copy} && sqlite3 {copy} .recover > saved.sql"
+
+
+def _cannot_open(place: Path, why: str) -> Finding:
+    return Finding(
+        id="store.cannot_open",
+        level=Level.FAIL,
+        what="the store cannot be made where it is configured to be",
+        why=why,
+        commands=(shlex.join(["ls", "-ld", str(place)]),),
+        exit_code=ExitCode.MISCONFIGURED,
+    )
+
+
+def _read_only(path: Path, folder: Path, why: str) -> Finding:
+    return Finding(
+        id="store.read_only",
+        level=Level.FAIL,
+        what=f"{path} or its folder cannot be written",
+        why=why,
+        commands=(shlex.join(["ls", "-ld", str(path), str(folder)]),),
+        exit_code=ExitCode.MISCONFIGURED,
+    )

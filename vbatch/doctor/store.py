@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,6 +16,8 @@ from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.service import database
 from vbatch.service.database import Database, Kind
 from vbatch.store import Store, examination, migrate
+from vbatch.store.examination import Server
+from vbatch.store.url import is_sqlite, parse_url, sqlite_path
 
 MEANINGS = sqlite.MEANINGS | {
     "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),
@@ -97,8 +100,12 @@ _WHY = {
 def _reach(facts: Facts) -> Iterator[Finding]:
     """Connect for real, as a command does; a probe that only looks for a listener says OK to a wrong password."""
     try:
+        found = list(_unopened(facts))
+        yield from found
+        if any(finding.level is Level.FAIL for finding in found):
+            return
         store = facts.store
-        found = examination.revision(store)
+        revision = examination.revision(store)
     except NothingStored:
         yield info("store.empty", "there is no store yet", "the first batch makes it")
         return
@@ -111,25 +118,37 @@ def _reach(facts: Facts) -> Iterator[Finding]:
             level=Level.FAIL,
             what=error.message.rstrip("."),
             why="waiting will not help: a person must mend this",
-            commands=(error.hint,) if error.hint else (),
+            commands=_remedy(facts, error),
             exit_code=ExitCode.MISCONFIGURED,
         )
         return
-    if found is None:
+    if revision is None:
         yield info("store.empty", f"{store} answers and is empty", "the first batch makes the tables")
-    elif found != migrate.CURRENT and found not in migrate.REVISIONS:
+    elif revision not in migrate.REVISIONS:
         yield Finding(
             id="store.schema_newer",
             level=Level.FAIL,
-            what=f"{store} was used by a newer vbatch (schema {found}; this one knows {migrate.CURRENT})",
+            what=f"{store} was used by a newer vbatch (schema {revision}; this one knows {migrate.CURRENT})",
             why="an older one would not understand what it reads",
             commands=("pip install --upgrade vbatch",),
             exit_code=ExitCode.MISCONFIGURED,
         )
-    elif found != migrate.CURRENT:
+    elif revision != migrate.CURRENT:
         yield info("store.schema", f"{store} has the tables of an older vbatch; the next start migrates them")
     else:
         yield ok("store.reach", f"{_called(store)} answers")
+
+
+def _unopened(facts: Facts) -> Iterator[Finding]:
+    url = parse_url(facts.settings.store_url)
+    if is_sqlite(url):
+        yield from sqlite.unopened(sqlite_path(url))
+
+
+def _remedy(facts: Facts, error: StoreMisconfigured) -> tuple[str, ...]:
+    if error.fault == "damaged" and facts.store.file is not None:
+        return (sqlite.rescue(facts.store.file),)
+    return (error.hint,) if error.hint else ()
 
 
 def _called(store: Store) -> str:
@@ -161,6 +180,8 @@ def _start(where: Database) -> Iterator[str]:
             yield f"ping {where.where.rpartition(':')[0]}   # then look at the server"
         case Kind.CONTAINER if where.container is not None:
             yield f"{where.container.engine} logs {where.container.name}"
+        case Kind.SERVICE if where.unit is not None:
+            yield f"systemctl status {where.unit}"
         case Kind.EMBEDDED:
             yield "vbatch doctor store --wait 60s"
         case _:
@@ -183,6 +204,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
             commands=("psql -c 'SHOW default_transaction_read_only'",),
             exit_code=ExitCode.MISCONFIGURED,
         )
+    yield from _rights(store, seen)
     if seen.unsafe:
         yield Finding(
             id="store.durability",
@@ -204,6 +226,27 @@ def _server(facts: Facts) -> Iterator[Finding]:
             what=f"{where.words}; it does not come back after a reboot",
             commands=(where.hint,),
         )
+
+
+def _rights(store: Store, seen: Server) -> Iterator[Finding]:
+    """Look whether we may do what the next command will do; connecting shows nothing of it."""
+    makes_tables = examination.revision(store) != migrate.CURRENT
+    if makes_tables and not seen.may_create:
+        what, right = f"we may not make tables in {store}", "CREATE ON SCHEMA public"
+    elif seen.withheld:
+        what = f"we may not read and write {', '.join(seen.withheld)} in {store}"
+        right = f"SELECT, INSERT, UPDATE, DELETE ON {', '.join(seen.withheld)}"
+    else:
+        return
+    role = store.url.username or "NAME"
+    yield Finding(
+        id="store.forbidden",
+        level=Level.FAIL,
+        what=what,
+        why="another user owns them, or the database",
+        commands=(shlex.join(["psql", "-c", f'GRANT {right} TO "{role}"', store.url.database or ""]),),
+        exit_code=ExitCode.MISCONFIGURED,
+    )
 
 
 def _span(duration: timedelta) -> str:

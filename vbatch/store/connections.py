@@ -40,18 +40,21 @@ def connect(url: URL) -> Engine:
     given = url.query.get("options")
     if isinstance(given, str):  # the user's own settings hold too, but for these
         options = f"{given} {options}"
+    defaults = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "vbatch",
+        "keepalives_idle": 30,
+        "tcp_user_timeout": 60_000,
+    }
     return create_engine(
         url.difference_update_query(["options"]),
         pool_size=4,
         pool_pre_ping=False,  # a dead connection is met by the retry that every transaction has
         pool_recycle=3600,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "application_name": "vbatch",
+            **{name: value for name, value in defaults.items() if name not in url.query},
             "client_encoding": "utf8",  # a database without an encoding (SQL_ASCII) would else give bytes
             "options": options,
-            "keepalives_idle": 30,
-            "tcp_user_timeout": 60_000,
         },
     )
 

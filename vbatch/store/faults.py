@@ -7,6 +7,7 @@ known to be permanent is taken for transient, because waiting is the safe mistak
 from __future__ import annotations
 
 import re
+import shlex
 import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
@@ -160,7 +161,9 @@ def _diagnose_sqlite(error: sqlite3.Error, url: URL) -> Transient | StoreMisconf
         path = sqlite_path(url)
         words, fault = _SQLITE_PERMANENT[code]
         return StoreMisconfigured(
-            f"The store {path} cannot be used: {words}.", hint=f"ls -l {path} {path.parent}", fault=fault
+            f"The store {path} cannot be used: {words}.",
+            hint=shlex.join(["ls", "-ld", str(path), str(path.parent)]),
+            fault=fault,
         )
     return None
 

@@ -9,13 +9,14 @@ from sqlalchemy.exc import ArgumentError
 
 from vbatch.errors import StoreMisconfigured
 
+_SECRETS = ("password", "sslpassword")  # that libpq takes from the options of a URL too
 _HINT = "set VBATCH_DATABASE_URL to sqlite:////path/to/vbatch.db or postgresql://user:password@host/database"
 
 
 def parse_url(url: str) -> URL:
     """Return the URL with its driver made explicit.
 
-    Raises StoreMisconfigured for anything but SQLite and PostgreSQL.
+    Raises StoreMisconfigured for anything but SQLite and PostgreSQL, and for what can only be a mistake.
     """
     try:
         parsed = make_url(url)
@@ -27,9 +28,23 @@ def parse_url(url: str) -> URL:
                 raise StoreMisconfigured("The SQLite URL names no file.", hint=_HINT)
             return parsed.set(drivername="sqlite+pysqlite")
         case "postgresql" | "postgres" | "postgresql+psycopg":
-            return parsed.set(drivername="postgresql+psycopg")
+            return _checked(parsed.set(drivername="postgresql+psycopg"), url)
         case other:
             raise StoreMisconfigured(f"vbatch knows no database called {other!r}.", hint=_HINT)
+
+
+def _checked(parsed: URL, given: str) -> URL:
+    """Refuse what would show a part of the password as the host's name, and ports that are no numbers."""
+    if given.partition("?")[0].count("@") > 1:
+        raise StoreMisconfigured(
+            "The database URL has more than one @; within a user, password or database it is written %40.",
+            hint=_HINT,
+        )
+    try:
+        parsed.get_dialect()().create_connect_args(parsed)
+    except (ArgumentError, ValueError):
+        raise StoreMisconfigured("The database URL cannot be understood.", hint=_HINT) from None
+    return parsed
 
 
 def is_sqlite(url: URL) -> bool:
@@ -44,5 +59,5 @@ def sqlite_path(url: URL) -> Path:
 
 
 def shown(url: URL) -> str:
-    """Return the URL without its password."""
-    return url.render_as_string(hide_password=True)
+    """Return the URL without its password, wherever that stands in it."""
+    return url.difference_update_query(_SECRETS).render_as_string(hide_password=True)

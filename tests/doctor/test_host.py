@@ -15,7 +15,7 @@ import pytest
 from tests.store.filling import take_in
 from vbatch import config, processes
 from vbatch.doctor import host
-from vbatch.doctor.disks import mount_of
+from vbatch.doctor.disks import Mount, mount_of
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.store import Store, registry
@@ -89,6 +89,83 @@ def test_few_open_files() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['warn']"
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] != 512
+
+
+@root
+def test_little_shared_memory() -> None:
+    """A container's 64 MiB, made for one process. Mutant: no look; an engine dies of it with words of its own."""
+    script = (
+        'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" -c \''
+        "from vbatch.doctor import host\n"
+        'print([(str(one.level), one.what) for one in host._limits(None) if one.id == "host.shm"])\''
+    )
+    command = ["unshare", "--mount", "sh", "-c", script, sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout.strip() == "[('warn', '/dev/shm has 64 MiB')]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("there", "level"),
+    [((), Level.SKIP), (("_SYSTEMD",), Level.INFO), (("_SYSTEMD", "_JOURNAL"), Level.OK)],
+)
+def test_a_journal_that_a_power_cut_ends(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], level: Level
+) -> None:
+    """Without systemd there is nothing to advise."""
+    for name in ("_SYSTEMD", "_JOURNAL"):
+        monkeypatch.setattr(host, name, tmp_path / name)
+        if name in there:
+            (tmp_path / name).mkdir()
+    assert by_id(host._journal(facts))["host.journal"].level is level
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo no", "the clock is not set by the network"),
+        ("echo yes", "the clock is set"),
+        ("exit 1", "the clock is not behind any record"),
+        ("exec sleep 30", "the clock is not behind any record"),
+    ],
+)
+def test_what_timedatectl_says(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    """Early in a boot its service may not answer. Mutant: no time limit."""
+    program = tmp_path / "bin" / "timedatectl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(host, "_SYSTEMD", tmp_path)
+    monkeypatch.setattr(host, "PATIENCE", timedelta(seconds=1))
+    found = by_id(host._clock(facts))["host.clock"]
+    assert found.what == words
+    assert (found.level is Level.INFO) == (script == "echo no")
+
+
+@root
+@pytest.mark.parametrize("name", ["my disk", "Données", "back\\slash"])
+def test_a_mount_of_any_name_is_found(tmp_path: Path, name: str) -> None:
+    """The kernel writes blanks and backslashes as octal and leaves the rest. Mutant: taking it for Latin-1."""
+    place = tmp_path / name
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    try:
+        assert mount_of(place / "vbatch.db").place == place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [("nfs4", True), ("fuse.sshfs", True), ("9p", True), ("ext4", False), ("fuse.mergerfs", False)],
+)
+def test_file_systems_of_other_machines(kind: str, network: bool) -> None:
+    mount = Mount(place=Path("/"), kind=kind, read_only=False, free=0, total=0)
+    assert mount.over_network is network
 
 
 def test_a_path_with_blanks_is_on_its_disk(tmp_path: Path) -> None:

@@ -312,9 +312,10 @@ def test_a_place_where_no_file_can_be_made(tmp_path: Path, place: str) -> None:
     assert (found.id, found.exit_code) == ("store.cannot_open", ExitCode.MISCONFIGURED)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root may write anywhere")
     assert failure(f"sqlite:///{tmp_path / 'vbatch.db'}").id == "store.cannot_open"
     tmp_path.chmod(0o700)
 

@@ -22,6 +22,7 @@ GIB = 1 << 30
 LEAST_ROOM = GIB  # free bytes below which a disk is called full, whatever the queue still needs
 LEAST_SHARED = GIB  # bytes of /dev/shm; vLLM's processes exchange requests and tensors there
 LEAST_FILES = 4096  # open files; vLLM itself asks for 65,535 at its start where the hard limit allows it
+PATIENCE = timedelta(seconds=5)  # for timedatectl, whose service may not be up yet
 BEHIND = timedelta(minutes=2)  # how much older than the newest record the clock may be
 
 MEANINGS = {
@@ -91,14 +92,16 @@ def _ask_timedatectl() -> bool | None:
     if shutil.which("timedatectl") is None or not _SYSTEMD.is_dir():
         return None
     command = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
+    limit = PATIENCE.total_seconds()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:  # its service is not up yet, or the bus hangs
         return None
     return done.stdout.strip() == "yes" if done.returncode == 0 else None
 
 
 _SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
+_JOURNAL = Path("/var/log/journal")  # journald.conf(5), Storage=auto
 
 
 def _disks(facts: Facts) -> Iterator[Finding]:
@@ -207,7 +210,7 @@ def _journal(_facts: Facts) -> Iterator[Finding]:
     """Look whether the journal outlives a power cut."""
     if not _SYSTEMD.is_dir():
         yield skip("host.journal", "no systemd here, no journal")
-    elif Path("/var/log/journal").is_dir():
+    elif _JOURNAL.is_dir():
         yield ok("host.journal", "the journal survives a reboot")
     else:
         yield info(

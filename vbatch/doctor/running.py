@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from vbatch.doctor.checks import Check, need_in_words
+from vbatch.doctor.checks import Check, Group, need_in_words
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, RepairFailed, skip
-from vbatch.errors import VbatchError
+from vbatch.errors import ExitCode, VbatchError
 from vbatch.text import one_line
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
                 what=f"{check.name} gave no answer within {check.limit.total_seconds():g} s",
                 why="something below it hangs: a disk, a network file system, a driver",
                 passing=True,
+                exit_code=ExitCode.STORE_UNREACHABLE if check.group is Group.STORE else ExitCode.FAILED,
             )
         ]
     if crashes and isinstance(crashes[0], NothingStored):

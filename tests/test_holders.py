@@ -60,7 +60,7 @@ def test_a_holder_is_named_by_what_runs_it(
     monkeypatch: pytest.MonkeyPatch, cgroup: str | None, place: str, command: str
 ) -> None:
     described = Description(
-        pid=4711, name="x", title="x --serve", user="ann", state="sleeping", cgroup=cgroup, started_seconds_ago=1
+        pid=4711, name="x", title="x --serve", user="ann", state="sleeping", cgroup=cgroup,
     )  # fmt: skip
     monkeypatch.setattr(processes, "describe", lambda pid: described if pid == 4711 else None)
     (holder,) = holders.holders(card(compute(4711)), [])
@@ -71,7 +71,7 @@ def test_a_holder_is_named_by_what_runs_it(
 
 def test_titles_of_strangers_are_made_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     described = Description(
-        pid=1, name="x", title="\x1b[31mx\n" * 50, user="ann", state="sleeping", cgroup=None, started_seconds_ago=1
+        pid=1, name="x", title="\x1b[31mx\n" * 50, user="ann", state="sleeping", cgroup=None,
     )  # fmt: skip
     monkeypatch.setattr(processes, "describe", lambda _pid: described)
     (holder,) = holders.holders(card(compute(1)), [])

@@ -194,7 +194,6 @@ class Description:
     user: str
     state: str
     cgroup: str | None
-    started_seconds_ago: float
 
 
 def describe(pid: int) -> Description | None:
@@ -209,7 +208,6 @@ def describe(pid: int) -> Description | None:
                 user=process.username(),
                 state=process.status(),
                 cgroup=cgroup(pid),
-                started_seconds_ago=max(0.0, time.time() - process.create_time()),
             )
     return None
 

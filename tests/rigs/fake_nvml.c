@@ -173,7 +173,6 @@ Return nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, P
 }
 Return nvmlDeviceGetPersistenceMode(void *handle, int *mode) { ASK(handle); *mode = card->persistence; return OK; }
 Return nvmlDeviceGetComputeMode(void *handle, int *mode) { ASK(handle); *mode = card->mode; return OK; }
-Return nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) { ASK(handle); (void)card; *major = 8; *minor = 9; return OK; }
 Return nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *degrees) { (void)sensor; ASK(handle); *degrees = card->temperature; return OK; }
 Return nvmlDeviceGetUtilizationRates(void *handle, Rates *rates) { ASK(handle); rates->gpu = card->computing ? 97 : 0; rates->memory = 0; return OK; }
 Return nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *reasons) { ASK(handle); *reasons = card->throttle; return OK; }

@@ -82,7 +82,7 @@ def doctor(request: Request) -> int:
     checks = catalogue.chosen(request.names)
     patience = _patience(request.wait)
     settings = load_settings(output)
-    facts = Facts(settings=settings, min_free_gb=request.min_free_gb, force_clear=request.force_clear)
+    facts = Facts(settings=settings, min_free_gb=request.min_free_gb)
     screen = _Screen(output, verbose=request.verbose)
     asking = _Asking(output, request)
     try:

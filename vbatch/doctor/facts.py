@@ -29,7 +29,6 @@ class Facts:
 
     settings: Settings
     min_free_gb: float | None = None
-    force_clear: bool = False
     _stores: list[Store] = field(default_factory=list)
 
     @cached_property

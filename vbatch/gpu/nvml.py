@@ -70,7 +70,6 @@ def _gpu(index: int) -> Gpu:
     """Ask one GPU. Raises NVMLError where it does not even tell its name or, with a diagnosis, its memory."""
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = _memory(handle)
-    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     persistence = _ask(pynvml.nvmlDeviceGetPersistenceMode, handle)
     mode = _ask(pynvml.nvmlDeviceGetComputeMode, handle)
     utilization = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
@@ -82,7 +81,6 @@ def _gpu(index: int) -> Gpu:
         free=memory.free if memory else 0,
         used=memory.used if memory else 0,
         memory_known=memory is not None,
-        compute_capability=(capability[0], capability[1]) if capability is not None else None,
         persistence_mode=bool(persistence) if persistence is not None else None,
         compute_mode=_COMPUTE_MODES.get(mode) if mode is not None else None,
         temperature=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),

@@ -47,7 +47,6 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     free: int = 0
     used: int = 0
     memory_known: bool = False
-    compute_capability: tuple[int, int] | None = None
     persistence_mode: bool | None = None
     compute_mode: str | None = None
     temperature: int | None = None

@@ -8,6 +8,8 @@ from datetime import timedelta
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days"}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|m|s|h|d)\s*")
 
+LONGEST = timedelta(days=36_500)  # so that adding it to today's date gives a date
+
 
 def parse_duration(text: str) -> timedelta:
     """Read ``90s``, ``15m``, ``1h30m``, ``2d`` or a bare number of seconds.
@@ -24,6 +26,8 @@ def parse_duration(text: str) -> timedelta:
         duration = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
     except OverflowError:
         raise ValueError(f"'{text}' is too long a duration") from None
+    if duration > LONGEST:
+        raise ValueError(f"'{text}' is too long a duration; the longest is {LONGEST.days}d")
     if duration <= timedelta():
         raise ValueError(f"'{text}' is not a duration above zero")
     return duration

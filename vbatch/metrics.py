@@ -177,16 +177,21 @@ class _Server(ThreadingHTTPServer):
     registry: CollectorRegistry
     figures: Callable[[], Figures]
 
+    def handle_error(self, *_: object) -> None:
+        """Keep a client that hangs up out of the worker's terminal and journal."""
+        log.debug("metrics.unanswered", exc_info=True)
+
 
 class _Handler(BaseHTTPRequestHandler):
     """Two pages, read only."""
 
     server: _Server
+    timeout = 10.0  # seconds that a client may take to ask
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/metrics":
-                encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+                encoder, content_type = _encoder(self.headers.get("Accept", ""))
                 self._answer(HTTPStatus.OK, content_type, encoder(self.server.registry))
             case "/health":
                 now = self.server.figures()
@@ -204,6 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Choose by what the client accepts; a client that asks for nonsense gets the plain text."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        return choose_encoder("")
 
 
 def _health(now: Figures) -> bytes:

@@ -65,6 +65,7 @@ class BodyHead(msgspec.Struct, gc=False):
 
     model: str | UnsetType = UNSET
     stream: bool | UnsetType | None = UNSET
+    encoding_format: object = None
 
 
 class Usage(msgspec.Struct, gc=False):
@@ -204,10 +205,11 @@ def with_model(body: bytes, model: str) -> bytes:
 
 
 def usage_of(body: bytes) -> Usage:
-    """Return the token counts of an answer; zeros where it has none."""
+    """Return the token counts of an answer; zeros where it has none. Raises ValueError where it is not JSON."""
     try:
         usage = _decode_usable(body).usage
-    except msgspec.MsgspecError:
+    except msgspec.ValidationError:  # JSON of another shape, or bytes that only begin like it
+        msgspec.json.decode(body)
         return Usage()
     if usage is None:
         return Usage()

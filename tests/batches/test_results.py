@@ -72,6 +72,18 @@ def test_what_never_got_an_answer_has_an_error_and_no_response(home: Home) -> No
         assert line["error"]["message"]
 
 
+def test_an_answer_that_is_not_json_is_an_error_of_its_request_alone(home: Home) -> None:
+    """As vLLM answers for embeddings as bytes. Mutant: such a body is recorded, and no file can be written."""
+    batch_id = home.submit([chat("odd", "x", echo="bytes"), chat("fine", "x")], name="a")
+    home.run("run-worker", "--engine", "echo", "--drain")
+    assert Batch.model_validate(home.batch(batch_id)).status == "completed"
+    (line,) = lines(home.path / "a.errors.jsonl")
+    assert (line["custom_id"], line["error"]["code"]) == ("odd", "answer_not_json")
+    assert "3 bytes that are not JSON" in line["error"]["message"]
+    (line,) = lines(home.path / "a.output.jsonl")
+    assert line["custom_id"] == "fine"
+
+
 def test_a_retry_is_a_new_batch_of_the_same_bytes(home: Home) -> None:
     odd = b'{"custom_id":"odd","method":"POST","url":"/v1/chat/completions","body":%s}\n'
     body = (

@@ -28,6 +28,10 @@ FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "body a string": (line(body="{}"), [("invalid_type", 1)]),
     "model missing": (line(body={}), [("model_not_found", 1)]),
     "model with a NUL": (line(body={"model": "m\0"}), [("invalid_type", 1)]),
+    "embeddings as bytes": (
+        line(body={"model": "m", "encoding_format": "bytes"}),
+        [("unsupported_parameter", 1)],
+    ),
     "stream": (line(body={"model": "m", "stream": True}), [("unsupported_parameter", 1)]),
     "a custom_id twice": (GOOD + b"\n" + GOOD, [("duplicate_custom_id", 3)]),
     "empty": (b"\r\n", [("empty_file", None)]),
@@ -63,3 +67,30 @@ def test_of_a_thousand_bad_lines_a_hundred_are_shown(cli: Cli) -> None:
     assert done.code == 3
     assert len(done.document["error"]["errors"]["data"]) == 100
     assert done.document["error"]["errors_total"] == 1234
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "."], "is a folder"),
+        (["-o", "/"], "is a folder"),
+        (["-o", "x" * 240 + ".jsonl"], "there is room for"),
+        (["--priority", "99999999999999999999"], "--priority"),
+        (["--expires-in", "9999999d"], "too long a duration"),
+        (["-o", "\udcff.jsonl"], "not UTF-8"),
+        (["--name", "\udcff"], "not UTF-8"),
+    ],
+)
+def test_options_that_cannot_be(cli: Cli, options: list[str], words: str) -> None:
+    done = cli("submit", cli.file("good.jsonl", GOOD), *options)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+    assert "unexpected" not in done.err
+    assert cli("list", "-q").out == ""
+
+
+def test_a_file_whose_name_is_not_utf_8(cli: Cli) -> None:
+    done = cli("submit", cli.file("\udcff.jsonl", GOOD))
+    assert done.code == 2
+    assert "not UTF-8" in done.err
+    assert cli("list", "-q").out == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ class Terminal:
             dimensions=(30, 100),
             encoding="utf-8",
             codec_errors="replace",
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
             timeout=30,
         )
 

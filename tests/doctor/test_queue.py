@@ -110,6 +110,17 @@ def test_files_that_do_not_match(tmp_path: Path) -> None:
     assert line() == ""
 
 
+def test_a_path_that_a_newer_batch_was_given_is_not_missed(tmp_path: Path) -> None:
+    """The answers were moved away and the file submitted again. Mutant: every batch's paths are looked at."""
+    home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}", {"VBATCH_ENGINE": "echo"})
+    for count in (20, 15):
+        home.submit(chats(count))
+        home.run("run-worker", "--drain")
+        kept = tmp_path / f"kept-{count}"
+        (tmp_path / "prompts.output.jsonl").rename(kept) if count == 20 else None
+    assert "prompts.output.jsonl" not in home.run("doctor", "queue").stdout
+
+
 def test_half_written_files_are_removed_once_nobody_writes_them(
     facts: Facts, store: Store, tmp_path: Path
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from tests.rigs import engines
 from tests.store.filling import answers_to, claim, take_in
@@ -84,3 +86,23 @@ def test_everything_finished(facts: Facts, store: Store) -> None:
     told = story.tell(facts)
     assert told is not None
     assert told.words.endswith("nothing was lost: every batch is finished")
+
+
+def test_one_that_died_alone_was_not_cut_off(facts: Facts, store: Store) -> None:
+    """Another one went on for an hour and stopped in good order. Mutant: any worker without an end counts."""
+    register(store, of_boot("before"))
+    other = register(store, replace(of_boot("before"), pid=2))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    store.write(
+        lambda connection: connection.execute(
+            text("UPDATE worker SET stopped_at = :later WHERE id = :id"), {"later": later, "id": other}
+        )
+    )
+    assert story.tell(facts) is None
+
+
+def test_one_that_was_recovered_on_its_own_boot_was_not_cut_off(facts: Facts, store: Store) -> None:
+    """It was killed, and the next worker saw that. Mutant: a reclaim that always writes the last beat down."""
+    who = register(store, of_boot("before"))
+    queue.reclaim(store, worker=who, beat=None, vanished=True)
+    assert story.tell(facts) is None

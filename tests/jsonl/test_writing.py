@@ -85,3 +85,12 @@ def test_a_killed_writer_leaves_no_file_and_the_next_one_writes_it(tmp_path: Pat
     write(path, b"line\n")
     assert path.read_bytes() == b"line\n"
     assert abandoned(tmp_path) == []
+
+
+def test_a_name_of_any_length(tmp_path: Path) -> None:
+    """Mutant: a temporary name that is made of the whole name."""
+    path = tmp_path / ("名" * 85)  # 255 bytes
+    with atomic_file(path, tag="batch_" + "0" * 24) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]

@@ -116,3 +116,15 @@ def test_the_search_needs_no_rights() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "None\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://me:se/cr#e?t[@10.0.0.7/vbatch", "10.0.0.7:5432"),
+        ("postgresql://me@/vbatch?host=10.0.0.7,10.0.0.8&port=5433,5434", "10.0.0.7:5433"),
+    ],
+)
+def test_urls_that_only_the_store_reads_right(url: str, where: str) -> None:
+    """Mutant: urllib's urlsplit, for which a password ends at # or /."""
+    assert recognise(url).where == where

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import urllib.error
 import urllib.request
@@ -92,6 +93,25 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
         _, text = get(f"{url}/metrics", Accept="application/openmetrics-text; version=1.0.0")
     families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
     assert {family.name for family in families} >= {"vbatch_requests"}
+
+
+def test_a_client_that_asks_for_nonsense_gets_the_plain_text() -> None:
+    with serving(FIGURES) as url:
+        status, text = get(f"{url}/metrics", Accept="application/openmetrics-text; version=abc")
+    assert status == 200
+    assert samples(text)["vbatch_up", ""] == 1
+
+
+def test_a_client_that_hangs_up_or_is_silent_is_no_news(capfd: pytest.CaptureFixture[str]) -> None:
+    """Mutant: the base class's ``handle_error``, which prints a traceback over the worker's screen."""
+    with serving(FIGURES) as url:
+        port = int(url.rpartition(":")[2])
+        for words in (b"", b"GET /metrics HTTP/1.0\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                client.sendall(words)
+        assert get(f"{url}/metrics")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_an_unknown_gpu_is_left_out() -> None:

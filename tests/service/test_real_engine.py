@@ -29,8 +29,9 @@ def test_a_power_cut_and_a_kill_under_the_real_vllm(guest: Guest, small_model: P
     saved = guest.recorded(5, limit=LOADING)
     machine.cut_power()
     machine.boot()
-    assert guest.recorded() >= saved
-    again = guest.recorded(saved, limit=LOADING)
+    kept = guest.recorded()
+    assert kept >= saved
+    again = guest.recorded(kept, limit=LOADING)
     print(f"real vLLM: {machine.uptime:.0f} s from boot to the first new result")
     before = guest.unit("MainPID")
     machine.run(["systemctl", "kill", "--signal=KILL", "--kill-who=main", UNIT])

@@ -155,6 +155,30 @@ def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: p
     assert catalog.find(store, accepted.id) == accepted
 
 
+def test_a_submit_that_ended_well_since_it_was_looked_at_is_not_swept(store: Store) -> None:
+    """Mutant: ``hide`` that does not ask for the status; the accepted batch is then removed without a word."""
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        storing.add(1, "a", "m", b"{}")
+
+        def ends_meanwhile(_: ProcessIdentity) -> bool:
+            storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+            return True
+
+        assert ingest.sweep_abandoned_ingests(store, gone=ends_meanwhile) == 0
+    assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
+
+
+def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None:
+    """Another process finished the delete, and a new batch was submitted. Mutant: SQLite without AUTOINCREMENT."""
+    old = take_in(store, 3)
+    assert catalog.hide(store, old.pk, was=old.status)
+    assert ingest.sweep_abandoned_ingests(store, gone=lambda _: False) == 1
+    new = take_in(store, 5)
+    catalog.remove_rows(store, old.pk)
+    assert catalog.find(store, new.id) == new
+    assert count(store, "request") == 5
+
+
 def _submit_for_ever(url: str) -> None:
     ingest.SQLITE_WRITE = ingest.COPY_WRITE = 1 << 16
     store = Store(url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import worker
+from tests.store.filling import claim, take_in, worker
 from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
@@ -50,6 +50,17 @@ def test_who_stopped_is_not_live(store: Store) -> None:
     assert moment is not None
     registry.stop(store, worker=first)
     assert next(found for found in registry.recent(store, limit=9) if found.id == first).stopped_at == moment
+
+
+def test_who_stops_gives_back_what_it_could_not_release(store: Store) -> None:
+    """Mutant: ``stop`` without its update of chunks; nobody looks after those of a worker that stopped."""
+    take_in(store, 3)
+    first, second = worker(store, pid=1), worker(store, pid=2)
+    (lease,) = claim(store, first)
+    registry.stop(store, worker=first)
+    (again,) = claim(store, second)
+    assert again.requests == lease.requests
+    assert again.epoch > lease.epoch
 
 
 def test_a_process_of_the_same_pid_on_another_boot_is_another_worker(store: Store) -> None:

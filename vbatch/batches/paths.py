@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.errors import OutputPathError
+from vbatch.jsonl import second_name
 from vbatch.store import Store, catalog
 
 
@@ -30,12 +31,19 @@ def targets(source: Path | None, *, output: Path | None, error_file: Path | None
             output=_sibling(stem, "output"),
             errors=(error_file or _sibling(stem, "errors")).absolute(),
         )
+    return targets_of(output, error_file=error_file)
+
+
+def targets_of(output: Path, *, error_file: Path | None = None) -> Targets:
+    """Return an output file that was asked for, and its error file. Raises OutputPathError for a folder."""
+    if output.is_dir():
+        raise OutputPathError(f"{output} is a folder.", hint=f"-o {output / 'output.jsonl'}")
     return Targets(
         output=output.absolute(), errors=(error_file or _sibling(output.with_suffix(""), "errors")).absolute()
     )
 
 
-def check_targets(store: Store | None, chosen: Targets, *, source: Path | None) -> None:
+def check_targets(store: Store | None, chosen: Targets, *, source: Path | None, batch_id: str) -> None:
     """Refuse targets that cannot be written, or that would overwrite something. Raises OutputPathError."""
     if chosen.output == chosen.errors:
         raise OutputPathError(
@@ -43,6 +51,7 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None) 
         )
     for path, option in ((chosen.output, "-o"), (chosen.errors, "--error-file")):
         _check_folder(path.parent, option)
+        _check_name(path, option, batch_id)
         if source is not None and path == source.absolute():
             raise OutputPathError(f"{path} is the input file itself.", hint=f"{option} PATH")
         if path.is_dir():
@@ -55,10 +64,10 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None) 
     if store is None:
         return
     used = catalog.paths_in_use(store, paths=[str(chosen.output), str(chosen.errors)])
-    for taken, batch_id in used.items():
+    for taken, other in used.items():
         raise OutputPathError(
-            f"{batch_id}, which is not finished yet, will write {taken}.",
-            hint=f"vbatch status {batch_id}, or choose another path with -o",
+            f"{other}, which is not finished yet, will write {taken}.",
+            hint=f"vbatch status {other}, or choose another path with -o",
         )
 
 
@@ -72,4 +81,15 @@ def _check_folder(folder: Path, option: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputPathError(
             f"The folder {folder} is not writable.", hint=f"{option} a path in another folder"
+        )
+
+
+def _check_name(path: Path, option: str, batch_id: str) -> None:
+    """Refuse a name that leaves no room for the batch's id, with which it appears when the name is taken by then."""
+    limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    room = limit - len(os.fsencode(second_name(path, batch_id).name)) + len(os.fsencode(path.name))
+    if len(os.fsencode(path.name)) > room:
+        raise OutputPathError(
+            f"The name of {path} has {len(os.fsencode(path.name))} bytes; there is room for {room}.",
+            hint=f"{option} a shorter name",
         )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vbatch import processes
-from vbatch.batches.paths import Targets, check_targets
+from vbatch.batches.paths import Targets, check_targets, targets_of
 from vbatch.errors import WrongStatus
 from vbatch.store import Store, answers, ingest
 from vbatch.store.records import Batch, NewBatch
@@ -33,7 +33,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch watch {batch.id}")
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = _targets(batch, output)
-    check_targets(store, chosen, source=None)
+    check_targets(store, chosen, source=None, batch_id=batch_id)
     new = NewBatch(
         id=batch_id,
         endpoint=batch.endpoint,
@@ -58,10 +58,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
 def _targets(batch: Batch, output: Path | None) -> Targets:
     """Return the first free pair of names ``….retry.jsonl``, ``….retry2.jsonl`` …"""
     if output is not None:
-        stem = output.with_suffix("")
-        return Targets(
-            output=output.absolute(), errors=stem.with_name(f"{stem.name}.errors.jsonl").absolute()
-        )
+        return targets_of(output)
     old_output, old_errors = Path(batch.output_path), Path(batch.error_path)
     number = 1
     while True:

@@ -25,6 +25,7 @@ from vbatch.store.records import Batch, NewBatch
 
 # OpenAI's limits of a batch's metadata.
 METADATA_PAIRS, METADATA_KEY, METADATA_VALUE = 16, 64, 512
+MOST_PRIORITY = 1_000_000
 TRIES = 3  # of reading a file from its start again when the database went away in the middle
 
 
@@ -83,12 +84,14 @@ def submit(
     Raises InvalidInput, InputUnreadable, OutputPathError, UsageError, NoSuchBatch, StoreUnreachable.
     """
     _check_metadata(order.metadata or {})
+    if abs(order.priority) > MOST_PRIORITY:
+        raise UsageError(f"--priority takes a number between -{MOST_PRIORITY:,} and {MOST_PRIORITY:,}.")
     path = source if isinstance(source, Path) else None
     if path is not None and path.is_dir():
         raise InputUnreadable(f"{path} is a folder.", hint=f"ls {path}/*.jsonl")
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
-    check_targets(None if dry_run else store, chosen, source=path)
+    check_targets(None if dry_run else store, chosen, source=path, batch_id=batch_id)
     if dry_run:
         requests = _validate_only(source, order, on_read)
         return Submitted(batch=None, requests=requests, targets=chosen, repeats=())

@@ -67,6 +67,14 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
             return Failure(
                 code="interrupted", message="interrupted", hint=None, exit_code=int(ExitCode.INTERRUPTED)
             )
+        case UnicodeEncodeError(reason="surrogates not allowed"):
+            shown = os.fsencode(error.object).decode(errors="replace")
+            return Failure(
+                code="usage",
+                message=f"this name is not UTF-8: {shown}",
+                hint="rename the file or folder",
+                exit_code=int(ExitCode.USAGE),
+            )
         case OSError() if error.strerror is not None:
             where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
             return Failure(

@@ -182,14 +182,20 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     if not facts.gpu.gpus:
         yield skip("gpu.memory", "no GPU, no GPU memory to check")
         return
-    cards = _of_the_worker(facts)
+    cards = of_the_worker(facts)
     if not cards:
         yield Finding(
             id="gpu.memory",
             level=Level.FAIL,
-            what=f"there is no GPU {facts.settings.gpu}, which the settings name",
+            what=f"there is no GPU {preflight.index(facts.settings.gpu)}, which the worker would use",
             commands=("nvidia-smi -L",),
         )
+    for card in facts.gpu.gpus:
+        if card not in cards and card.memory_known:
+            shown = f"GPU {card.index}: {card.free / GIB:.1f} of {card.total / GIB:.2f} GiB free"
+            yield info(
+                "gpu.memory", shown, f"not this worker's; vbatch run-worker --gpu {card.index} would use it"
+            )
     for card in cards:
         needed, reason = _needed(facts, card)
         seen = preflight.room(card, facts.records_or_none, needed=needed, reason=reason)
@@ -222,9 +228,10 @@ def _too_little(seen: Room) -> Finding:
     )
 
 
-def _of_the_worker(facts: Facts) -> list[Gpu]:
-    wanted = facts.settings.gpu
-    return [card for card in facts.gpu.gpus if wanted is None or card.index == wanted]
+def of_the_worker(facts: Facts) -> list[Gpu]:
+    """Return the GPU that ``run-worker`` computes on; another one may be small, or full of something else."""
+    wanted = preflight.index(facts.settings.gpu)
+    return [card for card in facts.gpu.gpus if card.index == wanted]
 
 
 def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:

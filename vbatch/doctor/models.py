@@ -12,7 +12,7 @@ from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, ok, skip
-from vbatch.doctor.memory import wanted_models
+from vbatch.doctor.memory import of_the_worker, wanted_models
 from vbatch.gpu import needs
 from vbatch.text import harmless
 
@@ -88,8 +88,8 @@ def _of_one(facts: Facts, model: str) -> Iterator[Finding]:
 def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
     args = facts.options.engine_args(model)
     parts = max(1, _number(args, "--tensor-parallel-size", "-tp"))
-    for card in facts.gpu.gpus:
-        if facts.settings.gpu not in (None, card.index) or not card.memory_known:
+    for card in of_the_worker(facts):
+        if not card.memory_known:
             continue
         allowed = needs.required(card.total, needs.utilization(args))
         if weights / parts > allowed:

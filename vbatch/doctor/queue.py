@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vbatch import jsonl, processes
@@ -126,7 +126,7 @@ def _poisoned(facts: Facts) -> Iterator[Finding]:
 def _outputs(facts: Facts) -> Iterator[Finding]:
     """Compare the files of finished batches with the store, and look for half-written ones."""
     batches = catalog.recent(facts.records, limit=RECENT)
-    ended = [batch for batch in batches if batch.status.final and batch.status is not BatchStatus.FAILED]
+    ended = _with_files_of_their_own(batches)
     wrong = [
         finding
         for position, batch in enumerate(ended)
@@ -147,6 +147,18 @@ def _outputs(facts: Facts) -> Iterator[Finding]:
         )
     if not wrong and not left:
         yield ok("queue.outputs", "the files of finished batches are where they were written")
+
+
+def _with_files_of_their_own(batches: Sequence[Batch]) -> list[Batch]:
+    """Return those that have ended and whose file names no newer batch was given since."""
+    taken: set[str] = set()
+    found: list[Batch] = []
+    for batch in batches:
+        names = {batch.output_path, batch.error_path}
+        if batch.status.final and batch.status is not BatchStatus.FAILED and not names & taken:
+            found.append(batch)
+        taken |= names
+    return found
 
 
 def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:

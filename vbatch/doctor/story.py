@@ -1,14 +1,15 @@
 """What happened to this machine, in one line: told from vbatch's own records, so that no root is needed.
 
 A worker writes a beat about every 20 seconds, and its end when it stops. One of an earlier boot without an end
-was cut off: by the power, a reset, or a crash of the whole machine.
+was cut off: by the power, a reset, or a crash of the whole machine. Unless another one went on for a while after
+it: then it ended alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from vbatch import processes
 from vbatch.doctor.catalogue import Meaning
@@ -25,6 +26,10 @@ MEANINGS = {
         remedy="Nothing: what was accepted is kept, and a worker goes on where it was cut off.",
     ),
 }
+
+AT_ONCE = timedelta(
+    minutes=2
+)  # between the last beats of workers that one power cut ended: they beat each 20 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,9 @@ def tell(facts: Facts) -> Story | None:
     if not earlier:
         return None
     last_boot = max(earlier, key=lambda worker: worker.beat_at).identity.boot_id
-    cut = [worker for worker in earlier if worker.identity.boot_id == last_boot and worker.lost]
+    of_boot = [worker for worker in earlier if worker.identity.boot_id == last_boot]
+    last_sign = max(worker.stopped_at or worker.beat_at for worker in of_boot)
+    cut = [worker for worker in of_boot if worker.lost and last_sign - worker.beat_at <= AT_ONCE]
     if not cut:
         return None
     progress = catalog.progress(facts.records)

@@ -33,6 +33,7 @@ class Misdeed(StrEnum):
     HANG = "hang"  # no answer, ever
     SLOW = "slow"  # the answer takes so many seconds: slow:0.5 (default 5)
     ERROR400 = "error400"  # refused
+    BYTES = "bytes"  # the answer is not JSON
     ERROR500 = "error500"  # fails; error500:2 fails at the first two attempts and then answers
 
 
@@ -71,6 +72,9 @@ class EchoEngine:
             answer = _answer(url, request, name)
         except _Refused as refusal:
             status, answer = refusal.status, refusal.answer
+        except _NotJson:
+            self.progress += 1
+            return Reply(status=status, body=b"\0\n\xff", request_id=f"echo-{name}")
         self.progress += 1
         return Reply(status=status, body=_encode(answer), request_id=f"echo-{name}")
 
@@ -94,6 +98,8 @@ class EchoEngine:
                 await self._wait(None)
             case Misdeed.SLOW:
                 await self._wait(_number(argument, SLOW.total_seconds()))
+            case Misdeed.BYTES:
+                raise _NotJson
             case Misdeed.ERROR400:
                 raise _Refused(HTTPStatus.BAD_REQUEST, "refused, as vbatch_echo asked")
             case Misdeed.ERROR500:
@@ -125,6 +131,10 @@ class EchoEngine:
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_exception(EngineDied(cause))
+
+
+class _NotJson(Exception):
+    """Bytes are asked for."""
 
 
 class _Refused(Exception):

@@ -18,6 +18,7 @@ SHOWN_DEFECTS = 100
 _decode_line = msgspec.json.Decoder(RequestLine).decode
 _decode_head = msgspec.json.Decoder(BodyHead).decode
 _REQUIRED = ("custom_id", "method", "url", "body")
+_NOT_JSON = ("bytes", "bytes_only")  # vLLM's encodings of embeddings that no line can hold
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -68,6 +69,7 @@ class Validator:
             request.url != self.endpoint
             or request.method != "POST"
             or head.stream is True
+            or head.encoding_format in _NOT_JSON
             or not model
             or not request.custom_id
             or "\0" in request.custom_id
@@ -163,6 +165,13 @@ class Validator:
                 "A batch cannot stream: remove 'stream'.",
                 line=number,
                 param="body.stream",
+            )
+        if head.encoding_format in _NOT_JSON:
+            add(
+                "unsupported_parameter",
+                f"Answers in the encoding {head.encoding_format!r} are not JSON: use 'float' or 'base64'.",
+                line=number,
+                param="body.encoding_format",
             )
         model = self._model or head.model
         if not model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import filecmp
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +23,14 @@ SUFFIX = ".vbatch-tmp"
 
 
 def temporary_name(path: Path, tag: str) -> Path:
-    """Return the name under which a file is written before it is whole: recognisably ours, hidden."""
-    return path.with_name(f".{path.name}.{tag}{SUFFIX}")
+    """Return the name under which a file is written before it is whole: recognisably ours, hidden, never too long."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    return path.with_name(f".{tag}.{digest}{SUFFIX}")
+
+
+def second_name(path: Path, tag: str) -> Path:
+    """Return the name under which a file appears beside another one that has its own."""
+    return path.with_name(f"{path.stem}.{tag}{path.suffix}")
 
 
 def abandoned(folder: Path) -> list[Path]:
@@ -63,7 +70,7 @@ def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
             stream.flush()
             os.fsync(stream.fileno())
             if not _appear(temporary, path):
-                file.path = path.with_name(f"{path.stem}.{tag}{path.suffix}")
+                file.path = second_name(path, tag)
                 if not _appear(temporary, file.path):
                     raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
         finally:

@@ -10,12 +10,10 @@ import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 from vbatch.service import containers, listeners
 from vbatch.service.containers import Container
-
-POSTGRESQL_PORT = 5432
+from vbatch.store.url import is_sqlite, parse_url, server, sqlite_path
 
 # Units that a database may be in, of Debian, Fedora and Arch; an order after one that does not exist is void.
 USUAL_UNITS = ("postgresql.service", "docker.service", "podman.service")
@@ -75,13 +73,11 @@ class Database:
 
 
 def recognise(url: str) -> Database:
-    """Look at the store's URL and at what serves it now."""
-    parts = urlsplit(url)
-    if parts.scheme.startswith("sqlite"):
-        return Database(kind=Kind.EMBEDDED, where=parts.path.removeprefix("/"))
-    options = parse_qs(parts.query)
-    host = parts.hostname or next(iter(options.get("host", [])), "")
-    port = parts.port or int(next(iter(options.get("port", [])), POSTGRESQL_PORT))
+    """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for a URL that is none."""
+    parsed = parse_url(url)
+    if is_sqlite(parsed):
+        return Database(kind=Kind.EMBEDDED, where=str(sqlite_path(parsed)))
+    host, port = server(parsed)
     if host.startswith("/") or not host:
         socket = Path(host or "/run/postgresql") / f".s.PGSQL.{port}"
         return _of_unit(str(socket), listeners.unit_of_socket(socket))

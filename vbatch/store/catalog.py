@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, delete, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, case, delete, exists, func, null, or_, select, text, update
 
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
@@ -134,16 +134,26 @@ def delete_batch(store: Store, *, pk: int) -> None:
     batch = by_pk(store, pk=pk)
     if not batch.status.final:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch cancel {batch.id}")
+    hide(store, pk, was=batch.status)
     remove_rows(store, pk)
 
 
-def remove_rows(store: Store, pk: int) -> None:
-    """Remove everything of a batch in short transactions; it is invisible from the first one on."""
-    store.write(
-        lambda connection: connection.execute(
-            update(_batch).where(_batch.c.pk == pk).values(status=BatchStatus.VALIDATING)
+def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
+    """Make a batch of this status one that nobody sees and anybody may remove. False where it has another one."""
+
+    def work(connection: Connection) -> bool:
+        changed = connection.execute(
+            update(_batch)
+            .where(_batch.c.pk == pk, _batch.c.status == was)
+            .values(status=BatchStatus.VALIDATING, submitter=null())
         )
-    )
+        return changed.rowcount == 1
+
+    return store.write(work)
+
+
+def remove_rows(store: Store, pk: int) -> None:
+    """Remove everything of a batch that nobody sees, in short transactions. Several may do so at once."""
     for table in (_result, _request, _chunk):
         key = table.c.n if table is _chunk else table.c.seq
         while _remove_some(store, table, key, pk):

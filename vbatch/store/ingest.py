@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, null, select, update
 from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
 from vbatch.store import reuse
-from vbatch.store.catalog import find_in, remove_rows
+from vbatch.store.catalog import find_in, hide, remove_rows
 from vbatch.store.database import Store
+from vbatch.store.faults import Transient, diagnose
 from vbatch.store.records import Batch, ChunkState, NewBatch
 from vbatch.store.tables import BatchRow, ChunkRow
 
@@ -109,7 +110,11 @@ class Ingest:
         def work(connection: Connection) -> Batch:
             changed = connection.execute(
                 update(_batch)
-                .where(_batch.c.pk == self._pk, _batch.c.status == BatchStatus.VALIDATING)
+                .where(
+                    _batch.c.pk == self._pk,
+                    _batch.c.status == BatchStatus.VALIDATING,
+                    _batch.c.submitter.is_not(None),
+                )
                 .values(
                     status=BatchStatus.IN_PROGRESS,
                     in_progress_at=datetime.now(UTC),
@@ -119,7 +124,7 @@ class Ingest:
                     model=models[0] if len(models) == 1 else None,
                     total=self._total,
                     reused=reused,
-                    submitter=None,
+                    submitter=null(),
                 )
             )
             if changed.rowcount:
@@ -179,24 +184,29 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
     running: Ingest | None = None
     try:
-        with _lost_connections(store), opened(store, pk, new) as running:
+        with _diagnosed(store), opened(store, pk, new) as running:
             yield running
     finally:
         if running is None or running.accepted is None:
+            _withdraw(store, pk, submitter)
             remove_rows(store, pk)
 
 
 def sweep_abandoned_ingests(store: Store, *, gone: Callable[[ProcessIdentity], bool]) -> int:
-    """Remove the rows of ingests whose submitter died; return how many ingests those were."""
+    """Remove the rows of ingests whose submitter died, and of deletes that were cut off; return how many those were.
+
+    A submitter may have ended well since its batch was read: the batch is then visible, and stays.
+    """
     rows = store.read(
         lambda connection: connection.execute(
             select(_batch.c.pk, _batch.c.submitter).where(_batch.c.status == BatchStatus.VALIDATING)
         ).all()
     )
     abandoned = [row.pk for row in rows if row.submitter is None or gone(ProcessIdentity(**row.submitter))]
-    for pk in abandoned:
+    swept = [pk for pk in abandoned if hide(store, pk, was=BatchStatus.VALIDATING)]
+    for pk in swept:
         remove_rows(store, pk)
-    return len(abandoned)
+    return len(swept)
 
 
 def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
@@ -229,15 +239,24 @@ def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
     return store.write(work)
 
 
+def _withdraw(store: Store, pk: int, submitter: ProcessIdentity) -> None:
+    """Take back an acceptance whose COMMIT may have been durable. It stays ours: nobody sweeps what we remove."""
+    store.write(
+        lambda connection: connection.execute(
+            update(_batch)
+            .where(_batch.c.pk == pk)
+            .values(status=BatchStatus.VALIDATING, submitter=asdict(submitter))
+        )
+    )
+
+
 @contextmanager
 def _sqlite_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
     statement = f"INSERT OR IGNORE INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"  # safe to replay
 
     def write(rows: list[tuple[Any, ...]]) -> None:
         def work(connection: Connection) -> None:
-            driver = connection.connection.driver_connection
-            assert driver is not None
-            driver.executemany(statement, rows)
+            connection.exec_driver_sql(statement, rows)
 
         store.write(work)
 
@@ -261,8 +280,16 @@ def _postgresql_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]
 
 
 @contextmanager
-def _lost_connections(store: Store) -> Iterator[None]:
+def _diagnosed(store: Store) -> Iterator[None]:
+    """Say what a driver's error means that no patience of the store's stands in front of: COPY's."""
     try:
         yield
-    except (DBAPIError, psycopg.OperationalError) as error:
-        raise StoreUnreachable(f"The store {store} went away while the batch was being stored.") from error
+    except (DBAPIError, psycopg.Error) as error:
+        fault = diagnose(error, store.url)
+        if isinstance(fault, Transient):
+            raise StoreUnreachable(
+                f"The store {store} went away while the batch was being stored: {fault.reason}.",
+                hint="vbatch doctor store",
+                fault=fault.fault,
+            ) from error
+        raise (fault or error) from error

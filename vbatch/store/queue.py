@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, insert, or_, select, text, update
@@ -169,7 +170,8 @@ def reclaim(store: Store, *, worker: str, beat: int | None, vanished: bool = Fal
         ).all()
         for row in rows:
             suspects.lost(connection, row, vanished=vanished, alone=len(rows) == 1)
-        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=_worker.c.beat_at))
+        ended = datetime.now(UTC) if vanished else _worker.c.beat_at
+        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=ended))
         return len(rows)
 
     return store.write(work)

@@ -184,7 +184,7 @@ class Worker:
 
     @property
     def lost(self) -> bool:
-        """Whether it ended without a word, or still may: a reclaim writes its last beat down as its end."""
+        """Whether nobody saw it end, or it still may: who reclaims later writes its last beat down as its end."""
         return self.stopped_at is None or self.stopped_at == self.beat_at
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from vbatch.identity import ProcessIdentity
 from vbatch.store.database import Store
-from vbatch.store.records import EngineProcess, Worker
-from vbatch.store.tables import ProcessRow, WorkerRow
+from vbatch.store.records import ChunkState, EngineProcess, Worker
+from vbatch.store.tables import RUNNING, ChunkRow, ProcessRow, WorkerRow
 
+_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
 _worker = WorkerRow.__table__  # type: ignore[attr-defined]
 _process = ProcessRow.__table__  # type: ignore[attr-defined]
 
@@ -62,10 +63,19 @@ def beat(store: Store, *, worker: str, model: str | None, note: str | None) -> N
 
 
 def stop(store: Store, *, worker: str) -> None:
-    """Write down that the worker ended cleanly, and that its engine processes did."""
+    """Write down that the worker ended cleanly, and that its engine processes did.
+
+    What it still holds goes back to the queue: it could not be released earlier, and nobody looks after the chunks
+    of a worker that stopped.
+    """
 
     def work(connection: Connection) -> None:
         connection.execute(delete(_process).where(_process.c.worker == worker))
+        connection.execute(
+            update(_chunk)
+            .where(text(f"chunk.{RUNNING}"), _chunk.c.worker == worker)
+            .values(state=ChunkState.READY, worker=None)
+        )
         connection.execute(
             update(_worker)
             .where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))

@@ -109,6 +109,7 @@ class BatchRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_batch_input", "input_sha256"),
         _partial("ix_batch_unfinished", "pk", where=UNFINISHED),
+        {"sqlite_autoincrement": True},  # a deleted batch's pk is never given to another one
     )
 
     pk: int | None = Field(default=None, sa_column=Column(_Id, primary_key=True, autoincrement=True))

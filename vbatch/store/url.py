@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from vbatch.errors import StoreMisconfigured
 
 _SECRETS = ("password", "sslpassword")  # that libpq takes from the options of a URL too
+POSTGRESQL_PORT = 5432
 _HINT = "set VBATCH_DATABASE_URL to sqlite:////path/to/vbatch.db or postgresql://user:password@host/database"
 
 
@@ -56,6 +57,19 @@ def sqlite_path(url: URL) -> Path:
     """Return the file of a SQLite URL."""
     assert url.database is not None
     return Path(url.database)
+
+
+def server(url: URL) -> tuple[str, int]:
+    """Return host and port of a PostgreSQL URL; of several servers (libpq takes lists) those of the first one.
+
+    The host is a folder for a socket, and empty for the socket that libpq takes by itself.
+    """
+    return url.host or _first(url, "host"), url.port or int(_first(url, "port") or POSTGRESQL_PORT)
+
+
+def _first(url: URL, option: str) -> str:
+    given = url.query.get(option, "")
+    return (given if isinstance(given, str) else given[0]).partition(",")[0]
 
 
 def shown(url: URL) -> str:

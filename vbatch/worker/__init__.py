@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vbatch import gpu, preflight, processes
 from vbatch.engine import build
-from vbatch.errors import Interrupted
+from vbatch.errors import EngineUnavailable, Interrupted
 from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
 from vbatch.worker.announce import announced
@@ -26,7 +26,7 @@ from vbatch.worker.notify import notify
 from vbatch.worker.options import ModelOptions, WorkerOptions
 from vbatch.worker.progress import Snapshot, View
 from vbatch.worker.pulse import Heartbeat, Pulse
-from vbatch.worker.stop import Stop, on_signals
+from vbatch.worker.stop import AT_REST, Stop, on_signals
 
 __all__ = ["ModelOptions", "Snapshot", "Stop", "View", "WorkerOptions", "run"]
 
@@ -51,6 +51,7 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
 def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
     pulse = Pulse()
     with ExitStack() as stack:
+        stack.callback(stop.store.set)  # lets threads end that still wait for the database
         stack.enter_context(exposed(options, view, pulse, _folders(store, options)))
         store.prepare()
         pulse.turn()
@@ -74,7 +75,15 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         view.update(worker=worker, state="ready")
         log.info("worker.ready worker=%s engine=%s", worker, options.engine)
         notify("READY=1", "STATUS=ready")
-        asyncio.run(_work(context))
+        try:
+            asyncio.run(_work(context))
+        except EngineUnavailable:
+            stop.abandon_store_after(AT_REST)
+            with suppress(Interrupted):
+                registry.stop(store, worker=worker)
+            raise
+        finally:
+            stop.may_abandon_store = True
         registry.stop(store, worker=worker)
         log.info("worker.stopped worker=%s", worker)
 

@@ -56,8 +56,8 @@ def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[s
 
     try:
         exposition = Exposition(options.metrics_port + (options.gpu or 0), figures)
-    except OSError as error:
-        log.warning("metrics.unavailable port=%d reason=%s", options.metrics_port, error.strerror)
+    except (OSError, ValueError, OverflowError) as error:  # taken, no port, no folder of vLLM's metrics
+        log.warning("metrics.unavailable port=%d reason=%s", options.metrics_port, error)
         yield
         return
     with exposition:

@@ -13,6 +13,7 @@ from vbatch.protocol import usage_of
 from vbatch.store.records import ChunkKey, Lease, Request, Result
 
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
+SHOWN_BYTES = 200  # of an answer that is not JSON
 SUSPECT_CRASHES = 2  # a chunk that was running at so many engine deaths runs alone
 
 
@@ -189,7 +190,10 @@ def _backoff(attempt: int, retry_after: float | None) -> float:
 
 
 def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
-    usage = usage_of(reply.body)
+    try:
+        usage = usage_of(reply.body)
+    except ValueError:
+        return _not_json(lease, request, attempt, reply)
     return Result(
         key=lease.key,
         epoch=lease.epoch,
@@ -199,6 +203,22 @@ def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Resul
         body=reply.body,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        attempts=attempt,
+    )
+
+
+def _not_json(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
+    """Keep out what no line of an output file can hold, such as embeddings as bytes."""
+    return Result(
+        key=lease.key,
+        epoch=lease.epoch,
+        seq=request.seq,
+        status_code=None,
+        request_id=reply.request_id,
+        body=None,
+        error_code="answer_not_json",
+        error_message=f"The engine answered with status {reply.status} and {len(reply.body):,} bytes "
+        f"that are not JSON: {reply.body[:SHOWN_BYTES].decode(errors='replace')}",
         attempts=attempt,
     )
 

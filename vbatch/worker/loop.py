@@ -14,6 +14,7 @@ from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose
+from vbatch.worker.stop import AT_REST
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class WorkLoop:
         self._reload_pause = context.options.reload_pause.total_seconds()
         self._deaths_in_a_row = 0
         self._idle_since: float | None = None
+        self._at_rest = True
 
     async def run(self) -> None:
         """Work until a stop is requested or, when draining, until the queue is empty.
@@ -45,6 +47,7 @@ class WorkLoop:
         context = self._context
         finalizing = asyncio.create_task(self._finalizer.run())
         recovering = asyncio.create_task(self._recover_now_and_then())
+        limiting = asyncio.create_task(self._limit_the_stop())
         try:
             if context.options.preload is not None:
                 await self._load(context.options.preload)
@@ -58,9 +61,9 @@ class WorkLoop:
             self._finalizer.close()
             await finalizing
         finally:
-            recovering.cancel()
-            finalizing.cancel()
-            await asyncio.gather(recovering, finalizing, return_exceptions=True)
+            for side in (recovering, finalizing, limiting):
+                side.cancel()
+            await asyncio.gather(recovering, finalizing, limiting, return_exceptions=True)
             await self._unload()
 
     async def _work_once(self) -> bool:
@@ -98,7 +101,9 @@ class WorkLoop:
 
     async def _serve(self, engine: Engine, model: str) -> None:
         serving = Serving(self._context, engine, model, saved=self._finalizer.poke)
+        self._at_rest = False
         ended = await serving.run()
+        self._at_rest = True
         if serving.progressed:
             self._reload_pause = self._context.options.reload_pause.total_seconds()
             self._deaths_in_a_row = 0
@@ -156,6 +161,12 @@ class WorkLoop:
         if self._engine is not None and self._model is not None:
             await models.unload(self._context, self._engine, self._model)
         self._engine = self._model = None
+
+    async def _limit_the_stop(self) -> None:
+        """See to it that a stop ends, though the database may not come back."""
+        context = self._context
+        await context.stop.wait()
+        context.stop.abandon_store_after(AT_REST if self._at_rest else context.options.drain_limit)
 
     async def _recover_now_and_then(self) -> None:
         context = self._context

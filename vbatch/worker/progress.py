@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -71,34 +72,38 @@ class Snapshot:
 
 
 class View:
-    """Holds the newest snapshot for whoever draws it; written by the worker, read from any thread."""
+    """Holds the newest snapshot for whoever draws it; written and read from any thread."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
+        self._lock = threading.RLock()
 
     def update(self, **changes: object) -> None:
         """Replace some fields."""
-        self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
+        with self._lock:
+            self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
 
     def wait_for_store(self, reason: str | None, seconds: float) -> None:
         """Take what the store tells while it is out of reach; None when it is back."""
-        begins = reason is not None and self.snapshot.waiting_for is None
-        self.update(
-            waiting_for=reason and f"the store: {reason}",
-            store_outages=self.snapshot.store_outages + begins,
-            store_outage_seconds=seconds if reason is not None else 0.0,
-        )
+        with self._lock:
+            begins = reason is not None and self.snapshot.waiting_for is None
+            self.update(
+                waiting_for=reason and f"the store: {reason}",
+                store_outages=self.snapshot.store_outages + begins,
+                store_outage_seconds=seconds if reason is not None else 0.0,
+            )
 
     def count(self, *, saved: int, failed: int, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what a flush recorded."""
-        now = self.snapshot
-        self.update(
-            saved=now.saved + saved,
-            saved_failed=now.saved_failed + failed,
-            saved_at=time.monotonic() if saved else now.saved_at,
-            prompt_tokens=now.prompt_tokens + prompt_tokens,
-            completion_tokens=now.completion_tokens + completion_tokens,
-        )
+        with self._lock:
+            now = self.snapshot
+            self.update(
+                saved=now.saved + saved,
+                saved_failed=now.saved_failed + failed,
+                saved_at=time.monotonic() if saved else now.saved_at,
+                prompt_tokens=now.prompt_tokens + prompt_tokens,
+                completion_tokens=now.completion_tokens + completion_tokens,
+            )
 
 
 class _Saved(NamedTuple):

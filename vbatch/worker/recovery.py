@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import timedelta
+from typing import NamedTuple
 
 from vbatch import orphans, processes
 from vbatch.identity import ProcessIdentity
@@ -20,20 +21,29 @@ from vbatch.store.records import Worker
 log = logging.getLogger(__name__)
 
 
+class _Sight(NamedTuple):
+    beat: int
+    since: float  # when the beat was first seen to be this
+    last: float  # when it was last looked at
+
+
 class Watch:
-    """What was last seen of every worker that cannot be judged by its process."""
+    """What was last seen of every worker that cannot be judged by its process.
+
+    Who looks away for half a lease (the store was out of reach, so that nobody could beat either) begins anew.
+    """
 
     def __init__(self, lease: timedelta) -> None:
         self._lease = lease.total_seconds()
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, _Sight] = {}
 
     def lapsed(self, worker: Worker) -> bool:
         """Whether this worker's beat has stood still for a whole lease, as we have seen with our own eyes."""
         now = time.monotonic()
-        beat, since = self._seen.get(worker.id, (None, now))
-        if beat != worker.beat:
-            since = now
-        self._seen[worker.id] = (worker.beat, since)
+        seen = self._seen.get(worker.id)
+        watched = seen is not None and seen.beat == worker.beat and now - seen.last < self._lease / 2
+        since = seen.since if seen is not None and watched else now
+        self._seen[worker.id] = _Sight(worker.beat, since, now)
         return now - since >= self._lease
 
 

@@ -15,6 +15,7 @@ from vbatch.store import queue
 from vbatch.store.records import ChunkKey, Lease, Result, Waiting
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
+from vbatch.worker.stop import AT_REST
 
 log = logging.getLogger(__name__)
 
@@ -179,14 +180,16 @@ class Serving:
         now = time.monotonic()
         if self._stop_deadline is None:
             self._stop_deadline = now + self._context.options.drain_limit.total_seconds()
-            self._inflight.drop_pending()
             log.info("worker.draining running=%d", self._inflight.running)
+        self._inflight.drop_pending()  # again and again: a claim that was under way brings more
         return self._at_rest or now > self._stop_deadline
 
     async def _stopped(self) -> Ended:
         """Save what is answered, release what is not, as far as the store can be reached."""
         await self._inflight.abandon()
-        if not self._at_rest:  # the limit has passed: do not wait for the database any longer
+        if self._at_rest:
+            self._context.stop.abandon_store_after(AT_REST)
+        else:  # the limit has passed
             self._context.stop.store.set()
         await self._settle(crashed={})
         return Ended.STOPPED

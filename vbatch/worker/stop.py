@@ -7,17 +7,20 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from types import FrameType
 
 from vbatch.errors import ExitCode
+
+AT_REST = timedelta(seconds=5)  # for the database to answer a worker that stops and has nothing left to save
 
 
 class Stop:
     """A request to stop that signals, threads and the event loop all can see.
 
     ``requested``: claim nothing more, finish what runs. ``store`` is the event that interrupts waiting for
-    the database; it is set at once while nothing is at stake, later only when the drain limit has passed.
+    the database; it is set at once while nothing is at stake (``may_abandon_store``), else when the time for it is up.
     """
 
     def __init__(self) -> None:
@@ -40,7 +43,14 @@ class Stop:
         if self.may_abandon_store:
             self.store.set()
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._event.set)
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._event.set)
+
+    def abandon_store_after(self, limit: timedelta) -> None:
+        """Wait no longer than this for the database from now on. Not for signal handlers: it starts a thread."""
+        timer = threading.Timer(limit.total_seconds(), self.store.set)
+        timer.daemon = True
+        timer.start()
 
     async def wait(self) -> None:
         """Return when a stop is requested."""

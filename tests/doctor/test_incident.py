@@ -66,6 +66,18 @@ def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: S
         assert foreign.alive
 
 
+def test_a_gpu_that_no_worker_uses_may_be_small_and_full(
+    home: Home, store: Store, driver: StandInDriver
+) -> None:
+    """A second card for the screen. Mutant: ``of_the_worker`` that returns every GPU."""
+    driver.says("gpu", f"total {16 * GIB}", "gpu", f"total {2 * GIB}", f"leak {GIB}")
+    found = examined(home, "gpu", code=0)["findings"]
+    said = {finding["what"][:5]: finding["level"] for finding in found if finding["id"] == "gpu.memory"}
+    assert said == {"GPU 0": "ok", "GPU 1": "info"}
+    home.extra["VBATCH_GPU"] = "1"
+    assert levels(examined(home, "gpu", code=1))["gpu.memory"] == "fail"
+
+
 def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, driver: StandInDriver) -> None:
     with engines.orphan() as engine:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity())

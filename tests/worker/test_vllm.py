@@ -39,7 +39,11 @@ def real(home: Home, small_model: Path) -> Home:  # noqa: F811
     return home
 
 
-def questions(count: int, *, model: str = MODEL, max_tokens: int = 40) -> list[dict[str, Any]]:
+# Few at a time, so that answers come one after the other and a kill finds some saved and some not.
+FEW = ("--max-inflight", "8")
+
+
+def questions(count: int, *, model: str = MODEL, max_tokens: int = 24) -> list[dict[str, Any]]:
     """Requests whose answers take about half a second each on two cores."""
     return [
         {
@@ -87,9 +91,9 @@ def test_other_peoples_batches_complete(real: Home) -> None:
 
 def test_killed_worker_leaves_no_engine_and_loses_nothing(real: Home) -> None:
     """Mutant: engine/guard.py does not watch its parent; the engine then lives on for ever."""
-    expected = questions(160)
+    expected = questions(64)
     batch_id = real.submit(expected)
-    with real.worker() as worker:
+    with real.worker(*FEW) as worker:
         wait_until(lambda: real.finished(batch_id) > 0, timeout=120, pause=0.5)
         engines = engine_processes(real)
         assert engines
@@ -113,7 +117,7 @@ def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
     expected = questions(400)
     batch_id = real.submit(expected)
     terminal = pexpect.spawn(
-        sys.executable, [*VBATCH[1:], "run-worker", "--max-inflight", "32"], env=real.env, cwd=str(real.path),
+        sys.executable, [*VBATCH[1:], "run-worker", *FEW], env=real.env, cwd=str(real.path),
         dimensions=(40, 120), timeout=120,
     )  # fmt: skip
     wait_until(lambda: _drained(terminal) and real.finished(batch_id) > 0, timeout=120, pause=0.5)
@@ -126,17 +130,16 @@ def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
     assert batch["status"] == "in_progress"
     assert isinstance(counts, dict)
     assert counts["failed"] == 0
-    assert 32 <= counts["completed"] < len(expected)
-    assert counts["completed"] % 1 == 0
+    assert 8 <= counts["completed"] < len(expected)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_model: Path) -> None:  # noqa: F811
     """Mutant: EngineDied answers are recorded; requests then end as errors of a dead engine."""
     shutil.copytree(small_model, real.path / "copy", copy_function=os.link)
-    first, second = questions(120), questions(20, model="copy")
+    first, second = questions(64), questions(8, model="copy")
     ids = [real.submit(first, name="first"), real.submit(second, name="second")]
-    with real.worker("--drain") as worker:
+    with real.worker("--drain", *FEW) as worker:
         wait_until(lambda: real.finished(ids[0]) > 0, timeout=120, pause=0.5)
         (engine, *_) = engine_processes(real)
         os.kill(engine.pid, signal.SIGKILL)

@@ -28,6 +28,7 @@ FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "body a string": (line(body="{}"), [("invalid_type", 1)]),
     "model missing": (line(body={}), [("model_not_found", 1)]),
     "model with a NUL": (line(body={"model": "m\0"}), [("invalid_type", 1)]),
+    "a model's name beyond the limit": (line(body={"model": "m" * 501}), [("invalid_type", 1)]),
     "embeddings as bytes": (
         line(body={"model": "m", "encoding_format": "bytes"}),
         [("unsupported_parameter", 1)],

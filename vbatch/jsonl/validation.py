@@ -14,6 +14,7 @@ from vbatch.jsonl.reading import LINE_LIMIT, Overlong
 from vbatch.protocol import ENDPOINTS, BatchError, BodyHead, RequestLine
 
 SHOWN_DEFECTS = 100
+LONGEST_MODEL = 500  # characters: PostgreSQL's index of waiting work takes entries of up to 2,704 bytes
 
 _decode_line = msgspec.json.Decoder(RequestLine).decode
 _decode_head = msgspec.json.Decoder(BodyHead).decode
@@ -74,6 +75,7 @@ class Validator:
             or not request.custom_id
             or "\0" in request.custom_id
             or "\0" in model
+            or len(model) > LONGEST_MODEL
             or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]
         ):
             defects = self.defects.total
@@ -187,6 +189,13 @@ class Validator:
             add("invalid_type", "'custom_id' holds a NUL character.", line=number, param="custom_id")
         if model and "\0" in model:
             add("invalid_type", "'body.model' holds a NUL character.", line=number, param="body.model")
+        if model and len(model) > LONGEST_MODEL:
+            add(
+                "invalid_type",
+                f"'body.model' has {len(model):,} characters; at most {LONGEST_MODEL:,} are allowed.",
+                line=number,
+                param="body.model",
+            )
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psycopg
 import pytest
 
+from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, rows, take_in, worker
 from vbatch.store import Store, answers, catalog, queue
 from vbatch.store.records import ChunkKey, Lease
@@ -142,6 +146,43 @@ def test_a_crash_over_a_chunk_that_is_not_ours_is_ignored(store: Store) -> None:
     queue.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
     queue.record_crash(store, worker=who, suspects_of={ChunkKey(99, 0): [0]}, cause="SIGSEGV")
     assert rows(store, "SELECT state, crashes FROM chunk") == [("ready", 0)]
+
+
+def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgresql_url: str) -> None:
+    """Both number the new chunks from the same last one, unless one waits for the other.
+
+    Mutant: without the lock on the batch the second one's chunks have the numbers of the first one's
+    (UniqueViolation), and its worker ends with an error that nobody can mend.
+    """
+    store = Store(postgresql_url)
+    batch = take_in(store, 2 * FULL)
+    whos = [worker(store, pid=number) for number in (1, 2)]
+
+    def die(who: str, lease: Lease) -> None:
+        accused = {lease.key: [request.seq for request in lease.requests]}
+        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+
+    for who, lease in [(who, claim(store, who)[0]) for who in whos]:
+        die(who, lease)
+    held = {who: claim(store, who)[0] for who in whos}  # their second death splits them
+    with ThreadPoolExecutor() as threads, store.driver_connection() as referee:
+        # Nobody may insert a chunk: both have looked which number is the last before either one goes on.
+        referee.execute("LOCK TABLE chunk IN SHARE ROW EXCLUSIVE MODE")
+        splitting = [threads.submit(die, who, lease) for who, lease in held.items()]
+        until(lambda: _waiting_for_locks(referee) == len(whos), seconds=10)
+        referee.commit()
+        for done in splitting:
+            done.result()
+    pieces = rows(store, "SELECT first_seq, last_seq FROM chunk WHERE state = 'ready' ORDER BY first_seq")
+    assert pieces == [(0, 127), (128, 255), (256, 383), (384, 511)]
+    assert catalog.find(store, batch.id).counts.total == 2 * FULL
+    store.close()
+
+
+def _waiting_for_locks(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def vanish(store: Store, number: int) -> Lease | None:

@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, insert, select, update
 
 from vbatch.store.records import ChunkState
-from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
+from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow
 
+_batch = BatchRow.__table__  # type: ignore[attr-defined]
 _chunk = ChunkRow.__table__  # type: ignore[attr-defined]
 _request = RequestRow.__table__  # type: ignore[attr-defined]
 _result = ResultRow.__table__  # type: ignore[attr-defined]
@@ -95,6 +96,8 @@ def _split(connection: Connection, row: Any, suspects: Sequence[int], crashes: i
         (accused[middle:], crashes),
         ([seq for seq in unfinished if seq > suspects[-1]], 0),
     )
+    # Two workers may split chunks of one batch at the same time; the new ones are numbered by one after the other.
+    connection.execute(select(_batch.c.pk).where(_batch.c.pk == row.batch).with_for_update()).all()
     last = connection.execute(select(func.max(_chunk.c.n)).where(_chunk.c.batch == row.batch)).scalar_one()
     connection.execute(
         insert(_chunk),

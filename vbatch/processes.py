@@ -78,6 +78,11 @@ def liveness(identity: ProcessIdentity) -> Liveness:
     return Liveness.ALIVE if identify(identity.pid) == identity else Liveness.GONE
 
 
+def is_gone(identity: ProcessIdentity) -> bool:
+    """Whether a process provably lives no more."""
+    return liveness(identity) is Liveness.GONE
+
+
 def title(pid: int) -> str:
     """Return what the process calls itself; empty when it is gone."""
     with suppress(psutil.Error, OSError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Cli
@@ -94,4 +97,30 @@ def test_a_file_whose_name_is_not_utf_8(cli: Cli) -> None:
     done = cli("submit", cli.file("\udcff.jsonl", GOOD))
     assert done.code == 2
     assert "not UTF-8" in done.err
+    assert cli("list", "-q").out == ""
+
+
+def test_an_input_without_a_place_has_its_files_in_the_current_folder(cli: Cli) -> None:
+    """A pipe of the shell (``<(…)``) stands below /dev, where no file can be written, or none that lasts."""
+    reader, writer = os.pipe()
+    os.write(writer, GOOD)
+    os.close(writer)
+    done = cli("submit", f"/dev/fd/{reader}", "--json")
+    os.close(reader)
+    assert done.code == 0, done.err
+    assert Path(done.document["output_path"]).parent == cli.folder
+    assert done.document["input_path"] is None
+
+
+@pytest.mark.parametrize(
+    ("output", "errors"),
+    [("out/a.jsonl", "out/../out/a.jsonl"), ("out/a.jsonl", "link/a.jsonl"), ("nothing.jsonl", "b.jsonl")],
+)
+def test_paths_that_are_one_or_lead_nowhere(cli: Cli, output: str, errors: str) -> None:
+    """Mutants: comparing paths as they are spelt; ``exists`` for a link to nothing. Such a batch never ends."""
+    (cli.folder / "out").mkdir()
+    (cli.folder / "link").symlink_to("out")
+    (cli.folder / "nothing.jsonl").symlink_to("gone/nothing.jsonl")
+    done = cli("submit", cli.file("good.jsonl", GOOD), "-o", output, "--error-file", errors)
+    assert (done.code, done.out) == (2, "")
     assert cli("list", "-q").out == ""

@@ -155,6 +155,41 @@ def test_results_go_to_a_file_that_is_never_overwritten(cli: Cli) -> None:
     assert "exists already" in again.err
 
 
+def test_a_batch_whose_folder_is_gone_can_be_read_and_removed(cli: Cli) -> None:
+    """Mutant: a delete that takes ended batches alone; nothing then ever gets rid of this one."""
+    (cli.folder / "out").mkdir()
+    batch_id = cli.submit("a.jsonl", chats(3), "-o", "out/answers.jsonl")
+    (cli.folder / "out").rmdir()
+    refused = cli("cancel", batch_id)
+    assert (refused.code, refused.out) == (1, "")
+    assert f"{cli.folder / 'out'}: No such file or directory" in refused.err
+    kept = cli("delete", batch_id)
+    assert kept.code == 1
+    assert "--force" in kept.err
+    assert cli("results", batch_id, "--errors").out.count("batch_cancelled") == 3
+    assert cli("delete", "--force", batch_id).code == 0
+    assert cli("list", "-q").out == ""
+
+
+def test_force_deletes_nothing_that_may_still_be_answered(cli: Cli) -> None:
+    batch_id = cli.submit("a.jsonl", chats(3))
+    assert cli("delete", "--force", batch_id).code == 1
+    assert cli("status", batch_id, "-q").code == 0
+
+
+def test_failed_requests_are_retried_more_than_once_at_a_time(cli: Cli) -> None:
+    """Mutant: names that are free on the disk but promised to an unfinished retry."""
+    batch_id = cli.submit("a.jsonl", [chat("bad", "x", echo="error400")])
+    cli.drain()
+    again = [cli("retry", batch_id, "--json").document["output_path"] for _ in range(2)]
+    elsewhere = cli("retry", batch_id, "-o", "mine.jsonl", "--json").document["output_path"]
+    assert [Path(path).name for path in (*again, elsewhere)] == [
+        "a.output.retry.jsonl",
+        "a.output.retry2.jsonl",
+        "mine.jsonl",
+    ]
+
+
 def test_cancel_keeps_what_is_finished(cli: Cli) -> None:
     batch_id = cli.submit("a.jsonl", chats(3))
     done = cli("cancel", batch_id)

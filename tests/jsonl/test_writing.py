@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.jsonl import abandoned, atomic_file, temporary_name
+from vbatch.jsonl import abandoned, atomic_file, temporary_name, writing
 
 _WRITER = """
 import sys, time
@@ -28,6 +30,13 @@ def write(path: Path, content: bytes, *, tag: str = "batch_1") -> Path:
     with atomic_file(path, tag=tag) as file:
         file.write(content)
     return file.path
+
+
+def fail_to_write(path: Path) -> None:
+    """Begin to write, and meet a full disk."""
+    with suppress(OSError), atomic_file(path, tag="batch_1") as file:
+        file.write(b"li")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_it_appears_whole(tmp_path: Path) -> None:
@@ -47,6 +56,52 @@ def test_another_file_is_never_overwritten(tmp_path: Path) -> None:
     assert write(tmp_path / "out.jsonl", b"line\n") == tmp_path / "out.batch_1.jsonl"
     assert (tmp_path / "out.jsonl").read_bytes() == b"mine\n"
     assert (tmp_path / "out.batch_1.jsonl").read_bytes() == b"line\n"
+
+
+def test_a_link_to_nothing_is_somebody_elses(tmp_path: Path) -> None:
+    """Mutant: a comparison that raises for what cannot be read; the batch then never ends."""
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "nothing")
+    assert write(tmp_path / "out.jsonl", b"line\n") == tmp_path / "out.batch_1.jsonl"
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_what_a_killed_writer_left_is_not_truncated(tmp_path: Path, links: int) -> None:
+    """Killed between link and unlink: the temporary name leads to the output file itself.
+
+    Mutant: truncating what has the temporary name; the next writer empties the whole file, and fails.
+    """
+    path = tmp_path / "out.jsonl"
+    temporary = temporary_name(path, "batch_1")
+    temporary.write_bytes(b"line\n")
+    if links == 2:
+        os.link(temporary, path)
+    fail_to_write(path)
+    assert (path.read_bytes() if links == 2 else b"line\n") == b"line\n"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["out.jsonl"] * (links - 1)
+    assert write(path, b"line\n") == path
+
+
+def test_a_file_that_is_finished_as_we_open_it_is_not_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two finalize at once: one opened the temporary file, the other finished it before it was locked.
+
+    Mutant: no look whether the locked file still has the temporary name.
+    """
+    path = tmp_path / "out.jsonl"
+    finished: list[bytes] = []
+    really_lock = fcntl.flock
+
+    def lock(handle: int, how: int) -> None:
+        if not finished:
+            os.write(handle, b"line\n")
+            temporary_name(path, "batch_1").rename(path)
+            finished.append(path.read_bytes())
+        really_lock(handle, how)
+
+    monkeypatch.setattr(writing.fcntl, "flock", lock)
+    fail_to_write(path)
+    assert path.read_bytes() == finished[0]
 
 
 def test_both_names_taken(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_the_same_input_is_recognised(store: Store) -> None:
 
 def test_paths_are_in_use_until_the_batch_has_ended(store: Store) -> None:
     batch = take_in(store, output_path="/a", error_path="/b")
-    assert catalog.paths_in_use(store, paths=["/a", "/c"]) == {"/a": batch.id}
-    assert catalog.paths_in_use(store, paths=["/b"]) == {"/b": batch.id}
+    assert list(catalog.paths_in_use(store, paths=["/a", "/c"])) == ["/a"]
+    assert catalog.paths_in_use(store, paths=["/b"])["/b"].id == batch.id
     complete(store, batch)
     assert catalog.paths_in_use(store, paths=["/a", "/b", "/out"]) == {}
 

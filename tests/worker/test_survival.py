@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 
-from tests.rigs.commands import Home, Lines, chats, wait_until
+from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
+from vbatch.store import Store, catalog
 
 REQUESTS = chats(2000)
 
@@ -23,6 +25,25 @@ def test_a_batch_is_answered(home: Home) -> None:
     batch_id = home.submit(REQUESTS)
     home.run("run-worker", "--engine", "echo", "--drain")
     assert_whole(home, batch_id, REQUESTS)
+
+
+def test_a_submit_that_was_killed_can_be_repeated(home: Home) -> None:
+    """The power went while the file was read. Mutant: looking for taken paths before sweeping what the dead left."""
+    output = ("-o", str(home.path / "answers.jsonl"))
+    reading = subprocess.Popen(
+        [*VBATCH, "submit", "-", *output], env=home.env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    store = Store(home.database_url)
+    store.prepare()
+    wait_until(lambda: bool(catalog.paths_in_use(store, paths=[output[1]])))
+    beside = home.run("submit", home.write("prompts", REQUESTS), *output, check=False)
+    assert beside.returncode == 2
+    assert "another submit is reading its file now" in beside.stderr
+    reading.kill()
+    reading.wait()
+    batch_id = home.run("submit", home.path / "prompts.jsonl", *output).stdout.strip()
+    assert home.run("list", "-q").stdout.split() == [batch_id]
+    store.close()
 
 
 def test_next_worker_goes_on_at_once_after_sigkill(home: Home) -> None:

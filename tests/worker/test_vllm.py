@@ -32,9 +32,10 @@ def real(home: Home, small_model: Path) -> Home:  # noqa: F811
     configured = home.path / "config" / "vbatch"
     configured.mkdir(parents=True)
     flags = json.dumps(list(ENGINE_ARGS))
+    embedding_flags = json.dumps([*ENGINE_ARGS, "--runner", "pooling", "--convert", "embed"])
     (configured / "config.toml").write_text(
         f'[models."{MODEL}"]\npath = "{small_model}"\nargs = {flags}\n'
-        f'[models."copy"]\npath = "{home.path / "copy"}"\nargs = {flags}\n'
+        f'[models."embedder"]\npath = "{home.path / "copy"}"\nargs = {embedding_flags}\n'
     )
     return home
 
@@ -56,6 +57,40 @@ def questions(count: int, *, model: str = MODEL, max_tokens: int = 24) -> list[d
                 "max_tokens": max_tokens,
                 "ignore_eos": True,
                 "temperature": 0,
+            },
+        }
+        for number in range(count)
+    ]
+
+
+def embeddings(count: int) -> list[dict[str, Any]]:
+    """Texts to be embedded, every other one in base64."""
+    return [
+        {
+            "custom_id": f"e-{number}",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {
+                "model": "embedder",
+                "input": f"The number {number}.",
+                "encoding_format": "base64" if number % 2 else "float",
+            },
+        }
+        for number in range(count)
+    ]
+
+
+def scores(count: int) -> list[dict[str, Any]]:
+    """Texts to be compared, each with itself and with another one."""
+    return [
+        {
+            "custom_id": f"s-{number}",
+            "method": "POST",
+            "url": "/v1/score",
+            "body": {
+                "model": "embedder",
+                "text_1": f"The number {number}.",
+                "text_2": [f"The number {number}.", "Stocks fell in the afternoon."],
             },
         }
         for number in range(count)
@@ -135,23 +170,43 @@ def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_model: Path) -> None:  # noqa: F811
-    """Mutant: EngineDied answers are recorded; requests then end as errors of a dead engine."""
+    """One folder chats, its copy embeds and scores; nothing of the first engine is left when the second is loaded.
+
+    Mutants: EngineDied answers are recorded; requests then end as errors of a dead engine. VllmEngine.close does
+    not wait for the engine's processes; some are then alive, with their memory, as the next one is loaded.
+    """
     shutil.copytree(small_model, real.path / "copy", copy_function=os.link)
-    first, second = questions(64), questions(8, model="copy")
-    ids = [real.submit(first, name="first"), real.submit(second, name="second")]
+    queued = (questions(64), embeddings(8), scores(4))
+    ids = [real.submit(requests, name=str(number)) for number, requests in enumerate(queued)]
     with real.worker("--drain", *FEW) as worker:
         wait_until(lambda: real.finished(ids[0]) > 0, timeout=120, pause=0.5)
         (engine, *_) = engine_processes(real)
         os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: real.worker_log.count("engine.loaded") == 2, timeout=120)
+        reloaded = engine_processes(real)
+        wait_until(lambda: "engine.loading model=embedder" in real.worker_log, timeout=120, pause=0.02)
+        left = [process for process in reloaded if processes.identify(process.pid) == process]
+        assert reloaded
+        assert not left
         assert worker.wait(timeout=300) == 0
     log = real.worker_log
     assert "ended by SIGKILL" in next(line for line in log.splitlines() if "engine.died" in line)
     assert log.count("engine.loaded") == 3, "first model twice, second model once"
-    for batch_id, expected in zip(ids, (first, second), strict=True):
-        lines = Lines.of(real.batch(batch_id))
-        assert not lines.lost(expected)
-        assert not lines.doubled
-        assert not lines.errors
+    lines = Lines.of(real.batch(ids[0]))
+    assert not lines.lost(queued[0])
+    assert not lines.doubled
+    assert not lines.errors
+    embedded, scored = (_documents(Path(str(real.batch(batch_id)["output_path"]))) for batch_id in ids[1:])
+    for asked, answered in ((queued[1], embedded), (queued[2], scored)):
+        assert [line["custom_id"] for line in answered] == [line["custom_id"] for line in asked]
+    for number, line in enumerate(embedded):
+        (vector,) = line["response"]["body"]["data"]
+        kind = str if number % 2 else list
+        assert isinstance(vector["embedding"], kind), "base64 for every other one"
+    for line in scored:
+        same, other = (entry["score"] for entry in line["response"]["body"]["data"])
+        assert same == pytest.approx(1, abs=0.02)
+        assert other < same
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

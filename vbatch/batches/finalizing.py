@@ -13,7 +13,6 @@ from pathlib import Path
 from vbatch import processes
 from vbatch.batches.lines import output_line, succeeded
 from vbatch.jsonl import AtomicFile, atomic_file
-from vbatch.processes import Liveness
 from vbatch.store import Store, answers, catalog, endings, registry
 from vbatch.store.records import Batch
 
@@ -25,7 +24,8 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
 
     Where another file has taken a name meanwhile, ours appears beside it, with the batch's id in its name.
     Like OpenAI, a batch without failed requests has no error file, and one without answers no output file.
-    Raises OSError when the disk refuses; the batch then stays as it is.
+    Raises OSError when the disk refuses; the batch then stays as it is. Raises NoSuchBatch, with no file written,
+    where the batch was deleted meanwhile.
     """
     taken = endings.start_finalizing(store, pk=batch.pk, by=by)
     if taken is None:
@@ -39,7 +39,7 @@ def finalize_here(store: Store, batch: Batch) -> Batch:
 
     Raises OSError when the disk refuses.
     """
-    if any(processes.liveness(worker.identity) is not Liveness.GONE for worker in registry.live(store)):
+    if not all(processes.is_gone(worker.identity) for worker in registry.live(store)):
         return batch
     return finalize(store, batch, by=_this_command()) or catalog.by_pk(store, pk=batch.pk)
 

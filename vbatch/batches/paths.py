@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vbatch.errors import OutputPathError
 from vbatch.jsonl import second_name
+from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog
+from vbatch.store.records import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +22,16 @@ class Targets:
     errors: Path
 
 
+def named_file(source: Path | BinaryIO) -> Path | None:
+    """Return the file's place, None for what has none: standard input, a pipe of the shell (``<(…)``), a device."""
+    if not isinstance(source, Path) or source.is_fifo():
+        return None
+    place = source.absolute()
+    return None if any(place.is_relative_to(folder) for folder in ("/dev", "/proc")) else place
+
+
 def targets(source: Path | None, *, output: Path | None, error_file: Path | None, batch_id: str) -> Targets:
-    """Return where the files go: beside the input, or in the current folder for standard input.
+    """Return where the files go: beside the input, or in the current folder for an input without a name.
 
     ``prompts.jsonl`` gives ``prompts.output.jsonl`` and ``prompts.errors.jsonl``; a given output
     ``answers.jsonl`` gives ``answers.errors.jsonl``.
@@ -28,8 +39,8 @@ def targets(source: Path | None, *, output: Path | None, error_file: Path | None
     if output is None:
         stem = source.with_suffix("") if source is not None else Path(batch_id)
         return Targets(
-            output=_sibling(stem, "output"),
-            errors=(error_file or _sibling(stem, "errors")).absolute(),
+            output=_settled(_sibling(stem, "output")),
+            errors=_settled(error_file or _sibling(stem, "errors")),
         )
     return targets_of(output, error_file=error_file)
 
@@ -39,7 +50,7 @@ def targets_of(output: Path, *, error_file: Path | None = None) -> Targets:
     if output.is_dir():
         raise OutputPathError(f"{output} is a folder.", hint=f"-o {output / 'output.jsonl'}")
     return Targets(
-        output=output.absolute(), errors=(error_file or _sibling(output.with_suffix(""), "errors")).absolute()
+        output=_settled(output), errors=_settled(error_file or _sibling(output.with_suffix(""), "errors"))
     )
 
 
@@ -52,27 +63,41 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None, 
     for path, option in ((chosen.output, "-o"), (chosen.errors, "--error-file")):
         _check_folder(path.parent, option)
         _check_name(path, option, batch_id)
-        if source is not None and path == source.absolute():
+        if source is not None and path == _settled(source):
             raise OutputPathError(f"{path} is the input file itself.", hint=f"{option} PATH")
         if path.is_dir():
             raise OutputPathError(f"{path} is a folder.", hint=f"{option} {path / 'output.jsonl'}")
-        if path.exists():
+        if os.path.lexists(path):
             raise OutputPathError(
                 f"{path} exists already, and vbatch overwrites nothing.",
                 hint=f"{option} another path, or move the file away",
             )
     if store is None:
         return
-    used = catalog.paths_in_use(store, paths=[str(chosen.output), str(chosen.errors)])
-    for taken, other in used.items():
+    for taken, other in in_use(store, chosen).items():
+        if other.status is BatchStatus.VALIDATING:
+            raise OutputPathError(
+                f"Another submit is reading its file now, and its batch will write {taken}.",
+                hint="wait for it, or choose another path with -o",
+            )
         raise OutputPathError(
-            f"{other}, which is not finished yet, will write {taken}.",
-            hint=f"vbatch status {other}, or choose another path with -o",
+            f"{other.id}, which is not finished yet, will write {taken}.",
+            hint=f"vbatch status {other.id}, or choose another path with -o",
         )
 
 
+def in_use(store: Store, chosen: Targets) -> dict[str, Batch]:
+    """Return which of the two an unfinished batch will write, with that batch."""
+    return catalog.paths_in_use(store, paths=[str(chosen.output), str(chosen.errors)])
+
+
+def _settled(path: Path) -> Path:
+    """Return the one spelling of a path: without links and ``..`` in its folder. A link as the name itself stays."""
+    return path.parent.resolve() / path.name
+
+
 def _sibling(stem: Path, kind: str) -> Path:
-    return stem.with_name(f"{stem.name}.{kind}.jsonl").absolute()
+    return stem.with_name(f"{stem.name}.{kind}.jsonl")
 
 
 def _check_folder(folder: Path, option: str) -> None:

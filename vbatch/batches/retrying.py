@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from os.path import lexists
 from pathlib import Path
 
 from vbatch import processes
-from vbatch.batches.paths import Targets, check_targets, targets_of
+from vbatch.batches.paths import Targets, check_targets, in_use, targets_of
 from vbatch.errors import WrongStatus
 from vbatch.store import Store, answers, ingest
 from vbatch.store.records import Batch, NewBatch
@@ -32,7 +33,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
     if not batch.status.final:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch watch {batch.id}")
     batch_id = f"batch_{secrets.token_hex(12)}"
-    chosen = _targets(batch, output)
+    chosen = _targets(store, batch, output)
     check_targets(store, chosen, source=None, batch_id=batch_id)
     new = NewBatch(
         id=batch_id,
@@ -55,7 +56,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
     return Retried(batch=accepted, targets=chosen)
 
 
-def _targets(batch: Batch, output: Path | None) -> Targets:
+def _targets(store: Store, batch: Batch, output: Path | None) -> Targets:
     """Return the first free pair of names ``….retry.jsonl``, ``….retry2.jsonl`` …"""
     if output is not None:
         return targets_of(output)
@@ -67,6 +68,6 @@ def _targets(batch: Batch, output: Path | None) -> Targets:
             output=old_output.with_name(f"{old_output.stem}.{tag}{old_output.suffix}"),
             errors=old_errors.with_name(f"{old_errors.stem}.{tag}{old_errors.suffix}"),
         )
-        if not pair.output.exists() and not pair.errors.exists():
+        if not (lexists(pair.output) or lexists(pair.errors) or in_use(store, pair)):
             return pair
         number += 1

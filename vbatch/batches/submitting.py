@@ -14,11 +14,10 @@ from typing import BinaryIO
 
 from vbatch import processes
 from vbatch.batches.finalizing import finalize_here
-from vbatch.batches.paths import Targets, check_targets, targets
+from vbatch.batches.paths import Targets, check_targets, named_file, targets
 from vbatch.batches.reusing import REUSE_OF, reusable
 from vbatch.errors import ExitCode, InputUnreadable, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
-from vbatch.processes import Liveness
 from vbatch.protocol import BatchError, with_model
 from vbatch.store import Store, catalog, ingest
 from vbatch.store.records import Batch, NewBatch
@@ -86,17 +85,18 @@ def submit(
     _check_metadata(order.metadata or {})
     if abs(order.priority) > MOST_PRIORITY:
         raise UsageError(f"--priority takes a number between -{MOST_PRIORITY:,} and {MOST_PRIORITY:,}.")
-    path = source if isinstance(source, Path) else None
-    if path is not None and path.is_dir():
-        raise InputUnreadable(f"{path} is a folder.", hint=f"ls {path}/*.jsonl")
+    if isinstance(source, Path) and source.is_dir():
+        raise InputUnreadable(f"{source} is a folder.", hint=f"ls {source}/*.jsonl")
+    path = named_file(source)
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
+    if not dry_run:  # first, or one that was killed would keep the paths for itself
+        ingest.sweep_abandoned_ingests(store, gone=processes.is_gone)
     check_targets(None if dry_run else store, chosen, source=path, batch_id=batch_id)
     if dry_run:
         requests = _validate_only(source, order, on_read)
         return Submitted(batch=None, requests=requests, targets=chosen, repeats=())
     earlier = reusable(store, order.reuse, path=path)
-    ingest.sweep_abandoned_ingests(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     batch = _store_batch_patiently(store, source, order, chosen, batch_id, earlier=earlier, on_read=on_read)
     if batch.counts.completed == batch.counts.total:
         with suppress(OSError):  # then the next worker writes the files
@@ -149,7 +149,7 @@ def _store_batch(
         name=order.name,
         priority=order.priority,
         metadata=dict(order.metadata or {}) | ({REUSE_OF: earlier[0].id} if earlier else {}),
-        input_path=str(source.absolute()) if isinstance(source, Path) else None,
+        input_path=str(place) if (place := named_file(source)) is not None else None,
         output_path=str(chosen.output),
         error_path=str(chosen.errors),
         expires_at=now + order.expires_in if order.expires_in is not None else None,

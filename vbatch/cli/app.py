@@ -193,19 +193,38 @@ def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None
 
 
 @app.command()
-def retry(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+def retry(
+    *,
+    batch: BatchRef,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Where the answers go. Default: beside the old ones."
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Submit the failed requests of a batch as a new batch."""
     from vbatch.cli.batch import retry_batch
 
-    retry_batch(batch, json=json, quiet=quiet)
+    retry_batch(batch, output_path=output, json=json, quiet=quiet)
 
 
 @app.command()
-def delete(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
+def delete(
+    *,
+    batch: BatchRef,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if its files could not be written: its folder is gone.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Remove an ended batch from the store; its files stay."""
     from vbatch.cli.batch import delete_batch
 
-    delete_batch(batch, json=json, quiet=quiet)
+    delete_batch(batch, force=force, json=json, quiet=quiet)
 
 
 @app.command()

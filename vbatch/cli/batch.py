@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -52,22 +53,24 @@ def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
     output.show(_Changed(batch, f"{batch.status}: {_kept(batch)}"))
 
 
-def retry_batch(ref: str, *, json: bool, quiet: bool) -> None:
+def retry_batch(ref: str, *, output_path: str | None, json: bool, quiet: bool) -> None:
     """Make a new batch of the failed requests of one."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        made = batches.retry(store, catalog.find(store, ref))
+        made = batches.retry(
+            store, catalog.find(store, ref), output=Path(output_path) if output_path else None
+        )
     output.show(IdAlone(made.batch))
     if output.mode is Mode.HUMAN:
         output.note(screens.accepted(made.batch))
 
 
-def delete_batch(ref: str, *, json: bool, quiet: bool) -> None:
+def delete_batch(ref: str, *, force: bool, json: bool, quiet: bool) -> None:
     """Remove one batch from the store."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
         batch = catalog.find(store, ref)
-        catalog.delete_batch(store, pk=batch.pk)
+        catalog.delete_batch(store, pk=batch.pk, force=force)
     output.show(_Deleted(batch))
 
 

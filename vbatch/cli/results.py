@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def results(ref: str, *, errors: bool, output_path: str | None, json: bool) -> N
             sys.stdout.buffer.flush()
             return
         path = Path(output_path).absolute()
-        if path.exists():
+        if os.path.lexists(path):
             raise OutputPathError(
                 f"{path} exists already, and vbatch overwrites nothing", hint="-o another path"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vbatch import processes
-from vbatch.processes import Liveness
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 from vbatch.text import one_line
@@ -13,9 +12,7 @@ from vbatch.text import one_line
 
 def at_work(store: Store) -> list[Worker]:
     """Return the workers that live, as far as that can be known from here."""
-    return [
-        worker for worker in registry.live(store) if processes.liveness(worker.identity) is not Liveness.GONE
-    ]
+    return [worker for worker in registry.live(store) if not processes.is_gone(worker.identity)]
 
 
 def in_words(workers: Sequence[Worker]) -> str:

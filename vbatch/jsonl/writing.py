@@ -80,15 +80,33 @@ def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """Open an empty file for us alone. Raises BlockingIOError while another process writes it."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """Open an empty file for us alone. Raises BlockingIOError while another process writes it.
+
+    What a killed writer left is unlinked, never truncated: it may have its final name already, too.
+    """
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:  # in words about the folder: nobody knows the temporary name
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path.parent)) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_new(handle, path):
+                return os.fdopen(os.dup(handle), "wb", buffering=BUFFER)
+        finally:
+            os.close(handle)
+
+
+def _is_new(handle: int, path: Path) -> bool:
+    """Whether this locked file is the one of that name, and empty; an old one loses the name."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.truncate(handle, 0)
-    except BaseException:
-        os.close(handle)
-        raise
-    return os.fdopen(handle, "wb", buffering=BUFFER)
+        ours = os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+    if ours and os.fstat(handle).st_size > 0:
+        path.unlink(missing_ok=True)
+        return False
+    return ours
 
 
 def _appear(temporary: Path, path: Path) -> bool:
@@ -96,14 +114,22 @@ def _appear(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return filecmp.cmp(temporary, path, shallow=False)
+        return _same(temporary, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if path.exists():
-            return filecmp.cmp(temporary, path, shallow=False)
+        if os.path.lexists(path):
+            return _same(temporary, path)
         temporary.rename(path)
     return True
+
+
+def _same(temporary: Path, path: Path) -> bool:
+    """Whether a file of ours has the name already. What cannot be read, such as a link to nothing, is not ours."""
+    try:
+        return filecmp.cmp(temporary, path, shallow=False)
+    except OSError:
+        return False
 
 
 # What link(2) says on file systems without hard links (FAT, some network shares): there a rename has to do, which

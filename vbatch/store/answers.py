@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
+from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.ingest import MODEL_SHIFT
 from vbatch.store.records import Answer, ChunkKey, ChunkState, Result
@@ -45,8 +46,12 @@ class _Stopped:
 
 
 def in_file_order(store: Store, *, pk: int) -> Iterator[Answer]:
-    """Yield every request of the batch with its result, or with the reason why it will never have one."""
-    return _merge(store, pk, _every_page)
+    """Yield every request of the batch with its result, or with the reason why it will never have one.
+
+    Raises NoSuchBatch at the end where the batch was deleted meanwhile, for then some were missing.
+    """
+    yield from _merge(store, pk, _every_page)
+    store.read(lambda connection: still_there(connection, pk))
 
 
 def finished(store: Store, *, pk: int) -> Iterator[Answer]:

@@ -74,8 +74,11 @@ def find(store: Store, ref: str) -> Batch:
 
 
 def find_in(connection: Connection, pk: int) -> Batch:
-    """Return a batch inside a transaction of the store."""
-    return to_batches(connection, select(_batch).where(_batch.c.pk == pk))[0]
+    """Return a batch inside a transaction of the store. Raises NoSuchBatch where it was deleted meanwhile."""
+    found = to_batches(connection, select(_batch).where(_batch.c.pk == pk))
+    if not found:
+        raise NoSuchBatch("The batch was deleted meanwhile.", hint="vbatch list")
+    return found[0]
 
 
 def by_pk(store: Store, *, pk: int) -> Batch:
@@ -114,37 +117,61 @@ def from_path(store: Store, *, input_path: str) -> list[Batch]:
     return store.read(lambda connection: to_batches(connection, query))
 
 
-def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, str]:
-    """Return which of these paths an unfinished batch will write, with that batch's id."""
+def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, Batch]:
+    """Return which of these paths an unfinished batch will write, with that batch.
 
-    def work(connection: Connection) -> dict[str, str]:
-        rows = connection.execute(
-            select(_batch.c.id, _batch.c.output_path, _batch.c.error_path).where(
-                text(f"batch.{tables.UNFINISHED}"),
-                or_(_batch.c.output_path.in_(paths), _batch.c.error_path.in_(paths)),
-            )
-        ).all()
-        return {path: row.id for row in rows for path in (row.output_path, row.error_path) if path in paths}
-
-    return store.read(work)
+    One that is still validating is nobody's to see, but a submit at work that will write there all the same.
+    """
+    query = select(_batch).where(
+        text(f"batch.{tables.UNFINISHED}"),
+        or_(_batch.c.output_path.in_(paths), _batch.c.error_path.in_(paths)),
+    )
+    found = store.read(lambda connection: to_batches(connection, query))
+    return {path: batch for batch in found for path in (batch.output_path, batch.error_path) if path in paths}
 
 
-def delete_batch(store: Store, *, pk: int) -> None:
-    """Remove a batch that has ended, its requests and results. Its files stay. Raises WrongStatus."""
-    batch = by_pk(store, pk=pk)
-    if not batch.status.final:
+def still_there(connection: Connection, pk: int) -> None:
+    """Raise NoSuchBatch where the batch was deleted, or is about to be: its rows are not whole any more."""
+    if connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk, _VISIBLE)).scalar() is None:
+        raise NoSuchBatch("The batch was deleted meanwhile.", hint="vbatch list")
+
+
+def delete_batch(store: Store, *, pk: int, force: bool = False) -> None:
+    """Remove a batch that has ended, its requests and results. Its files stay.
+
+    With ``force`` also one whose requests have all ended but whose files could not be written.
+    Raises WrongStatus.
+    """
+    batch, is_open = store.read(
+        lambda connection: (
+            find_in(connection, pk),
+            bool(connection.execute(select(_OPEN_CHUNK).where(_batch.c.pk == pk)).scalar()),
+        )
+    )
+    if batch.status.final or (force and not is_open):
+        if not hide(store, pk, was=batch.status):
+            raise WrongStatus(f"{batch.id} has just ended.", hint=f"vbatch status {batch.id}")
+    elif is_open:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch cancel {batch.id}")
-    hide(store, pk, was=batch.status)
+    else:
+        raise WrongStatus(
+            f"{batch.id} is still {batch.status}: its files are not written yet.",
+            hint=f"vbatch results {batch.id} -o FILE, then: vbatch delete --force {batch.id}",
+        )
     remove_rows(store, pk)
 
 
 def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
     """Make a batch of this status one that nobody sees and anybody may remove. False where it has another one."""
 
+    hidden = and_(
+        _batch.c.status == BatchStatus.VALIDATING, _batch.c.submitter.is_(None)
+    )  # by a lost COMMIT of ours
+
     def work(connection: Connection) -> bool:
         changed = connection.execute(
             update(_batch)
-            .where(_batch.c.pk == pk, _batch.c.status == was)
+            .where(_batch.c.pk == pk, or_(_batch.c.status == was, hidden))
             .values(status=BatchStatus.VALIDATING, submitter=null())
         )
         return changed.rowcount == 1

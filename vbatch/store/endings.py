@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, case, exists, func, or_, select, text, 
 from vbatch.errors import WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store import tables
-from vbatch.store.catalog import find_in, to_batches
+from vbatch.store.catalog import find_in, still_there, to_batches
 from vbatch.store.database import Store
 from vbatch.store.records import Batch, ChunkState
 from vbatch.store.tables import OPEN, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
@@ -134,9 +134,13 @@ def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
 
 
 def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str) -> Batch:
-    """Say that the batch's files are durable: it is completed, cancelled or expired from now on."""
+    """Say that the batch's files are durable: it is completed, cancelled or expired from now on.
+
+    Raises NoSuchBatch where it was deleted meanwhile.
+    """
 
     def work(connection: Connection) -> Batch:
+        still_there(connection, pk)
         batch = find_in(connection, pk)
         ending: dict[str, Any]
         if batch.expired_at is not None:  # what was cancelled after that had stopped already

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from vbatch import batches
-from vbatch.errors import Interrupted
+from vbatch.errors import Interrupted, NoSuchBatch
 from vbatch.store import endings
 from vbatch.worker.context import Context
 
@@ -68,10 +68,15 @@ class Finalizer:
                 continue
             try:
                 finished = await context.in_files(batches.finalize, context.store, batch, by=context.worker)
+            except (NoSuchBatch, BlockingIOError):
+                continue  # deleted meanwhile; or a command, or a worker that was frozen, is writing the files
             except OSError as error:
                 self._pauses[batch.pk] = (min(pause * 2, LONGEST_PAUSE), now + pause)
                 log.error("batch.output_refused batch=%s error=%s retry_seconds=%.0f", batch.id, error, pause)
-                context.view.update(trouble=f"cannot write the output of {batch.id}: {error}")
+                context.view.update(
+                    trouble=f"cannot write the output of {batch.id}: {error}; it is tried again and again "
+                    f"(vbatch results {batch.id} -o FILE writes it elsewhere)"
+                )
                 continue
             if self._pauses.pop(batch.pk, None):
                 context.view.update(trouble=None)

@@ -173,6 +173,7 @@ class WorkLoop:
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
             await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
+            await context.in_files(recovery.sweep, context.store)
             for expired in await context.in_files(endings.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from vbatch import orphans, processes
 from vbatch.identity import ProcessIdentity
-from vbatch.processes import Liveness
 from vbatch.store import Store, ingest, queue, registry
 from vbatch.store.records import Worker
 
@@ -65,7 +64,7 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
 
 def gone(store: Store) -> list[Worker]:
     """Return the workers that ended without a word and whose processes are provably gone."""
-    return [worker for worker in registry.live(store) if processes.liveness(worker.identity) is Liveness.GONE]
+    return [worker for worker in registry.live(store) if processes.is_gone(worker.identity)]
 
 
 def release_chunks(store: Store) -> int:
@@ -86,8 +85,6 @@ def _same_boot(worker: Worker, here: ProcessIdentity) -> bool:
 
 def sweep(store: Store) -> None:
     """Remove what a ``submit`` that died had stored so far; nobody ever saw it."""
-    removed = ingest.sweep_abandoned_ingests(
-        store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE
-    )
+    removed = ingest.sweep_abandoned_ingests(store, gone=processes.is_gone)
     if removed:
         log.info("submit.swept abandoned=%d", removed)

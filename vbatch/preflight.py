@@ -15,7 +15,7 @@ from pathlib import Path
 from vbatch import gpu as nvml
 from vbatch import holders as gpu_holders
 from vbatch import orphans
-from vbatch.engine import EngineStartFailed, build
+from vbatch.engine import Blame, EngineStartFailed, build
 from vbatch.errors import EngineUnavailable
 from vbatch.gpu import Gpu, Trouble, needs
 from vbatch.holders import Holder, Kind
@@ -105,6 +105,7 @@ def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
         raise EngineStartFailed(
             f"{seen.words}; {seen.held_by}",
             transient=True,
+            blame=Blame.MACHINE,
             hint="vbatch doctor --fix" if ours else "; or ".join(seen.remedies) or "vbatch doctor gpu",
         )
 
@@ -154,5 +155,6 @@ def _no_gpu(trouble: Trouble) -> EngineStartFailed:
     return EngineStartFailed(
         f"the GPU cannot be used: {trouble.message}",
         transient=trouble.code in _PASSING,
+        blame=Blame.MACHINE,
         hint="vbatch doctor gpu",
     )

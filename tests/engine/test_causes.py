@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vbatch.engine import causes
+from vbatch.engine import Blame, causes
 
 FAILED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
 ERROR = "(EngineCore pid=71) ERROR 11-23 19:43:10 [core.py:1510] "
@@ -32,7 +32,7 @@ def test_the_incidents_own_error() -> None:
         "the GPU has 1.2 of 15.57 GiB free, and vLLM is to use 14.01 GiB (gpu_memory_utilization 0.9)"
     )
     assert cause.transient
-    assert not cause.model_fault
+    assert cause.blame is Blame.MACHINE
     assert cause.hint == "free the GPU: vbatch doctor"
 
 
@@ -66,28 +66,28 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "utilization (0.99, 9.37 GiB). On the CPU backend, the `--gpu-memory-utilization` flag controls",
             "6.8 of 9.46 GiB of memory are free, and vLLM is to use 9.37 GiB",
             "--gpu-memory-utilization 0.70",
-            "transient",
+            "transient machine",
         ),
         (
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity "
             "of 15.57 GiB of which 1.01 GiB is free.",
             "the GPU ran out of memory (another 2.00 GiB were needed)",
             "vbatch doctor",
-            "transient",
+            "transient model",
         ),
         (
             "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please "
             "try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
             "the GPU ran out of memory when warming up sampler",
             "--max-num-seqs",
-            "model_fault",
+            "model",
         ),
         (
             "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
             "initializing the engine",
             "the model leaves no memory for the KV cache",
             "--gpu-memory-utilization",
-            "model_fault",
+            "model",
         ),
         (
             "ValueError: To serve at least one request with the model's max seq len (131072), (16.00 GiB KV cache "
@@ -95,7 +95,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "memory, the estimated maximum model length is 36848. Try increasing `gpu_memory_utilization`",
             "a context of 131072 tokens needs 16.00 GiB of KV cache, and 4.50 GiB are left",
             "vbatch run-worker -- --max-model-len 36848",
-            "model_fault",
+            "model",
         ),
         (
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
@@ -103,73 +103,102 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "(max_position_embeddings=8192.0 or model_max_length=None in model's config.json). [type=value_error]",
             "--max-model-len 100000 is more than the 8192 tokens that the model was made for",
             "vbatch run-worker -- --max-model-len 8192",
-            "model_fault",
+            "model",
         ),
         (
             "usage: vllm [-h]\nvllm: error: unrecognized arguments: --no-such-flag 3",
             "vLLM does not accept its flags: unrecognized arguments: --no-such-flag 3",
             "vllm serve --help=all",
-            "model_fault",
+            "model",
+        ),
+        (
+            "vllm: error: unrecognized arguments: --no-such-flag 3\n"
+            "vbatch.engine.server.FlagsRefused\n\nThe above exception was the direct cause of the following "
+            "exception:\n\nvbatch.engine.server.SharedFlagsRefused",
+            "vLLM does not accept its flags: unrecognized arguments: --no-such-flag 3",
+            "vllm serve --help=all",
+            "flags",
+        ),
+        (
+            "vbatch.engine.server.UnexpectedArgument: nonsense\nvbatch.engine.server.SharedFlagsRefused",
+            "vLLM does not accept its flags: nonsense belongs to none of them",
+            "vllm serve --help=all",
+            "flags",
+        ),
+        (
+            f"{ERROR}safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, file "
+            "not fully covered\nRuntimeError: WorkerProc initialization failed due to an exception in a background "
+            "process. See stack trace for root cause.",
+            "the weights at owner/name are damaged or incomplete",
+            "hf download owner/name",
+            "model",
+        ),
+        (
+            f"{ERROR}RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
+            "Exception: WorkerProc initialization failed due to an exception in a background process.",
+            "RuntimeError: CUDA error: no kernel image",
+            "None",
+            "unknown",
         ),
         (
             "RuntimeError: operator torchvision::nms does not exist",
             "torchvision, torchaudio or torchcodec do not fit the installed torch",
             "pip uninstall --yes torchvision torchaudio torchcodec",
-            None,
+            "machine",
         ),
         (
             "ModuleNotFoundError: No module named 'vllm'",
             "vLLM is not installed",
             "pip install 'vbatch[gpu]'",
-            None,
+            "machine",
         ),
         (
             "huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1-6)\n\n"
             "Cannot access gated repo for url https://huggingface.co/owner/name/resolve/main/config.json.",
             "owner/name is gated: its owner wants to know who downloads it",
             "https://huggingface.co/owner/name",
-            "model_fault",
+            "model",
         ),
         (
             "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-6)",
             "the model hub knows no model owner/name, or only for those who log in",
             "hf auth login",
-            "model_fault",
+            "model",
         ),
         (
             "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or "
             "'namespace/repo_name': '/no/such/model'. Use `repo_type` argument if needed.",
             "there is no model at owner/name",
             '[models."owner/name"] path',
-            "model_fault",
+            "model",
         ),
         (
             "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder "
             "for the specified revision on the local disk and outgoing traffic has been disabled.",
             "owner/name is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
             "HF_HUB_OFFLINE=0 hf download owner/name",
-            "model_fault",
+            "model",
         ),
         (
             "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
             "in the cached files.",
             "owner/name is not on this machine, and the model hub cannot be reached",
             "check the network",
-            "transient",
+            "transient unknown",
         ),
         (
             "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported "
             "architectures: dict_keys(['A', 'B']) [type=value_error, input_value=1, input_type=int]",
             "this vLLM does not know the architecture 'FooForCausalLM'",
             "pip install --upgrade vllm",
-            "model_fault",
+            "model",
         ),
         (
             "  Value error, The checkpoint you are trying to load has model type `foo` but Transformers does not "
             "recognize this architecture. This could be because of an issue with the checkpoint",
             "this transformers does not know the model type foo",
             "pip install --upgrade vllm transformers",
-            "model_fault",
+            "model",
         ),
         (
             "RuntimeError: Failed to load the model config. If the model is a custom model not yet available in "
@@ -177,30 +206,29 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "`--trust-remote-code` flag in the CLI.",
             "owner/name brings code of its own, which vLLM runs only when told so",
             "vbatch run-worker -- --trust-remote-code",
-            "model_fault",
+            "model",
         ),
         (
             "RuntimeError: Failed to infer device type, please set the environment variable",
             "vLLM finds no GPU",
             "nvidia-smi",
-            None,
+            "machine",
         ),
         (
             "RuntimeError: The NVIDIA driver on your system is too old (found version 12020).",
             "the NVIDIA driver is too old for the installed torch",
             "update the NVIDIA driver",
-            None,
+            "machine",
         ),
-        ("OSError: [Errno 28] No space left on device", "the disk is full", "df -h", None),
+        ("OSError: [Errno 28] No space left on device", "the disk is full", "df -h", "machine"),
     ],
 )
-def test_known_causes(said: str, line: str, hint: str, going_on: str | None) -> None:
+def test_known_causes(said: str, line: str, hint: str, going_on: str) -> None:
     cause = of_failed_start(f"{said}\n{FAILED}\n")
 
     assert cause.line.startswith(line)
     assert hint in str(cause.hint)
-    assert cause.transient == (going_on == "transient")
-    assert cause.model_fault == (going_on == "model_fault")
+    assert f"{'transient ' * cause.transient}{cause.blame}" == going_on
 
 
 def test_a_line_that_only_informs_is_no_cause() -> None:

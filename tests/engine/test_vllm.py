@@ -19,7 +19,7 @@ from tests.engine.conftest import MODEL, Loaded, at_work
 from tests.rigs.model import ENGINE_ARGS
 from tests.rigs.waiting import until
 from vbatch import processes
-from vbatch.engine import EngineDied, EngineStartFailed, descendants, vllm
+from vbatch.engine import Blame, EngineDied, EngineStartFailed, descendants, vllm
 
 pytestmark = pytest.mark.vllm
 
@@ -129,7 +129,7 @@ def test_a_start_that_fails_early_names_its_cause(
     cause, hint = words
     assert cause in failure.value.cause
     assert hint in str(failure.value.hint)
-    assert failure.value.model_fault
+    assert failure.value.blame is Blame.MODEL
     assert "\n" not in failure.value.cause
 
 

@@ -240,13 +240,40 @@ def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
     who = worker(store)
     (running,) = claim(store, who, model="bad")
     queue.flush(store, worker=who, results=answers_to(running, running.requests[:5]))
-    assert queue.fail_model(store, model="bad", code="model_not_loaded", message="no such folder") == 44
+    assert (
+        queue.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        == 44
+    )
     assert counts(store, batch.id) == (5, 44)
     queue.release(store, worker=who, keys=[running.key])
-    assert queue.fail_model(store, model="bad", code="model_not_loaded", message="no such folder") == 251
+    assert (
+        queue.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        == 251
+    )
     assert counts(store, batch.id) == (5, 295)
     assert [entry.model for entry in queue.waiting(store)] == ["good"]
     ended = {entry.line: entry.error_code for entry in answers.finished(store, pk=batch.pk)}
     assert len(ended) == 300
     assert [line for line, code in ended.items() if code is None] == [1, 2, 3, 4, 5]
     assert set(ended.values()) == {None, "model_not_loaded"}
+
+
+def test_a_model_that_another_worker_has_loaded_is_left_to_it(store: Store) -> None:
+    """A bigger GPU, other flags. Mutant: failing what waits for the model all the same."""
+    batch = take_in(store, ["m"] * 300)
+    small, big = worker(store, pid=1), worker(store, pid=2)
+    claim(store, big)
+    assert (
+        queue.fail_model(store, worker=small, model="m", code="model_not_loaded", message="too big") is None
+    )
+    assert counts(store, batch.id) == (0, 0)
+
+
+def test_the_store_tells_what_a_worker_holds(store: Store) -> None:
+    take_in(store, 600)
+    who, other = worker(store, pid=1), worker(store, pid=2)
+    leases = claim(store, who, chunks=2)
+    claim(store, other)
+    assert queue.held_by(store, worker=who) == {lease.key for lease in leases}
+    queue.release(store, worker=who, keys=[leases[0].key])
+    assert queue.held_by(store, worker=who) == {leases[1].key}

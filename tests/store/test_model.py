@@ -30,7 +30,8 @@ from sqlmodel import SQLModel
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, answers, catalog, endings, ingest, queue, registry
-from vbatch.store.records import Lease
+from vbatch.store.records import ChunkKey, Lease
+from vbatch.store.suspects import SPLIT_AT
 
 T = TypeVar("T")
 MODELS = ("a", "b")
@@ -128,6 +129,12 @@ class Machine(RuleBasedStateMachine):
         leases = queue.claim(self.store, worker=who, model=model, chunks=chunks, held=held)
         self.store.forget = False
         assert len(leases) <= chunks
+        suspected = [lease for lease in leases if lease.crashes >= SPLIT_AT]
+        assert not suspected or (len(leases) == 1 and not mine), "a suspect is leased alone"
+        if not leases and best is not None:
+            assert mine
+            assert self.is_suspected(mine[0].lease.key) or self.has_suspect_first(model)
+            return
         assert (leases == []) == (best is None)
         assert best is None or self.batches[leases[0].key.batch].priority == best
         for lease in leases:
@@ -139,6 +146,14 @@ class Machine(RuleBasedStateMachine):
             assert entry.lines <= batch.open_lines
             assert not any(entry.lines & other.lines for other in self.good(batch.pk)), "leased twice"
             self.leases.append(entry)
+
+    def is_suspected(self, key: ChunkKey) -> bool:
+        query = "SELECT crashes FROM chunk WHERE batch = :batch AND n = :n"
+        return int(rows(self.store, query, batch=key.batch, n=key.n)[0][0]) >= SPLIT_AT
+
+    def has_suspect_first(self, model: str) -> bool:
+        query = "SELECT crashes FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
+        return int(rows(self.store, query, model=model)[0][0]) >= SPLIT_AT
 
     def ready(self, batch: Expected, model: str) -> set[int]:
         """The lines of a model that nobody works on."""
@@ -275,13 +290,22 @@ class Machine(RuleBasedStateMachine):
         for pk in due:
             self.stop(self.batches[pk], "batch_expired")
 
-    @rule(model=st.sampled_from(MODELS), lost=st.booleans())
-    def give_up_on(self, model: str, lost: bool) -> None:
-        """The model cannot be loaded: what waits for it fails."""
+    @rule(data=st.data(), model=st.sampled_from(MODELS), lost=st.booleans())
+    def give_up_on(self, data: st.DataObject, model: str, lost: bool) -> None:
+        """The model cannot be loaded: what waits for it fails, unless another worker has it loaded."""
+        who = data.draw(st.sampled_from(self.workers))
+        elsewhere = any(
+            entry.good and entry.worker != who and entry.lease.model == model for entry in self.leases
+        )
         waiting = {batch.pk: self.ready(batch, model) for batch in self.batches.values()}
         self.store.forget = lost
-        failed = queue.fail_model(self.store, model=model, code="model_not_loaded", message="too big")
+        failed = queue.fail_model(
+            self.store, worker=who, model=model, code="model_not_loaded", message="too big"
+        )
         self.store.forget = False
+        if elsewhere:
+            assert failed is None
+            return
         assert lost or failed == sum(map(len, waiting.values()))
         for pk, lines in waiting.items():
             self.batches[pk].failed_model |= dict.fromkeys(lines, "model_not_loaded")

@@ -74,9 +74,73 @@ def test_the_verdict_holds_its_evidence(store: Store) -> None:
     batch = take_in(store, 1)
     engine = Engine(store, {1})
     engine.drain()
-    assert engine.deaths == SPLIT_AT
-    assert "died 2 times" in convicted(store, batch.pk)[1]
+    assert engine.deaths == SPLIT_AT + 1, "it must have run alone as a suspect"
+    assert "ran alone, after 2 deaths with its chunk in the engine" in convicted(store, batch.pk)[1]
     assert "SIGSEGV" in convicted(store, batch.pk)[1]
+
+
+def test_the_last_request_of_a_chunk_is_not_convicted_for_being_the_last(store: Store) -> None:
+    """Two deaths from outside: one under many, one when the longest request of the chunk was the only one left.
+
+    Mutant: a conviction of who runs alone, though its chunk was no suspect when it was leased.
+    """
+    batch = take_in(store, 8)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    accused = {lease.key: [request.seq for request in lease.requests]}
+    queue.record_crash(store, worker=who, suspects_of=accused, cause="killed from outside")
+    (lease,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:-1]))
+    alone = {lease.key: [lease.requests[-1].seq]}
+    queue.record_crash(store, worker=who, suspects_of=alone, cause="killed from outside")
+    assert convicted(store, batch.pk) == {}
+    (last,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(last))
+    counts = catalog.find(store, batch.id).counts
+    assert (counts.completed, counts.failed) == (8, 0)
+
+
+def split_in_two(store: Store) -> list[Lease]:
+    """Leave two suspects of 4 requests each, and return them as they are claimed one after the other."""
+    who = worker(store, pid=99)
+    for _ in range(SPLIT_AT):
+        (lease,) = claim(store, who)
+        accused = {lease.key: [request.seq for request in lease.requests]}
+        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+    leases = []
+    for _ in range(2):
+        (lease,) = claim(store, who, chunks=9)
+        leases.append(lease)
+        queue.flush(store, worker=who, results=answers_to(lease))
+    return leases
+
+
+def test_a_suspect_is_leased_alone(store: Store) -> None:
+    """Who holds two when it dies cannot tell which it was. Mutant: a claim that takes what there is."""
+    take_in(store, 8)
+    take_in(store, FULL)  # behind them
+    first, second = split_in_two(store)
+    assert (len(first.requests), len(second.requests)) == (4, 4)
+
+
+def test_who_holds_a_suspect_gets_nothing_else(replaying: Store) -> None:
+    """Nor when the answer to the claim was lost, and it is done again."""
+    take_in(replaying, 8)
+    assert [len(lease.requests) for lease in split_in_two(replaying)] == [4, 4]
+
+
+def test_who_holds_something_gets_no_suspect(store: Store) -> None:
+    """Mutant: a suspect for a worker whose engine is busy with others."""
+    take_in(store, 2 * FULL)
+    first, second = worker(store, pid=1), worker(store, pid=2)
+    (kept,) = claim(store, first)
+    for _ in range(SPLIT_AT):
+        (lease,) = claim(store, second)
+        accused = {lease.key: [request.seq for request in lease.requests]}
+        queue.record_crash(store, worker=second, suspects_of=accused, cause="SIGSEGV")
+    assert claim(store, first, held=[kept.key]) == []
+    queue.flush(store, worker=first, results=answers_to(kept))
+    assert len(claim(store, first, chunks=2)) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -193,20 +257,24 @@ def vanish(store: Store, number: int) -> Lease | None:
     return leases[0] if leases else None
 
 
-def test_a_request_that_kills_whole_workers_is_found(store: Store) -> None:
-    """Its engine takes the worker down with it, so that nobody is left to say what was running."""
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_request_that_kills_whole_workers_is_found(store: Store, chunks: int) -> None:
+    """Its engine takes the worker down with it, so that nobody is left to say what was running.
+
+    Mutant: workers that take several suspects at once; then nobody is ever the only one.
+    """
     batch = take_in(store, 8)
     poison = 6
     for number in range(2, 200):
         who = worker(store, pid=number)
-        leases = claim(store, who)
+        leases = claim(store, who, chunks=chunks)
         if not leases:
             break
-        (lease,) = leases
-        if poison in {request.line for request in lease.requests}:
+        if poison in {request.line for lease in leases for request in lease.requests}:
             queue.reclaim(store, worker=who, beat=None, vanished=True)
         else:
-            queue.flush(store, worker=who, results=answers_to(lease))
+            for lease in leases:
+                queue.flush(store, worker=who, results=answers_to(lease))
             queue.reclaim(store, worker=who, beat=None)
     assert set(convicted(store, batch.pk)) == {poison}
     counts = catalog.find(store, batch.id).counts

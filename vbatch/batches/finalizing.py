@@ -30,7 +30,11 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
     taken = endings.start_finalizing(store, pk=batch.pk, by=by)
     if taken is None:
         return None
-    output, errors = _write(store, taken)
+    try:
+        output, errors = _write(store, taken)
+    except OSError:
+        endings.hand_back(store, pk=taken.pk, by=by)
+        raise
     return endings.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -25,25 +26,30 @@ class EngineDied(Exception):
         super().__init__(cause)
 
 
-class EngineStartFailed(Exception):
-    """The engine did not start.
+class Blame(StrEnum):
+    """Where the reason lies that an engine did not start, which decides how its worker goes on."""
 
-    ``transient`` says whether trying again may help (memory that settles). ``model_fault`` says that the reason
-    lies in this model or its flags (not found, gated, too big, unknown): others may still be loaded.
-    """
+    MODEL = "model"  # or its own flags (not found, gated, too big): others may still be loaded
+    MACHINE = "machine"  # or the installation: no other model would load
+    FLAGS = "flags"  # those that every model gets: a person must mend them
+    UNKNOWN = "unknown"  # the model's, if another one loads
+
+
+class EngineStartFailed(Exception):
+    """The engine did not start. ``transient`` says whether trying again may help (memory that settles)."""
 
     def __init__(
         self,
         cause: str,
         *,
         transient: bool,
-        model_fault: bool = False,
+        blame: Blame = Blame.UNKNOWN,
         hint: str | None = None,
         log: str | None = None,
     ) -> None:
         self.cause = cause
         self.transient = transient
-        self.model_fault = model_fault
+        self.blame = blame
         self.hint = hint
         self.log = log
         super().__init__(cause)

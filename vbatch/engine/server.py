@@ -29,6 +29,10 @@ class UnexpectedArgument(ValueError):
     """A word among vLLM's flags that belongs to none of them."""
 
 
+class SharedFlagsRefused(Exception):
+    """vLLM does not take the flags that every model gets: no model would load."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """A running engine. ``llm`` is vLLM's AsyncLLM: ours to shut down."""
@@ -57,17 +61,30 @@ def imports() -> None:
     importlib.import_module("vllm.entrypoints.launchers.api_server.entry")
 
 
-def start(*, model: str, path: str, args: Sequence[str], abandoned: threading.Event) -> Started:
+def start(
+    *,
+    model: str,
+    path: str,
+    args: Sequence[str],
+    shared_args: Sequence[str],
+    abandoned: threading.Event,
+) -> Started:
     """Start an engine and wait until it has loaded its model. Blocks for as long as that takes.
 
-    Raises whatever vLLM raises; FlagsRefused and UnexpectedArgument for flags that it does not take; Abandoned
-    when the event was set before the engine's processes were started.
+    Raises whatever vLLM raises; FlagsRefused and UnexpectedArgument for flags that it does not take,
+    SharedFlagsRefused where these are everybody's; Abandoned when the event was set before the engine's processes
+    were started.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = _parse([*args, "--model", path, "--served-model-name", model])
+    named = ("--model", path, "--served-model-name", model)
+    try:
+        _parse([*shared_args, *named])
+    except (FlagsRefused, UnexpectedArgument) as error:
+        raise SharedFlagsRefused from error
+    arguments = _parse([*args, *named])
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
     _cli_args().propagate_flash_late_interaction(arguments, engine_args)
     # LLM_CLASS, for the batch sizes of offline work: the context of `vllm run-batch` has no row in vLLM's

@@ -36,13 +36,15 @@ async def load(
     model: str,
     path: str | None = None,
     args: Sequence[str] = (),
+    shared_args: Sequence[str] = (),
     gpu: int | None = None,
     log_dir: Path,
 ) -> VllmEngine:
     """Load a model; requests name it ``model``, its files are at ``path`` (a folder or a hub id).
 
-    ``args`` are flags of ``vllm serve``. What vLLM prints goes to a log file in ``log_dir``. The event loop is
-    not blocked. Cancelling the call ends the engine's processes. Raises EngineStartFailed with the root cause.
+    ``args`` are flags of ``vllm serve``, ``shared_args`` those of them that every model gets. What vLLM prints goes
+    to a log file in ``log_dir``. The event loop is not blocked. Cancelling the call ends the engine's processes.
+    Raises EngineStartFailed with the root cause.
     """
     log = EngineLog(log_dir, model)
     _set_environment(gpu)
@@ -50,7 +52,7 @@ async def load(
         try:
             with log.capturing(), _guarding_children():
                 await asyncio.to_thread(server.imports)
-                started = await _start(model=model, path=path or model, args=args)
+                started = await _start(model=model, path=path or model, args=args, shared_args=shared_args)
                 stack.push_async_callback(_shut_down, started, _family(started))
                 _check_guard(started)
                 app = await stack.enter_async_context(server.serving(started))
@@ -60,7 +62,7 @@ async def load(
             raise EngineStartFailed(
                 cause.line,
                 transient=cause.transient,
-                model_fault=cause.model_fault,
+                blame=cause.blame,
                 hint=cause.hint,
                 log=str(log.path),
             ) from error
@@ -152,12 +154,14 @@ def _with_error_object(reply: Reply) -> Reply:
     return replace(reply, body=msgspec.json.encode({"error": error}))
 
 
-async def _start(*, model: str, path: str, args: Sequence[str]) -> server.Started:
+async def _start(*, model: str, path: str, args: Sequence[str], shared_args: Sequence[str]) -> server.Started:
     """Start the engine in a thread; when the call is cancelled, end what it has started by then."""
     abandoned = threading.Event()
     strangers = set(multiprocessing.active_children())
     starting = asyncio.ensure_future(
-        asyncio.to_thread(server.start, model=model, path=path, args=args, abandoned=abandoned)
+        asyncio.to_thread(
+            server.start, model=model, path=path, args=args, shared_args=shared_args, abandoned=abandoned
+        )
     )
     try:
         return await asyncio.shield(starting)

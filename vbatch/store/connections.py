@@ -19,6 +19,8 @@ PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 
 CACHE_KIB = 48 * 1024
 BUSY_TIMEOUT_MS = 2000
 CONNECT_TIMEOUT_S = 10
+LOCK_TIMEOUT_MS = 10_000  # then it is told whom we wait for, and tried again
+IDLE_IN_TRANSACTION_MS = 30_000  # of a worker that was frozen, or lost its power: its locks must not stay
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database that several processes write and checkpoint; the fix was
 # ported back to two older lines (sqlite.org/wal.html, "WAL-reset bug").
@@ -36,7 +38,10 @@ def connect(url: URL) -> Engine:
     """Return an SQLAlchemy engine for this store; no connection is made yet."""
     if is_sqlite(url):
         return _connect_sqlite(url)
-    options = "-c synchronous_commit=on -c timezone=UTC -c idle_in_transaction_session_timeout=0"
+    options = (
+        f"-c synchronous_commit=on -c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS}"
+        f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"
+    )
     given = url.query.get("options")
     if isinstance(given, str):  # the user's own settings hold too, but for these
         options = f"{given} {options}"

@@ -133,6 +133,15 @@ def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
     return store.write(work)
 
 
+def hand_back(store: Store, *, pk: int, by: str) -> None:
+    """Let others finalize the batch too: here its files cannot be written."""
+    store.write(
+        lambda connection: connection.execute(
+            update(_batch).where(_batch.c.pk == pk, _batch.c.finalizer == by).values(finalizer=None)
+        )
+    )
+
+
 def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str) -> Batch:
     """Say that the batch's files are durable: it is completed, cancelled or expired from now on.
 

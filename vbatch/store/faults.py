@@ -52,9 +52,9 @@ class Transient:
     fault: Fault = Fault.AWAY
 
 
-# SQLSTATEs that pass by themselves (PostgreSQL appendix A): connection failures, a server that starts, stops or
-# is full, and transactions that lost against another one.
-_PASSING = re.compile(r"08|57P0[1-5]|53|40001|40P01|55P03|58030")
+# SQLSTATEs that pass by themselves (PostgreSQL appendix A): connection failures, a transaction that was left open
+# for too long (we were frozen), a server that starts, stops or is full, and transactions that lost against another one.
+_PASSING = re.compile(r"08|25P0[34]|57P0[1-5]|53|40001|40P01|55P03|58030")
 
 _PERMANENT_STATES = {
     "28P01": ("wrong password", Fault.PASSWORD),
@@ -117,6 +117,8 @@ _TRANSIENT_WORDS = (
         "the server closed the connection unexpectedly",
         Fault.AWAY,
     ),
+    (re.compile(r"lock timeout", re.I), "another transaction holds what we need", Fault.LOCKED),
+    (re.compile(r"idle-in-transaction", re.I), "the server has ended a transaction of ours", Fault.AWAY),
     (re.compile(r"timeout|timed out", re.I), "the server does not answer", Fault.HANGING),
     (
         re.compile(r"could not translate host name|failed to resolve host|name resolution|nodename", re.I),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import Connection, and_, insert, or_, select, text, update
@@ -58,7 +59,8 @@ def waiting(store: Store) -> list[Waiting]:
 def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[ChunkKey]) -> list[Lease]:
     """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
 
-    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost.
+    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A suspect
+    (``vbatch.store.suspects``) is leased alone, by who holds nothing else; nothing behind it is leased before it.
     """
 
     def work(connection: Connection) -> list[Lease]:
@@ -69,13 +71,15 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
             .order_by(*_BEST_FIRST)
         ).all()
         strays = [row for row in mine if ChunkKey(row.batch, row.n) not in held]
-        fresh = connection.execute(
+        best = connection.execute(
             select(_chunk)
             .where(_READY, _chunk.c.model == model)
             .order_by(*_BEST_FIRST)
             .limit(max(0, chunks - len(strays)))
             .with_for_update(skip_locked=True)
         ).all()
+        innocent = list(takewhile(lambda row: not suspects.is_suspect(row), best))
+        fresh = [] if any(map(suspects.is_suspect, mine)) else innocent if mine or innocent else best[:1]
         for row in fresh:
             connection.execute(
                 update(_chunk)
@@ -135,6 +139,12 @@ def still_ours(store: Store, *, worker: str, leases: Collection[tuple[ChunkKey, 
         return frozenset(key for key, epoch in leases if (key, epoch) in ours)
 
     return store.read(work)
+
+
+def held_by(store: Store, *, worker: str) -> frozenset[ChunkKey]:
+    """Return the chunks that the store has for leased to this worker."""
+    query = select(_chunk.c.batch, _chunk.c.n).where(_RUNNING, _chunk.c.worker == worker)
+    return frozenset(store.read(lambda connection: [ChunkKey(*row) for row in connection.execute(query)]))
 
 
 def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
@@ -198,10 +208,16 @@ def record_crash(
     store.write(work)
 
 
-def fail_model(store: Store, *, model: str, code: str, message: str) -> int:
-    """Fail every ready chunk of a model that cannot be loaded; return how many requests that were."""
+def fail_model(store: Store, *, worker: str, model: str, code: str, message: str) -> int | None:
+    """Fail every ready chunk of a model that this worker cannot load; return how many requests that were.
 
-    def work(connection: Connection) -> int:
+    None, and nothing is done, where another worker has it loaded and works with it: on a bigger GPU, say.
+    """
+
+    def work(connection: Connection) -> int | None:
+        elsewhere = select(_chunk.c.n).where(_RUNNING, _chunk.c.model == model, _chunk.c.worker != worker)
+        if connection.execute(elsewhere.limit(1)).first() is not None:
+            return None
         ready = and_(_READY, _chunk.c.model == model)
         rows = connection.execute(
             select(_chunk.c.total, _chunk.c.completed, _chunk.c.failed).where(ready).with_for_update()
@@ -216,7 +232,7 @@ def fail_model(store: Store, *, model: str, code: str, message: str) -> int:
                 error_message=message,
             )
         )
-        return sum(row.total - row.completed - row.failed for row in rows)
+        return int(sum(row.total - row.completed - row.failed for row in rows))
 
     return store.write(work)
 

@@ -29,6 +29,13 @@ class ChunkKey(NamedTuple):
     n: int
 
 
+class LeaseKey(NamedTuple):
+    """Which lease: a chunk under one epoch. A worker that lost a chunk may lease the same one again."""
+
+    chunk: ChunkKey
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCounts:
     """How far a batch is. ``completed`` and ``failed`` are recorded results; the rest is not finished."""
@@ -113,6 +120,11 @@ class Lease:
     url: str
     crashes: int
     requests: tuple[Request, ...]
+
+    @property
+    def id(self) -> LeaseKey:
+        """What tells it from an earlier lease of the same chunk."""
+        return LeaseKey(self.key, self.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Find the poisonous request: who was in the engine at each of its deaths, narrowed down by halving.
 
 A chunk whose requests were in the engine at one death is given back as it is: deaths have many causes. At the
-second death it is split: what was not in the engine is innocent, what was is halved, and each half runs alone
-(the worker sees to that, by ``crashes``). A death while a single request runs alone convicts it. So one
-poisonous request costs at most log2(chunk) + 2 engine deaths.
+second death it is split: what was not in the engine is innocent, what was is halved, and each half is leased alone
+from then on (``queue.claim``). A death while a single request of such a suspect runs alone convicts it. So one
+poisonous request of a full chunk costs at most log2(chunk) + 2 engine deaths.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ SPLIT_AT = 2  # engine deaths
 LOSSES = 3  # workers that vanished in a row over a chunk, without any result of it in between
 
 
+def is_suspect(row: Any) -> bool:
+    """Whether this chunk is to run alone: its requests were in the engine at two deaths."""
+    return bool(row.crashes >= SPLIT_AT)
+
+
 def crashed(connection: Connection, row: Any, suspects: Sequence[int], cause: str, *, alone: bool) -> None:
     """Deal with an engine death over these requests (``seq``, ascending) of a running chunk.
 
@@ -33,8 +38,11 @@ def crashed(connection: Connection, row: Any, suspects: Sequence[int], cause: st
     crashes = row.crashes + 1
     if crashes < SPLIT_AT:
         _give_back(connection, row, crashes=crashes)
-    elif alone:
-        message = f"The engine died {crashes} times while it worked on this request; the last time: {cause}"
+    elif alone and is_suspect(row):
+        message = (
+            f"The engine died while this request ran alone, after {row.crashes} deaths with its chunk in the engine; "
+            f"the last time: {cause}"
+        )
         _convict(connection, row, suspects[0], message)
     else:
         _split(connection, row, suspects, crashes)
@@ -47,7 +55,7 @@ def lost(connection: Connection, row: Any, *, vanished: bool, alone: bool) -> No
         _give_back(connection, row, losses=losses)
         return
     suspects = _open(connection, row)
-    if alone and len(suspects) == 1 and row.crashes >= SPLIT_AT:
+    if alone and len(suspects) == 1 and is_suspect(row):
         _convict(connection, row, suspects[0], f"The worker died {losses} times in a row over this request.")
     elif suspects:
         _split(connection, row, suspects, SPLIT_AT)
@@ -86,7 +94,13 @@ def _convict(connection: Connection, row: Any, seq: int, message: str) -> None:
 
 
 def _split(connection: Connection, row: Any, suspects: Sequence[int], crashes: int) -> None:
-    """Close the chunk over what is recorded of it; its open requests go on in chunks of their own."""
+    """Close the chunk over what is recorded of it; its open requests go on in chunks of their own.
+
+    A single request needs no other chunk to be suspected in.
+    """
+    if row.total == 1:
+        _give_back(connection, row, crashes=crashes, losses=0)
+        return
     unfinished = _open(connection, row)
     accused = [seq for seq in unfinished if suspects[0] <= seq <= suspects[-1]]
     middle = (len(accused) + 1) // 2

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vbatch import gpu, preflight, processes
 from vbatch.engine import build
-from vbatch.errors import EngineUnavailable, Interrupted
+from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import Store, registry
 from vbatch.worker import models, recovery
 from vbatch.worker.announce import announced
@@ -77,7 +77,7 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         notify("READY=1", "STATUS=ready")
         try:
             asyncio.run(_work(context))
-        except EngineUnavailable:
+        except (EngineUnavailable, ConfigError):
             stop.abandon_store_after(AT_REST)
             with suppress(Interrupted):
                 registry.stop(store, worker=worker)
@@ -108,4 +108,5 @@ def _folders(store: Store, options: WorkerOptions) -> dict[str, Path]:
 
 async def _work(context: Context) -> None:
     context.stop.attach(asyncio.get_running_loop())
+    context.pulse.begin()
     await WorkLoop(context).run()

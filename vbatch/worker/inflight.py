@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 
 from vbatch.engine import Engine, EngineDied, Reply
 from vbatch.protocol import usage_of
-from vbatch.store.records import ChunkKey, Lease, Request, Result
+from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request, Result
 
+LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
 SHOWN_BYTES = 200  # of an answer that is not JSON
 SUSPECT_CRASHES = 2  # a chunk that was running at so many engine deaths runs alone
@@ -29,21 +31,21 @@ class Inflight:
         self._limit = limit
         self._timeout = request_timeout.total_seconds() if request_timeout else None
         self._leases: dict[ChunkKey, Lease] = {}
-        self._unanswered: Counter[ChunkKey] = Counter()
         self._pending: deque[tuple[Lease, Request]] = deque()
         self._suspects: deque[Lease] = deque()
         self._running: dict[asyncio.Task[None], tuple[Lease, Request]] = {}
-        self._lost: list[tuple[Lease, Request]] = []
+        self._lost: set[tuple[LeaseKey, int]] = set()
         self._active = 0
-        self._alone: ChunkKey | None = None
+        self._alone: LeaseKey | None = None
         self.answered: list[Result] = []
         self.failure: BaseException | None = None  # a defect of ours: the loop raises it
+        self.unheard = False  # the last request that ended was given up on, and the engine had done nothing
         self.changed = asyncio.Event()
 
     @property
-    def leases(self) -> list[tuple[ChunkKey, int]]:
-        """Key and epoch of every chunk that is held."""
-        return [(lease.key, lease.epoch) for lease in self._leases.values()]
+    def leases(self) -> frozenset[LeaseKey]:
+        """The leases that are held."""
+        return frozenset(lease.id for lease in self._leases.values())
 
     @property
     def held(self) -> frozenset[ChunkKey]:
@@ -70,32 +72,36 @@ class Inflight:
     @property
     def idle(self) -> bool:
         """Whether nothing is pending, running or waiting to be saved."""
-        return self.quiet and not self.answered
+        return self.quiet and not (self._suspects or self.answered)
 
     @property
     def quiet(self) -> bool:
-        """Whether there are answers to save and nothing runs that could add to them."""
-        return not (self._pending or self._suspects or self._running)
+        """Whether nothing runs that could add to the answers before they are saved."""
+        return not (self._pending or self._running)
 
     def add(self, leases: Iterable[Lease]) -> None:
-        """Take leased chunks. One without open requests is dropped: its last flush was recorded."""
+        """Take leased chunks. One without open requests is dropped: its last flush was recorded.
+
+        Of a chunk that we lost and have leased again, what still runs under the old lease is aborted.
+        """
         for lease in leases:
+            if (earlier := self._leases.get(lease.key)) is not None:
+                self.forget({earlier.id})
             if not lease.requests:
                 continue
             self._leases[lease.key] = lease
-            self._unanswered[lease.key] = len(lease.requests)
             if lease.crashes >= SUSPECT_CRASHES:
                 self._suspects.append(lease)
             else:
                 self._pending.extend((lease, request) for request in lease.requests)
 
     def start(self) -> None:
-        """Start what there is room for."""
-        if self._alone is not None and not self._unanswered[self._alone]:
+        """Start what there is room for. The next suspect waits until the one before it is saved."""
+        if self._alone not in self.leases:
             self._alone = None
-        if self._suspects and not self._running and self._alone is None and not self._pending:
+        if self._suspects and self._alone is None and self.quiet and not self.answered:
             suspect = self._suspects.popleft()
-            self._alone = suspect.key
+            self._alone = suspect.id
             self._pending.extend((suspect, request) for request in suspect.requests)
         while self._pending and self._active < self._limit:
             lease, request = self._pending.popleft()
@@ -104,17 +110,16 @@ class Inflight:
             self._running[task] = (lease, request)
             task.add_done_callback(self._ended)
 
-    def forget(self, keys: Collection[ChunkKey]) -> None:
-        """Drop chunks that are finished or not ours any more; what still runs of them is aborted."""
-        if not keys:
+    def forget(self, leases: AbstractSet[LeaseKey]) -> None:
+        """Drop leases that are finished or not ours any more; what still runs of them is aborted."""
+        if not leases:
             return
-        for key in keys:
-            self._leases.pop(key, None)
-            self._unanswered.pop(key, None)
-        self._pending = deque(entry for entry in self._pending if entry[0].key not in keys)
-        self._suspects = deque(lease for lease in self._suspects if lease.key not in keys)
+        for gone in leases & self.leases:
+            del self._leases[gone.chunk]
+        self._pending = deque(entry for entry in self._pending if entry[0].id not in leases)
+        self._suspects = deque(lease for lease in self._suspects if lease.id not in leases)
         for task, (lease, _) in list(self._running.items()):
-            if lease.key in keys:
+            if lease.id in leases:
                 task.cancel()
         self.changed.set()
 
@@ -124,8 +129,9 @@ class Inflight:
         self._suspects.clear()
 
     def take_answered(self) -> list[Result]:
-        """Take what is to be saved. Results of chunks that are not held any more were dropped with them."""
-        taken = [result for result in self.answered if result.key in self._leases]
+        """Take what is to be saved. Results of leases that are not held any more were dropped with them."""
+        held = self.leases
+        taken = [result for result in self.answered if (result.key, result.epoch) in held]
         self.answered = []
         return taken
 
@@ -136,9 +142,10 @@ class Inflight:
     async def abandon(self) -> dict[ChunkKey, tuple[int, ...]]:
         """Stop everything that runs and return it: the ``seq`` numbers in the engine, by chunk."""
         suspects: dict[ChunkKey, list[int]] = {}
-        for lease, request in (*self._running.values(), *self._lost):
-            if lease.key in self._leases:
-                suspects.setdefault(lease.key, []).append(request.seq)
+        held = self.leases
+        for lease, seq in self._lost | {(lease.id, request.seq) for lease, request in self._running.values()}:
+            if lease in held:
+                suspects.setdefault(lease.chunk, []).append(seq)
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
@@ -149,16 +156,16 @@ class Inflight:
     async def _answer(self, lease: Lease, request: Request) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                async with asyncio.timeout(self._timeout):
-                    reply = await self._engine.post(lease.url, request.body)
+                reply = await self._post(lease, request)
             except TimeoutError:
-                self._record(_timed_out(lease, request, attempt, self._timeout))
+                self.answered.append(_timed_out(lease, request, attempt, self._timeout))
                 return
             except EngineDied:
-                self._lost.append((lease, request))
+                self._lost.add((lease.id, request.seq))
                 return
+            self.unheard = False
             if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
-                self._record(_result(lease, request, attempt, reply))
+                self.answered.append(_result(lease, request, attempt, reply))
                 return
             self._active -= 1
             self.changed.set()
@@ -167,10 +174,27 @@ class Inflight:
             finally:
                 self._active += 1
 
-    def _record(self, result: Result) -> None:
-        self.answered.append(result)
-        if result.key in self._unanswered:
-            self._unanswered[result.key] -= 1
+    async def _post(self, lease: Lease, request: Request) -> Reply:
+        """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
+
+        The limit is for slow requests. While an engine gives nothing to anybody it is the engine that hangs: then
+        nobody's time is up, until it goes on or is started anew (``engine_stall``).
+        """
+        if self._timeout is None:
+            return await self._engine.post(lease.url, request.body)
+        progress = self._engine.progress
+        posting = asyncio.ensure_future(self._engine.post(lease.url, request.body))
+        patience = self._timeout
+        try:
+            while not (await asyncio.wait((posting,), timeout=patience))[0]:
+                self.unheard = self._engine.progress == progress
+                if self._active == 1 or not self.unheard:
+                    raise TimeoutError
+                patience = LOOK
+            return posting.result()
+        finally:
+            posting.cancel()
+            await asyncio.wait((posting,))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

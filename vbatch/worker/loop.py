@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from vbatch.engine import Engine, EngineStartFailed
-from vbatch.errors import EngineUnavailable
+from vbatch.engine import Blame, Engine, EngineStartFailed
+from vbatch.errors import ConfigError, EngineUnavailable
 from vbatch.store import catalog, endings, queue, registry
+from vbatch.store.records import Waiting
 from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
@@ -22,6 +26,21 @@ ROUND = 1.0  # seconds between two looks at an empty queue
 RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers, at most
 LONGEST_RELOAD_PAUSE = 60.0
 HOPELESS_DEATHS = 8  # in a row, without one good answer: it is not the requests, a person must look
+
+
+LEFT_TO_OTHERS = 600.0  # seconds until a model that another worker has loaded is tried here again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A model that is not to be loaded: left to other workers for a while, or (``doubtful``) set aside."""
+
+    until: float = math.inf
+    doubtful: EngineStartFailed | None = None
+
+    def holds(self, now: float) -> bool:
+        """Whether it is still so."""
+        return now < self.until
 
 
 class WorkLoop:
@@ -37,6 +56,8 @@ class WorkLoop:
         self._deaths_in_a_row = 0
         self._idle_since: float | None = None
         self._at_rest = True
+        self._loads = 0
+        self._refused: dict[str, Refusal] = {}
 
     async def run(self) -> None:
         """Work until a stop is requested or, when draining, until the queue is empty.
@@ -59,7 +80,8 @@ class WorkLoop:
                 if not await self._work_once():
                     break
             self._finalizer.close()
-            await finalizing
+            await context.until(finalizing)
+            finalizing.result()
         finally:
             for side in (recovering, finalizing, limiting):
                 side.cancel()
@@ -69,9 +91,11 @@ class WorkLoop:
     async def _work_once(self) -> bool:
         """Take one step; say whether there may be more to do."""
         context = self._context
-        model = choose(await context.in_store(queue.waiting, context.store), loaded=self._model)
+        waiting = await context.in_store(queue.waiting, context.store)
+        model = choose(self._loadable(waiting), loaded=self._model)
         await self._show_queue()
         if model is None:
+            self._lament(waiting)
             return await self._rest()
         self._idle_since = None
         if model != self._model:
@@ -85,6 +109,10 @@ class WorkLoop:
         """Wait for work; say whether to go on waiting."""
         context = self._context
         context.view.update(state="idle", running=0, batch=None)
+        if strays := await context.in_store(queue.held_by, context.store, worker=context.worker):
+            log.warning("chunks.strayed count=%d", len(strays))
+            await context.in_store(queue.release, context.store, worker=context.worker, keys=strays)
+            return True
         if context.options.drain and not self._finalizer.busy:
             progress = await context.in_store(catalog.progress, context.store)
             if progress.unfinished_batches == 0:
@@ -119,7 +147,7 @@ class WorkLoop:
             log.error("engine.died model=%s cause=%s", model, serving.deaths_cause)
             await self._tell_of_death(serving.deaths_cause)
             await self._unload()
-            await self._context.stop.sleep(self._reload_pause)
+            await self._context.rest(self._reload_pause)
             self._reload_pause = min(self._reload_pause * 2, LONGEST_RELOAD_PAUSE)
 
     async def _tell_of_death(self, cause: str) -> None:
@@ -137,24 +165,64 @@ class WorkLoop:
         try:
             self._engine = await models.load(self._context, model)
         except EngineStartFailed as error:
-            if not error.model_fault:
-                raise EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint) from error
-            await self._give_up_on(model, error.cause)
+            await self._blame(model, error)
             return
-        self._model = model if self._engine is not None else None
+        if self._engine is None:
+            return
+        self._model = model
+        self._loads += 1
+        for other, refusal in list(self._refused.items()):
+            if refusal.doubtful is not None:  # engines do start here: it was the model
+                del self._refused[other]
+                await self._give_up_on(other, refusal.doubtful.cause)
+
+    async def _blame(self, model: str, error: EngineStartFailed) -> None:
+        """Go on after a model could not be loaded, as far as it is not this machine that loads none.
+
+        Where nobody can tell, the model is set aside and others are tried: if one loads, it was the model.
+        """
+        match error.blame:
+            case Blame.FLAGS:
+                raise ConfigError(error.cause, hint=error.hint) from error
+            case Blame.MACHINE:
+                raise _unavailable(model, error) from error
+            case Blame.UNKNOWN if not self._loads:
+                self._refused[model] = Refusal(doubtful=error)
+            case _:
+                await self._give_up_on(model, error.cause)
+
+    def _loadable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        now = time.monotonic()
+        self._refused = {model: refusal for model, refusal in self._refused.items() if refusal.holds(now)}
+        return [entry for entry in waiting if entry.model not in self._refused]
+
+    def _lament(self, waiting: Sequence[Waiting]) -> None:
+        """Raise EngineUnavailable where nothing waits but for models that could not be loaded, and none ever was."""
+        for entry in waiting:
+            refusal = self._refused.get(entry.model)
+            if refusal is not None and refusal.doubtful is not None:
+                raise _unavailable(entry.model, refusal.doubtful) from refusal.doubtful
 
     async def _give_up_on(self, model: str, cause: str) -> None:
-        """Fail what waits for a model that cannot be loaded; the rest of the queue goes on."""
+        """Fail what waits for a model that cannot be loaded; the rest of the queue goes on.
+
+        Where another worker has it loaded, leave it to that one for a while.
+        """
         context = self._context
         failed = await context.in_store(
             queue.fail_model,
             context.store,
+            worker=context.worker,
             model=model,
             code="model_not_loaded",
             message=f"The model {model} could not be loaded: {cause}",
         )
-        log.error("model.failed model=%s requests=%d cause=%s", model, failed, cause)
         context.view.update(trouble=f"{model} could not be loaded: {cause}")
+        if failed is None:
+            log.warning("model.left_to_others model=%s cause=%s", model, cause)
+            self._refused[model] = Refusal(until=time.monotonic() + LEFT_TO_OTHERS)
+            return
+        log.error("model.failed model=%s requests=%d cause=%s", model, failed, cause)
         self._finalizer.poke()
 
     async def _unload(self) -> None:
@@ -172,9 +240,9 @@ class WorkLoop:
         context = self._context
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
-            await context.in_files(recovery.recover, context.store, self._watch, me=context.worker)
-            await context.in_files(recovery.sweep, context.store)
-            for expired in await context.in_files(endings.expire, context.store, now=datetime.now(UTC)):
+            await context.in_watch(recovery.recover, context.store, self._watch, me=context.worker)
+            await context.in_watch(recovery.sweep, context.store)
+            for expired in await context.in_watch(endings.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()
@@ -184,3 +252,7 @@ class WorkLoop:
         context = self._context
         progress = await context.in_store(catalog.progress, context.store)
         context.view.update(total=progress.total, completed=progress.completed, failed=progress.failed)
+
+
+def _unavailable(model: str, error: EngineStartFailed) -> EngineUnavailable:
+    return EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint)

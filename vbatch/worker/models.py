@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 PAUSE = timedelta(seconds=10)
-LONGEST_LOAD = timedelta(hours=1)  # a first load may download and compile
+LONGEST_LOAD = timedelta(hours=2)  # a first load may download and compile; what takes longer hangs
 
 
 async def load(context: Context, model: str) -> Engine | None:
@@ -71,12 +71,16 @@ async def _load(context: Context, model: str) -> Engine | None:
     stopping = asyncio.ensure_future(context.stop.wait())
     recording = asyncio.ensure_future(_record_while_loading(context))
     try:
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (loading, stopping), timeout=LONGEST_LOAD.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+        )
         if loading.done():
             return loading.result()
         loading.cancel()
         await asyncio.wait((loading,))
-        return None
+        if stopping.done():
+            return None
+        raise EngineStartFailed(f"it was not loaded within {LONGEST_LOAD}", transient=True)
     finally:
         stopping.cancel()
         recording.cancel()
@@ -93,6 +97,7 @@ async def _home(context: Context, model: str) -> Engine:
         model=model,
         path=options.model_path(model),
         args=args,
+        shared_args=options.shared_args,
         gpu=options.gpu,
         log_dir=options.state_dir / "logs",
     )

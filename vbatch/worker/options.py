@@ -80,6 +80,11 @@ class WorkerOptions:
         cached = self.cache_dir / "models" / model
         return str(cached) if cached.is_dir() else model
 
+    @property
+    def shared_args(self) -> tuple[str, ...]:
+        """Those of vLLM's flags that every model gets."""
+        return (*self.default_args, *self.extra_args)
+
     def engine_args(self, model: str) -> tuple[str, ...]:
         """All of vLLM's flags for this model."""
         return (*self.default_args, *self.models.get(model, ModelOptions()).args, *self.extra_args)

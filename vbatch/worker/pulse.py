@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -26,6 +27,11 @@ class Pulse:
     def __init__(self) -> None:
         self._turned = time.monotonic()
         self._excused_until = 0.0
+        self._main: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Say that the present task is the one whose turns count: what goes on beside it proves nothing."""
+        self._main = asyncio.current_task()
 
     def turn(self) -> None:
         """Say that the loop turns, and end any excuse."""
@@ -38,7 +44,7 @@ class Pulse:
 
     def wait(self) -> None:
         """Say that the loop turns while it waits for a thread, such as one that waits for the database."""
-        if not self.excused:
+        if not self.excused and asyncio.current_task() is self._main:
             self.turn()
 
     @property

@@ -126,6 +126,7 @@ class Serving:
         results = self._inflight.take_answered()
         if not results:
             return
+        held = self._inflight.leases
         try:
             flushed = await self._context.in_store(
                 queue.flush, self._context.store, worker=self._context.worker, results=results
@@ -134,7 +135,8 @@ class Serving:
             self._inflight.give_back(results)
             raise
         self.progressed |= any(result.succeeded for result in results)
-        self._inflight.forget(flushed.rejected | flushed.finished_chunks)
+        over = flushed.rejected | flushed.finished_chunks
+        self._inflight.forget({lease for lease in held if lease.chunk in over})
         self._count(results, recorded=flushed.recorded)
         if flushed.rejected:
             log.info("chunks.rejected count=%d", len(flushed.rejected))
@@ -159,17 +161,21 @@ class Serving:
         ours = await self._context.in_store(
             queue.still_ours, self._context.store, worker=self._context.worker, leases=leases
         )
-        lost = frozenset(key for key, _ in leases) - ours
-        if lost & self._inflight.held:
+        lost = {lease for lease in leases if lease.chunk not in ours} & self._inflight.leases
+        if lost:
             log.info("chunks.revoked count=%d", len(lost))
             self._inflight.forget(lost)
             self._saved()
 
     def _stalled(self) -> str | None:
-        """Say so when requests run but the engine has not produced a token for too long."""
+        """Say so when requests run but the engine has not produced a token for too long.
+
+        An engine that has nothing to do is not idle but suspected where the last request was given up on.
+        """
         progress, since = self._engine_progress
         now = time.monotonic()
-        if self._engine.progress != progress or not self._inflight.running:
+        idle = not self._inflight.running and not self._inflight.unheard
+        if self._engine.progress != progress or idle:
             self._engine_progress = (self._engine.progress, now)
         elif now - since > self._context.options.engine_stall.total_seconds():
             return f"the engine made no progress for {now - since:.0f} s"
@@ -214,7 +220,7 @@ class Serving:
                 )
             if innocent := held - accused.keys():
                 await self._context.in_store(queue.release, store, worker=worker, keys=innocent)
-            self._inflight.forget(held)
+            self._inflight.forget(self._inflight.leases)
         except Interrupted:
             log.warning("worker.unsaved results=%d reason=store_unreachable", len(self._inflight.answered))
 
@@ -254,9 +260,9 @@ class _Background:
         self._task.add_done_callback(self._done)
 
     async def finish(self) -> None:
-        """Wait for it to end; its failure is kept."""
+        """Wait for it to end, however long the store is away; its failure is kept."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await self._context.until(self._task)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._task = None

@@ -1,0 +1,186 @@
+"""The requests of one engine: which lease they belong to, who runs alone, whose time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+from vbatch.engine import EngineDied, Reply
+from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request
+from vbatch.store.suspects import SPLIT_AT
+from vbatch.worker.inflight import Inflight
+
+OK = Reply(status=200, body=b"{}")
+
+
+class Puppet:
+    """An engine whose answers come when the test says so."""
+
+    max_inflight = 8
+    died: str | None = None
+
+    def __init__(self) -> None:
+        self.progress = 0
+        self.waiting: dict[bytes, asyncio.Future[Reply]] = {}
+
+    async def post(self, _url: str, body: bytes) -> Reply:
+        waiting = self.waiting[body] = asyncio.get_running_loop().create_future()
+        try:
+            return await waiting
+        finally:
+            del self.waiting[body]
+
+    async def answer(self, *bodies: bytes, error: Exception | None = None) -> None:
+        """Answer these requests, or fail them."""
+        for body in bodies:
+            if error is None:
+                self.progress += 1
+                self.waiting[body].set_result(OK)
+            else:
+                self.waiting[body].set_exception(error)
+        await settle()
+
+    def processes(self) -> Sequence[int]:
+        return ()
+
+    async def close(self) -> None:
+        return
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def lease(n: int, *, epoch: int = 1, requests: int = 2, crashes: int = 0) -> Lease:
+    return Lease(
+        key=ChunkKey(1, n),
+        batch_id="batch_1",
+        epoch=epoch,
+        model="m",
+        url="/v1/chat/completions",
+        crashes=crashes,
+        requests=tuple(
+            Request(seq=seq, line=seq, custom_id=f"r-{seq}", body=f"{n}.{epoch}.{seq}".encode())
+            for seq in range(10 * n, 10 * n + requests)
+        ),
+    )
+
+
+def inflight(engine: Puppet, *, limit: int = 8, seconds: float | None = None) -> Inflight:
+    timeout = timedelta(seconds=seconds) if seconds is not None else None
+    return Inflight(engine, limit=limit, request_timeout=timeout)
+
+
+def test_a_chunk_that_is_leased_again_is_not_mistaken_for_its_earlier_lease() -> None:
+    """Lost while this worker was frozen, and then claimed by it once more.
+
+    Mutant: leases that go by the chunk alone; what becomes of the old one takes the new one with it, and a chunk of
+    a worker that lives is nobody's to claim: its batch never ends.
+    """
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        held.add([lease(0, epoch=1)])
+        held.start()
+        await settle()
+        assert set(engine.waiting) == {b"0.1.0", b"0.1.1"}
+        await engine.answer(b"0.1.0")
+        held.add([lease(0, epoch=2)])
+        held.start()
+        await settle()
+        assert set(engine.waiting) == {b"0.2.0", b"0.2.1"}, "the old lease's request was aborted"
+        assert held.take_answered() == []
+        held.forget({LeaseKey(ChunkKey(1, 0), 1)})
+        assert held.leases == {LeaseKey(ChunkKey(1, 0), 2)}
+        await engine.answer(b"0.2.0", b"0.2.1")
+        assert [(result.seq, result.epoch) for result in held.take_answered()] == [(0, 2), (1, 2)]
+
+    asyncio.run(scene())
+
+
+def test_a_suspect_waits_until_the_one_before_it_is_saved() -> None:
+    """A worker that dies then holds one alone. Mutant: the next one starts when this one is answered."""
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        suspects = [lease(n, requests=1, crashes=SPLIT_AT) for n in (0, 1)]
+        held.add(suspects)
+        held.start()
+        await settle()
+        await engine.answer(b"0.1.0")
+        held.start()
+        await settle()
+        assert not engine.waiting
+        assert held.quiet, "nothing will be added, so it is saved at once"
+        held.take_answered()
+        held.start()
+        await settle()
+        assert not engine.waiting, "it is being saved"
+        held.forget({suspects[0].id})
+        held.start()
+        await settle()
+        assert set(engine.waiting) == {b"1.1.10"}
+
+    asyncio.run(scene())
+
+
+def test_nobodys_time_is_up_while_the_engine_gives_nothing_to_anybody() -> None:
+    """Then it is the engine that hangs, and it is restarted (``engine_stall``); its requests are not to blame.
+
+    Mutant: a time limit that looks at the clock alone; a wedged engine then fails request after request.
+    """
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine, seconds=0.05)
+        held.add([lease(0)])
+        held.start()
+        await asyncio.sleep(0.2)
+        assert set(engine.waiting) == {b"0.1.0", b"0.1.1"}
+        assert held.answered == []
+        suspects = await held.abandon()
+        assert suspects == {ChunkKey(1, 0): (0, 1)}
+
+    asyncio.run(scene())
+
+
+def test_a_slow_request_ends_by_its_time_limit() -> None:
+    """The engine works for others, or there is no other. Mutant: no time limit."""
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine, limit=2, seconds=0.1)
+        held.add([lease(0, requests=3)])
+        held.start()
+        await settle()
+        await engine.answer(b"0.1.0")
+        held.start()
+        await asyncio.sleep(0.15)
+        engine.progress += 1
+        await asyncio.sleep(1.2)
+        codes = {result.seq: result.error_code for result in held.answered}
+        assert codes == {0: None, 1: "request_timeout", 2: "request_timeout"}
+        assert not engine.waiting, "their sequences are aborted"
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_died_accuses_each_request_once() -> None:
+    """Mutant: a request counted both as running and as lost; nobody is then ever alone."""
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        held.add([lease(0, requests=1)])
+        held.start()
+        await settle()
+        engine.waiting[b"0.1.0"].set_exception(EngineDied("SIGSEGV"))
+        for _ in range(3):  # the request has seen it, the end of its task nobody yet
+            await asyncio.sleep(0)
+            assert await held.abandon() == {ChunkKey(1, 0): (0,)}
+
+    asyncio.run(scene())

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
 from tests.rigs.disk import Unavailable, small_disk
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
+from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
-from vbatch.store import NO_PATIENCE, Patience, Store, catalog, queue
+from vbatch.protocol import BatchStatus
+from vbatch.store import NO_PATIENCE, Patience, Store, catalog, endings, queue
 
 QUICK = Patience(limit=timedelta(seconds=0.5), pause=timedelta(seconds=0.1))
 ENDLESS = Patience(limit=None, pause=timedelta(seconds=0.1))
@@ -64,27 +69,28 @@ def reason(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def with_passwords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def with_passwords() -> Iterator[Postgres]:
     """A server that asks for passwords, as every real one does."""
-    folder = tmp_path_factory.mktemp("scram")
-    server = Postgres(folder / "server")
-    server.start()
-    server.execute("CREATE ROLE ann LOGIN PASSWORD 'right'")
-    server.execute("CREATE ROLE nologin PASSWORD 'right'")
-    server.execute("CREATE DATABASE private OWNER ann")
-    server.execute("REVOKE CONNECT ON DATABASE private FROM public")
-    server.execute("CREATE ROLE bob LOGIN PASSWORD 'right'")
-    server.execute("CREATE DATABASE stranger")
-    server.stop()
     access = (
         "local postgres postgres trust",
         "local all banned reject",
         "local all all scram-sha-256",
     )
-    (server.folder / "data" / "pg_hba.conf").write_text("\n".join(access) + "\n")
-    server.start()
-    yield server
-    server.stop()
+    with tempfile.TemporaryDirectory(prefix="vbatch-pg-") as folder:
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "server")
+        server.start()
+        server.execute("CREATE ROLE ann LOGIN PASSWORD 'right'")
+        server.execute("CREATE ROLE nologin PASSWORD 'right'")
+        server.execute("CREATE DATABASE private OWNER ann")
+        server.execute("REVOKE CONNECT ON DATABASE private FROM public")
+        server.execute("CREATE ROLE bob LOGIN PASSWORD 'right'")
+        server.execute("CREATE DATABASE stranger")
+        server.stop()
+        (server.folder / "data" / "pg_hba.conf").write_text("\n".join(access) + "\n")
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.mark.parametrize(
@@ -285,6 +291,55 @@ def test_terminated_backends_are_not_noticed(own_postgres: Postgres) -> None:
         take_in(store)
     assert len(catalog.recent(store, limit=9)) == 5
     store.close()
+
+
+def test_a_lock_of_another_transaction_is_told_and_waited_for(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A psql session that was left open, say. Mutant: no lock_timeout; the worker then hangs without a word."""
+    monkeypatch.setattr("vbatch.store.connections.LOCK_TIMEOUT_MS", 300)
+    said: list[str | None] = []
+    store = Store(postgresql_url, patience=ENDLESS, on_wait=lambda reason, _seconds: said.append(reason))
+    take_in(store)
+    with psycopg.connect(postgresql_url) as other, ThreadPoolExecutor() as threads:
+        other.execute("SELECT * FROM chunk FOR UPDATE")
+        (batch,) = catalog.recent(store, limit=1)
+        cancelling = threads.submit(endings.request_cancel, store, pk=batch.pk)
+        until(lambda: bool(said), seconds=10)
+        other.rollback()
+        assert cancelling.result().status is BatchStatus.CANCELLING
+    assert said[0] == "another transaction holds what we need"
+    assert said[-1] is None
+    store.close()
+
+
+def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or lost its power: the others would wait for as long as the server believes that it is there. Thawed, it goes on.
+
+    Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
+    """
+    monkeypatch.setattr("vbatch.store.connections.IDLE_IN_TRANSACTION_MS", 300)
+    store, other = Store(postgresql_url, patience=ENDLESS), Store(postgresql_url, patience=NO_PATIENCE)
+    pk = take_in(store).pk
+    frozen, thawed = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> int:
+        connection.execute(text("SELECT * FROM chunk FOR UPDATE")).all()
+        if not frozen.is_set():
+            frozen.set()
+            assert thawed.wait(10)
+        return int(connection.execute(text("SELECT count(*) FROM chunk")).scalar_one())
+
+    with ThreadPoolExecutor() as threads:
+        freezing = threads.submit(store.write, work)
+        assert frozen.wait(10)
+        assert endings.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
+        thawed.set()
+        assert freezing.result() == 1
+    store.close()
+    other.close()
 
 
 def test_a_commit_whose_answer_is_lost_is_done_once(moody: Proxy, postgresql_url: str) -> None:

@@ -1,0 +1,151 @@
+"""What the worker does next: models that cannot be loaded, chunks that nobody holds. A real store, the echo engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.filling import claim, rows, take_in
+from vbatch import processes
+from vbatch.engine import Blame, Engine, EngineStartFailed, echo
+from vbatch.errors import ExitCode, VbatchError
+from vbatch.store import WORKER_PATIENCE, Store, catalog, registry
+from vbatch.worker import Stop, View, WorkerOptions, loop
+from vbatch.worker.context import Context
+from vbatch.worker.loop import WorkLoop
+from vbatch.worker.pulse import Pulse
+
+
+@pytest.fixture
+def context(store: Store, tmp_path: Path) -> Iterator[Context]:
+    """A worker's surroundings, its options those of a drain on the echo engine."""
+    options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine="echo", drain=True)
+    worker = registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+    context = Context(
+        store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
+        options=options,
+        worker=worker,
+        view=View(),
+        stop=Stop(),
+        pulse=Pulse(),
+    )
+    yield context
+    context.close()
+    context.store.close()
+
+
+def work(context: Context) -> None:
+    """Work until the queue is empty."""
+
+    async def drain() -> None:
+        context.stop.attach(asyncio.get_running_loop())
+        context.pulse.begin()
+        async with asyncio.timeout(30):
+            await WorkLoop(context).run()
+
+    asyncio.run(drain())
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
+    """Models that do not load, and whose fault that is; all others do. Only loading is staged, nothing else."""
+    faults: dict[str, Blame] = {}
+
+    async def load(context: Context, model: str) -> Engine:
+        if model in faults:
+            raise EngineStartFailed(f"{model} is wrong", transient=False, blame=faults[model])
+        return await echo.load(model=model)
+
+    monkeypatch.setattr(loop.models, "load", load)
+    return faults
+
+
+def batch_of(store: Store, tmp_path: Path, model: str) -> int:
+    """Submit 10 requests of a model."""
+    body = b'{"model": "%b", "messages": [{"role": "user", "content": "hello"}]}' % model.encode()
+    paths = {
+        "output_path": str(tmp_path / f"{model}.output.jsonl"),
+        "error_path": str(tmp_path / f"{model}.errors.jsonl"),
+    }
+    return take_in(store, [model] * 10, body=body, **paths).pk
+
+
+def counts(store: Store, pk: int) -> tuple[int, int]:
+    found = catalog.by_pk(store, pk=pk).counts
+    return found.completed, found.failed
+
+
+@pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
+def test_a_model_that_cannot_be_loaded_fails_alone(
+    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame], blame: Blame
+) -> None:
+    """Where nobody can tell whose fault it is, it is the model's as soon as another one loads.
+
+    Mutants: a worker that gives up over it, so that the queue behind it waits for ever; one that does not try others.
+    """
+    unloadable["bad"] = blame
+    bad, good = batch_of(store, tmp_path, "bad"), batch_of(store, tmp_path, "good")
+    work(context)
+    assert counts(store, bad) == (0, 10)
+    assert counts(store, good) == (10, 0)
+    assert (tmp_path / "bad.errors.jsonl").read_text().count("model_not_loaded") == 10
+
+
+def test_a_fault_after_another_model_was_loaded_is_the_models(
+    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame]
+) -> None:
+    unloadable["bad"] = Blame.UNKNOWN
+    good, bad = batch_of(store, tmp_path, "good"), batch_of(store, tmp_path, "bad")
+    work(context)
+    assert (counts(store, good), counts(store, bad)) == ((10, 0), (0, 10))
+
+
+@pytest.mark.parametrize("blame", [Blame.MACHINE, Blame.UNKNOWN, Blame.FLAGS])
+def test_a_fault_that_is_not_known_to_be_a_models_fails_no_request(
+    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame], blame: Blame
+) -> None:
+    """A wrong flag, a driver that is too old: a person must look, and the queue waits.
+
+    Mutant: every fault is the model's; a night's queue then ends as error lines.
+    """
+    unloadable |= {"one": blame, "two": blame}
+    pks = [batch_of(store, tmp_path, model) for model in ("one", "two")]
+    with pytest.raises(VbatchError, match="is wrong") as failure:
+        work(context)
+    code = ExitCode.MISCONFIGURED if blame is Blame.FLAGS else ExitCode.ENGINE_UNAVAILABLE
+    assert failure.value.exit_code is code
+    assert [counts(store, pk) for pk in pks] == [(0, 0), (0, 0)]
+
+
+def test_a_chunk_that_nobody_holds_goes_back_to_the_queue(
+    context: Context, store: Store, tmp_path: Path
+) -> None:
+    """The store has it for ours, and we know nothing of it. Mutant: a worker at rest that does not ask for such."""
+    pk = batch_of(store, tmp_path, "good")
+    claim(store, context.worker, model="good")
+    work(context)
+    assert counts(store, pk) == (10, 0)
+    assert rows(store, "SELECT state FROM chunk") == [("done",)]
+
+
+def test_what_goes_on_beside_the_work_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a pulse that any task may turn; a worker whose engine hangs as it is loaded then beats for ever."""
+    later = time.monotonic() + 100
+
+    async def beside(pulse: Pulse) -> None:
+        pulse.wait()
+
+    async def scene() -> None:
+        pulse = Pulse()
+        pulse.begin()
+        monkeypatch.setattr("vbatch.worker.pulse.time.monotonic", lambda: later)
+        await asyncio.create_task(beside(pulse))
+        assert not pulse.alive
+        pulse.wait()
+        assert pulse.alive
+
+    asyncio.run(scene())

@@ -99,7 +99,7 @@ class Inflight:
         """Start what there is room for. The next suspect waits until the one before it is saved."""
         if self._alone not in self.leases:
             self._alone = None
-        if self._suspects and self._alone is None and self.quiet and not self.answered:
+        if self._suspects and self._alone is None and self.quiet:
             suspect = self._suspects.popleft()
             self._alone = suspect.id
             self._pending.extend((suspect, request) for request in suspect.requests)

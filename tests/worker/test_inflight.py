@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
+import pytest
+
 from vbatch.engine import EngineDied, Reply
 from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request
 from vbatch.store.suspects import SPLIT_AT
+from vbatch.worker import inflight as inflight_module
 from vbatch.worker.inflight import Inflight
 
 OK = Reply(status=200, body=b"{}")
@@ -165,6 +168,29 @@ def test_a_slow_request_ends_by_its_time_limit() -> None:
         codes = {result.seq: result.error_code for result in held.answered}
         assert codes == {0: None, 1: "request_timeout", 2: "request_timeout"}
         assert not engine.waiting, "their sequences are aborted"
+
+    asyncio.run(scene())
+
+
+def test_large_answers_are_saved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: one transaction for whatever has been answered; 256 answers of some MB each are held three times."""
+    monkeypatch.setattr(inflight_module, "SAVED_BYTES", 5)
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        held.add([lease(0, requests=5)])
+        held.start()
+        await settle()
+        await engine.answer(*(f"0.1.{seq}".encode() for seq in range(5)))
+        assert [len(held.take_answered()) for _ in range(3)] == [2, 2, 1]
+        assert held.answered == []
+        monkeypatch.setattr(inflight_module, "SAVED_BYTES", 1)
+        held.add([lease(1, requests=1)])
+        held.start()
+        await settle()
+        await engine.answer(b"1.1.10")
+        assert len(held.take_answered()) == 1, "one at a time, however large"
 
     asyncio.run(scene())
 

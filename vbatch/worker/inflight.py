@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
+from itertools import accumulate
 
 from vbatch.engine import Engine, EngineDied, Reply
 from vbatch.protocol import usage_of
@@ -15,6 +17,7 @@ from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request, Result
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
+SAVED_BYTES = 32 << 20  # of answers in one transaction: embeddings may be large
 SHOWN_BYTES = 200  # of an answer that is not JSON
 SUSPECT_CRASHES = 2  # a chunk that was running at so many engine deaths runs alone
 
@@ -129,10 +132,12 @@ class Inflight:
         self._suspects.clear()
 
     def take_answered(self) -> list[Result]:
-        """Take what is to be saved. Results of leases that are not held any more were dropped with them."""
+        """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""
         held = self.leases
-        taken = [result for result in self.answered if (result.key, result.epoch) in held]
-        self.answered = []
+        mine = [result for result in self.answered if (result.key, result.epoch) in held]
+        sizes = accumulate(len(result.body or b"") for result in mine)
+        count = max(1, bisect_right(list(sizes), SAVED_BYTES))
+        taken, self.answered = mine[:count], mine[count:]
         return taken
 
     def give_back(self, results: list[Result]) -> None:

@@ -212,7 +212,8 @@ class Serving:
         await self._claim.finish()
         await self._save.finish()
         try:
-            await self._save_answers()
+            while self._inflight.answered:
+                await self._save_answers()
             held = self._inflight.held
             if accused := {key: seqs for key, seqs in crashed.items() if key in held}:
                 await self._context.in_store(

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
 from vbatch.store import Store, catalog
 
@@ -93,7 +95,38 @@ def test_sigterm_drains_and_exits_0(home: Home) -> None:
     assert_whole(home, batch_id, REQUESTS)
 
 
-def test_cancel_stops_running_requests_and_keeps_finished_ones(home: Home) -> None:
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_tells_its_pace_until_it_is_gone(home: Home) -> None:
+    """Mutants: a heartbeat without the pace, one that comes each 20 s, a pace that outlives its worker."""
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "400"
+    batch_id = home.submit(REQUESTS)
+    with home.worker("--engine", "echo", "--max-inflight", "20") as worker:
+        wait_until(lambda: home.batch(batch_id)["requests_per_second"] is not None, timeout=12)
+        batch = home.batch(batch_id)
+        assert 10 < batch["requests_per_second"] <= 50, batch  # type: ignore[operator]
+        assert batch["seconds_remaining"] > 10, batch  # type: ignore[operator]
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    batch = home.batch(batch_id)
+    assert (batch["requests_per_second"], batch["seconds_remaining"]) == (None, None)
+
+
+def test_cancel_stops_what_runs_at_once(home: Home) -> None:
+    """Mutant: Serving.run never starts its check of the leases; each request then runs to its end, for a minute."""
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "60000"
+    batch_id = home.submit(chats(600))
+    with home.worker("--engine", "echo", "--drain") as worker:
+        wait_until(lambda: "engine.loaded" in home.worker_log)
+        time.sleep(1)  # its requests are running now
+        home.run("cancel", batch_id)
+        cancelled = time.monotonic()
+        wait_until(lambda: "chunks.revoked" in home.worker_log, timeout=10)
+        assert worker.wait(timeout=10) == 0  # nothing runs any more
+        assert time.monotonic() - cancelled < 10
+    assert home.batch(batch_id)["status"] == "cancelled"
+
+
+def test_cancel_keeps_finished_requests(home: Home) -> None:
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "500"
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo"):

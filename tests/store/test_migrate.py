@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
@@ -20,7 +22,7 @@ from sqlmodel import SQLModel
 from tests.rigs.postgres import Postgres
 from tests.store.filling import count, rows, take_in
 from vbatch.errors import StoreMisconfigured
-from vbatch.store import Store, migrate, tables
+from vbatch.store import Store, migrate, registry, tables
 from vbatch.store.url import sqlite_path
 
 
@@ -104,6 +106,32 @@ def test_the_partial_indexes_have_the_conditions_that_the_queries_repeat(conditi
     script = Path(migrate.__file__).parent / "migrations" / "versions" / "0001_create_the_tables.py"
     assert f'sqlite_where=sa.text("{condition}")' in script.read_text()
     assert f'postgresql_where=sa.text("{condition}")' in script.read_text()
+
+
+def test_what_the_first_revision_holds_is_kept(empty_url: str) -> None:
+    """A store of the first version, with a worker in it, goes on to the newest one."""
+    store = Store(empty_url)
+    store.write(lambda connection: upgrade(connection, migrate.REVISIONS[0]))
+    store.write(
+        lambda connection: connection.exec_driver_sql(
+            "INSERT INTO worker (id, host, boot_id, pid_namespace, pid, start_ticks, engine, beat, started_at, beat_at)"
+            " VALUES ('worker_1', 'h', 'b', 1, 2, 3, 'echo', 4, '2026-11-23 12:00:00', '2026-11-23 12:00:00')"
+        )
+    )
+    store.prepare()
+    assert revisions(store) == [(migrate.CURRENT,)]
+    (worker,) = registry.live(store)
+    assert (worker.id, worker.beat, worker.requests_per_second) == ("worker_1", 4, None)
+    if store.file is not None:
+        assert store.file.with_name("vbatch.db.before-0001.bak").exists()
+    store.close()
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def test_a_newer_schema_is_refused_with_the_remedy(store: Store) -> None:

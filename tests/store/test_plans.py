@@ -161,6 +161,7 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "reclaim": lambda busy: queue.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
     "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
     "live": lambda busy: registry.live(busy.store),
+    "working_on": lambda busy: registry.working_on(busy.store, pk=busy.pk),
     "to_finalize": lambda busy: endings.to_finalize(busy.store, by=busy.who),
     "start_finalizing": lambda busy: endings.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
     "expire": lambda busy: endings.expire(busy.store, now=datetime.now(UTC)),

@@ -34,9 +34,10 @@ def test_registering_twice_is_registering_once(replaying: Store) -> None:
 def test_each_beat_counts(store: Store) -> None:
     who = registry.register(store, identity=ME, engine="echo", gpu_uuid=None)
     for _ in range(3):
-        registry.beat(store, worker=who, model="m", note="the engine died")
+        registry.beat(store, worker=who, model="m", note="the engine died", requests_per_second=12.5)
     (found,) = registry.live(store)
     assert (found.beat, found.model, found.note) == (3, "m", "the engine died")
+    assert found.requests_per_second == 12.5
     assert found.beat_at > found.started_at
 
 
@@ -50,6 +51,18 @@ def test_who_stopped_is_not_live(store: Store) -> None:
     assert moment is not None
     registry.stop(store, worker=first)
     assert next(found for found in registry.recent(store, limit=9) if found.id == first).stopped_at == moment
+
+
+def test_who_holds_a_chunk_of_a_batch_works_on_it(store: Store) -> None:
+    """Mutant: workers of the same model; one that is busy with another batch says nothing of this one."""
+    first, second = take_in(store, 300), take_in(store, 3)
+    busy, beside, _idle = worker(store, pid=1), worker(store, pid=2), worker(store, pid=3)
+    claim(store, busy, chunks=2)
+    claim(store, beside)
+    assert [found.id for found in registry.working_on(store, pk=first.pk)] == [busy]
+    assert [found.id for found in registry.working_on(store, pk=second.pk)] == [beside]
+    registry.stop(store, worker=beside)
+    assert registry.working_on(store, pk=second.pk) == []
 
 
 def test_who_stops_gives_back_what_it_could_not_release(store: Store) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
+from vbatch import processes
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
-from vbatch.store import Store, catalog, failures
+from vbatch.store import Store, catalog, failures, registry
 from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A batch and what a person wants to know of it. The pace is the average since it was accepted.
+    """A batch and what a person wants to know of it.
 
-    Reused answers took no time and are no part of the pace.
+    The pace is that of the workers which hold requests of it; None while none does.
     """
 
     batch: Batch
@@ -29,23 +30,23 @@ def status(store: Store, ref: str) -> Status:
     """Return how a batch stands. Raises NoSuchBatch, AmbiguousBatch."""
     batch = catalog.find(store, ref)
     groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else []
-    pace = _pace(batch)
+    pace = None if batch.status.final else _pace(store, batch)
     left = batch.counts.total - batch.counts.completed - batch.counts.failed
     return Status(
         batch=batch,
         failures=tuple(groups),
         requests_per_second=pace,
-        remaining=timedelta(seconds=left / pace) if pace and not batch.status.final else None,
+        remaining=timedelta(seconds=left / pace) if pace else None,
     )
 
 
-def _pace(batch: Batch) -> float | None:
-    done = batch.counts.completed + batch.counts.failed - batch.reused
-    if batch.in_progress_at is None or not done:
-        return None
-    end = batch.finalizing_at or batch.cancelling_at or datetime.now(UTC)
-    seconds = (end - batch.in_progress_at).total_seconds()
-    return done / seconds if seconds > 0 else None
+def _pace(store: Store, batch: Batch) -> float | None:
+    """Return the pace that the workers at work on the batch last told, as far as they live."""
+    workers = registry.working_on(store, pk=batch.pk)
+    return (
+        sum(worker.requests_per_second or 0 for worker in workers if not processes.is_gone(worker.identity))
+        or None
+    )
 
 
 def batch_object(batch: Batch) -> BatchObject:

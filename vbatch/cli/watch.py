@@ -86,7 +86,7 @@ def _look(store: Store, batch: Batch) -> Batch:
 
 
 class _Pace:
-    """The pace over the last looks, where ``status`` only knows the average since the beginning."""
+    """The pace of this batch alone over the last looks, where ``status`` only knows that of its workers."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque(maxlen=PACE_WINDOW)

@@ -181,7 +181,10 @@ class Troubled(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker as it registered itself. ``beat`` is a counter: it rises only while the worker makes progress."""
+    """A worker as it registered itself. ``beat`` is a counter: it rises only while the worker makes progress.
+
+    ``requests_per_second`` is of the last minute before its last beat; None while it answers nothing.
+    """
 
     id: str
     identity: ProcessIdentity
@@ -189,6 +192,7 @@ class Worker:
     gpu_uuid: str | None
     model: str | None
     note: str | None
+    requests_per_second: float | None
     beat: int
     started_at: datetime
     beat_at: datetime

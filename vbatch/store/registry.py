@@ -51,13 +51,29 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: 
     return store.write(work)
 
 
-def beat(store: Store, *, worker: str, model: str | None, note: str | None) -> None:
-    """Raise the worker's beat: it lives and makes progress. The time is for people, nothing is decided by it."""
+def beat(
+    store: Store,
+    *,
+    worker: str,
+    model: str | None,
+    note: str | None,
+    requests_per_second: float | None = None,
+) -> None:
+    """Raise the worker's beat: it lives and makes progress.
+
+    The time and the pace are for people, nothing is decided by them.
+    """
     store.write(
         lambda connection: connection.execute(
             update(_worker)
             .where(_worker.c.id == worker)
-            .values(beat=_worker.c.beat + 1, beat_at=datetime.now(UTC), model=model, note=note)
+            .values(
+                beat=_worker.c.beat + 1,
+                beat_at=datetime.now(UTC),
+                model=model,
+                note=note,
+                requests_per_second=requests_per_second,
+            )
         )
     )
 
@@ -93,6 +109,13 @@ def live(store: Store) -> list[Worker]:
         ).all()
     )
     return [_to_worker(row) for row in rows]
+
+
+def working_on(store: Store, *, pk: int) -> list[Worker]:
+    """Return the workers that did not stop cleanly and hold a chunk of this batch."""
+    holders = select(_chunk.c.worker).where(_chunk.c.batch == pk, text(f"chunk.{RUNNING}"))
+    query = select(_worker).where(_worker.c.stopped_at.is_(None), _worker.c.id.in_(holders))
+    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
 
 
 def of_boot(store: Store, *, boot_id: str) -> list[Worker]:
@@ -195,6 +218,7 @@ def _to_worker(row: Any) -> Worker:
         gpu_uuid=row.gpu_uuid,
         model=row.model,
         note=row.note,
+        requests_per_second=row.requests_per_second,
         beat=row.beat,
         started_at=row.started_at,
         beat_at=row.beat_at,

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -221,6 +222,7 @@ class WorkerRow(SQLModel, table=True):
     started_at: datetime = Field(sa_column=_time(nullable=False))
     beat_at: datetime = Field(sa_column=_time(nullable=False))
     stopped_at: datetime | None = Field(default=None, sa_column=_time())
+    requests_per_second: float | None = Field(default=None, sa_column=Column(Float(), nullable=True))
 
 
 class ProcessRow(SQLModel, table=True):

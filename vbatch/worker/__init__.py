@@ -61,7 +61,7 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
             pulse,
-            lambda: registry.beat(store, worker=worker, model=view.snapshot.model, note=view.snapshot.note),
+            lambda: _beat(store, worker, view.snapshot),
             lease=options.lease,
         )
         context = Context(store=store, options=options, worker=worker, view=view, stop=stop, pulse=pulse)
@@ -86,6 +86,11 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
             stop.may_abandon_store = True
         registry.stop(store, worker=worker)
         log.info("worker.stopped worker=%s", worker)
+
+
+def _beat(store: Store, worker: str, now: Snapshot) -> None:
+    pace = now.requests_per_second if now.state == "working" else None
+    registry.beat(store, worker=worker, model=now.model, note=now.note, requests_per_second=pace)
 
 
 @contextmanager

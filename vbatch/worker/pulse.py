@@ -13,7 +13,8 @@ from vbatch.worker.notify import notify, watchdog_interval
 
 log = logging.getLogger(__name__)
 
-BEATS_PER_LEASE = 4.5  # 20 s in a lease of 90 s: three beats may get lost
+BEATS_PER_LEASE = 4.5  # at least: three beats may get lost
+LONGEST_PAUSE = timedelta(seconds=5)  # the pace that others are told must be fresh
 STALLED = timedelta(seconds=60)  # a loop that did not turn for so long hangs; it turns each second
 
 
@@ -68,7 +69,7 @@ class Heartbeat:
     """A thread that beats in the store and for systemd's watchdog, for as long as the pulse is alive."""
 
     def __init__(self, pulse: Pulse, beat: Callable[[], None], *, lease: timedelta) -> None:
-        self._interval = lease.total_seconds() / BEATS_PER_LEASE
+        self._interval = min(lease / BEATS_PER_LEASE, LONGEST_PAUSE).total_seconds()
         self._pulse = pulse
         self._beat = beat
         self._stop = threading.Event()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from itertools import islice
 
 import pytest
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, endings, queue
+from tests.store.test_plans import statements_of
+from vbatch.errors import NoSuchBatch
+from vbatch.store import Store, answers, catalog, endings, paging, queue
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
@@ -98,3 +101,73 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
         for answer in answers.finished(store, pk=batch.pk)
     }
     assert all(message is not None and "bad\N{REPLACEMENT CHARACTER}byte" in message for message in messages)
+
+
+def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutants: a page of 1,000 whole answers; one whole page for each model of the file."""
+    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    batch = take_in(store, ["a", "b", "c", "d"] * 12)
+    who = worker(store)
+    for model in "abcd":
+        for lease in claim(store, who, model=model):
+            for request in lease.requests:
+                result = answers_to(lease, [request], text=str(request.line) + "x" * (1 << 20))
+                queue.flush(store, worker=who, results=result)
+    tracemalloc.start()
+    try:
+        found = [
+            (answer.line, len(answer.result.body or b"") if answer.result else 0)
+            for answer in answers.finished(store, pk=batch.pk)
+        ]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [line for line, _ in found] == list(range(1, 49))
+    assert all(size > 1 << 20 for _, size in found)
+    assert peak < 16 << 20, f"{peak >> 20} MiB of 48 MiB"
+
+
+def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "PAGE_BYTES", 1)
+    batch = take_in(store, ["a", "b", "a"])
+    who = worker(store)
+    for model in "ab":
+        for lease in claim(store, who, model=model):
+            queue.flush(store, worker=who, results=answers_to(lease))
+    bodies = [answer.result.body for answer in answers.finished(store, pk=batch.pk) if answer.result]
+    assert bodies == [b'"1"', b'"2"', b'"3"']
+
+
+def test_failed_requests_are_read_in_pages(store: Store) -> None:
+    """Mutant: one query for the body of each failed request (150,000 of them took 45 s)."""
+    batch = take_in(store, 600, body=b'{"exact" :  1}')
+    who = worker(store)
+    for lease in claim(store, who, chunks=9):
+        answered = answers_to(lease, lease.requests[::2], status=500) + answers_to(
+            lease, lease.requests[1::2]
+        )
+        queue.flush(store, worker=who, results=answered)
+    with statements_of(store) as seen:
+        failed = list(answers.failed_requests(store, pk=batch.pk))
+    assert [request.line for request in failed] == list(range(1, 601, 2))
+    assert {request.body for request in failed} == {b'{"exact" :  1}'}
+    assert len(seen) < 20
+
+
+def test_a_batch_that_is_deleted_while_it_is_read_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: in_file_order ends without a last look at the batch; its reader takes half of it for all."""
+    monkeypatch.setattr(answers, "PAGE", 10)
+    batch = take_in(store, 100)
+    who = worker(store)
+    for lease in claim(store, who):
+        queue.flush(store, worker=who, results=answers_to(lease))
+    endings.start_finalizing(store, pk=batch.pk, by=who)
+    endings.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+    reading = answers.finished(store, pk=batch.pk)
+    begun = list(islice(reading, 5))
+    catalog.delete_batch(store, pk=batch.pk)
+    with pytest.raises(NoSuchBatch):
+        begun += reading
+    assert len(begun) < 100

@@ -1,22 +1,24 @@
 """Read what became of the requests of a batch, in file order, in short transactions at any time.
 
 ``seq`` is the order of work, so a file that mixes models is one ascending run of lines per model; these are
-merged by line. Pages are read by key: no snapshot is held open, and no writer waits for a long read.
+merged by line. Pages are read by key: no snapshot is held open, and no writer waits for a long read. Bodies are
+read after that, a page of them at a time: memory is flat however large they are and however many models there are.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.ingest import MODEL_SHIFT
+from vbatch.store.paging import pages
 from vbatch.store.records import Answer, ChunkKey, ChunkState, Result
 from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
 
@@ -24,7 +26,40 @@ _chunk = ChunkRow.__table__  # type: ignore[attr-defined]
 _request = RequestRow.__table__  # type: ignore[attr-defined]
 _result = ResultRow.__table__  # type: ignore[attr-defined]
 
-PAGE = 1000  # requests read in one transaction
+PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
+
+_with_result = _request.outerjoin(
+    _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
+)
+_FAILED = or_(
+    _result.c.seq.is_(None),
+    _result.c.status_code.is_(None),
+    _result.c.status_code < 200,
+    _result.c.status_code >= 300,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bodies:
+    """Which bodies are read: how large that of a request is (None without one), and how a run of them is read."""
+
+    size: Any
+    select: Any
+
+
+def _between(table: Any) -> Any:
+    return and_(table.c.batch == bindparam("pk"), table.c.seq.between(bindparam("first"), bindparam("last")))
+
+
+_ANSWERS = _Bodies(
+    size=func.length(_result.c.body), select=select(_result.c.seq, _result.c.body).where(_between(_result))
+)
+_FAILED_REQUESTS = _Bodies(
+    size=case((_FAILED, func.length(_request.c.body))),
+    select=select(_request.c.seq, _request.c.body)
+    .select_from(_with_result)
+    .where(_between(_request), _FAILED),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +85,8 @@ def in_file_order(store: Store, *, pk: int) -> Iterator[Answer]:
 
     Raises NoSuchBatch at the end where the batch was deleted meanwhile, for then some were missing.
     """
-    yield from _merge(store, pk, _every_page)
+    for row, body, stopped in _read(store, pk, _ANSWERS):
+        yield _to_answer(row, body, stopped)
     store.read(lambda connection: still_there(connection, pk))
 
 
@@ -66,42 +102,31 @@ def finished(store: Store, *, pk: int) -> Iterator[Answer]:
 def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
     """Yield, in file order, the requests that ended without a 2xx answer, bodies included."""
     models = store.read(lambda connection: _models(connection, pk))
-    for answer in finished(store, pk=pk):
-        if answer.result is None or not answer.result.succeeded:
-            body = store.read(lambda connection, seq=answer.seq: _body(connection, pk, seq))  # type: ignore[misc]
+    for row, body, stopped in _read(store, pk, _FAILED_REQUESTS):
+        if body is not None and (row.epoch is not None or _stopped_with(stopped, row.seq) is not None):
             yield FailedRequest(
-                line=answer.line,
-                custom_id=answer.custom_id,
-                model=models[answer.seq >> MODEL_SHIFT],
+                line=row.line,
+                custom_id=row.custom_id,
+                model=models[row.seq >> MODEL_SHIFT],
                 body=body,
             )
+    store.read(lambda connection: still_there(connection, pk))
 
 
-_Page = Callable[[Connection, int, int, int], list[Any]]
-
-
-def _merge(store: Store, pk: int, page: _Page) -> Iterator[Answer]:
+def _read(store: Store, pk: int, bodies: _Bodies) -> Iterator[tuple[Any, bytes | None, list[_Stopped]]]:
+    """Yield every request in file order, with its body of this kind and the chunks that were stopped."""
     ordinals, stopped = store.read(lambda connection: (_ordinals(connection, pk), _stopped(connection, pk)))
-    runs = [_run(store, pk, ordinal, page, stopped) for ordinal in ordinals]
-    return heapq.merge(*runs, key=lambda answer: answer.line)
+    limit = max(1, PAGE // max(1, len(ordinals)))
+    runs = [_run(store, pk, ordinal, bodies, limit) for ordinal in ordinals]
+    for page in pages(heapq.merge(*runs, key=lambda row: row.line), most=PAGE):
+        found = store.read(lambda connection, rows=page: _bodies_of(connection, pk, bodies, rows))  # type: ignore[misc]
+        for row in page:
+            yield row, found.pop(row.seq, None), stopped
 
 
-def _run(store: Store, pk: int, ordinal: int, page: _Page, stopped: list[_Stopped]) -> Iterator[Answer]:
+def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> Iterator[Any]:
+    """Yield the requests of one model, without bodies."""
     after, end = (ordinal << MODEL_SHIFT) - 1, (ordinal + 1) << MODEL_SHIFT
-    starts = [chunk.first for chunk in stopped]
-    while True:
-        rows = store.read(lambda connection, last=after: page(connection, pk, last, end))  # type: ignore[misc]
-        for row in rows:
-            yield _to_answer(row, stopped, starts)
-        if len(rows) < PAGE:
-            return
-        after = rows[-1].seq
-
-
-def _every_page(connection: Connection, pk: int, after: int, end: int) -> list[Any]:
-    joined = _request.outerjoin(
-        _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-    )
     query = (
         select(
             _request.c.batch,
@@ -111,22 +136,52 @@ def _every_page(connection: Connection, pk: int, after: int, end: int) -> list[A
             _result.c.epoch,
             _result.c.status_code,
             _result.c.request_id,
-            _result.c.body,
             _result.c.error_code,
             _result.c.error_message,
             _result.c.prompt_tokens,
             _result.c.completion_tokens,
             _result.c.attempts,
+            bodies.size.label("size"),
         )
-        .select_from(joined)
-        .where(_request.c.batch == pk, _request.c.seq > after, _request.c.seq < end)
+        .select_from(_with_result)
+        .where(_request.c.batch == pk, _request.c.seq > bindparam("after"), _request.c.seq < end)
         .order_by(_request.c.seq)
-        .limit(PAGE)
+        .limit(limit)
     )
-    return list(connection.execute(query).all())
+    while True:
+        rows = store.read(lambda connection, last=after: connection.execute(query, {"after": last}).all())  # type: ignore[misc]
+        yield from rows
+        if len(rows) < limit:
+            return
+        after = rows[-1].seq
 
 
-def _to_answer(row: Any, stopped: list[_Stopped], starts: list[int]) -> Answer:
+def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[Any]) -> dict[int, bytes]:
+    """Read the bodies of a page: of each model it holds an unbroken run."""
+    runs: dict[int, list[int]] = {}
+    for row in rows:
+        if row.size is not None:
+            runs.setdefault(row.seq >> MODEL_SHIFT, []).append(row.seq)
+    found: dict[int, bytes] = {}
+    for seqs in runs.values():
+        span = {"pk": pk, "first": seqs[0], "last": seqs[-1]}
+        found |= {
+            seq: bytes(body) for seq, body in connection.execute(bodies.select, span) if body is not None
+        }
+    return found
+
+
+def _stopped_with(stopped: list[_Stopped], seq: int) -> _Stopped | None:
+    """Return the stopped chunk that the request is in."""
+    chunk = stopped[position] if (position := bisect_right(stopped, seq, key=_first) - 1) >= 0 else None
+    return chunk if chunk is not None and seq <= chunk.last else None
+
+
+def _first(chunk: _Stopped) -> int:
+    return chunk.first
+
+
+def _to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
     result = code = message = None
     if row.epoch is not None:
         result = Result(
@@ -135,17 +190,15 @@ def _to_answer(row: Any, stopped: list[_Stopped], starts: list[int]) -> Answer:
             seq=row.seq,
             status_code=row.status_code,
             request_id=row.request_id,
-            body=None if row.body is None else bytes(row.body),
+            body=body,
             error_code=row.error_code,
             error_message=row.error_message,
             prompt_tokens=row.prompt_tokens,
             completion_tokens=row.completion_tokens,
             attempts=row.attempts,
         )
-    elif stopped:
-        chunk = stopped[bisect_right(starts, row.seq) - 1]
-        if chunk.first <= row.seq <= chunk.last:
-            code, message = chunk.code, chunk.message
+    elif (chunk := _stopped_with(stopped, row.seq)) is not None:
+        code, message = chunk.code, chunk.message
     return Answer(
         seq=row.seq,
         line=row.line,
@@ -186,10 +239,3 @@ def _models(connection: Connection, pk: int) -> dict[int, str]:
         .group_by(_chunk.c.model)
     )
     return {row.seq >> MODEL_SHIFT: row.model for row in rows}
-
-
-def _body(connection: Connection, pk: int, seq: int) -> bytes:
-    body = connection.execute(
-        select(_request.c.body).where(_request.c.batch == pk, _request.c.seq == seq)
-    ).scalar_one()
-    return bytes(body)

@@ -17,10 +17,8 @@ from vbatch.store.url import is_sqlite, sqlite_path
 
 log = logging.getLogger(__name__)
 
-REVISIONS = (
-    "0001",
-    "0002",
-)  # oldest first; a test holds this in step with the scripts in migrations/versions
+# Oldest first; a test holds this in step with the scripts in migrations/versions.
+REVISIONS = ("0001", "0002")
 CURRENT = REVISIONS[-1]
 
 _LOCK = 0x76626174  # "vbat": the advisory lock that all migrations take on PostgreSQL

@@ -1,7 +1,7 @@
 """Give the requests of a new batch the answers that earlier batches have for the very same requests.
 
 The same means: the same custom_id and the same bytes of body, which name the model. Only answers of status 2xx
-are taken. Both sides are read a chunk at a time, in short transactions, and what must be remembered of the
+are taken. Both sides are read a chunk at a time or less, in short transactions, and what must be remembered of the
 earlier answers is in an unnamed temporary file: memory is flat however many there are.
 """
 
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, and_, func, select, text
 
 from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store
+from vbatch.store.paging import pages
 from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
 
 _chunk = ChunkRow.__table__  # type: ignore[attr-defined]
@@ -135,13 +136,23 @@ def _requests(
     store: Store, batch: int, span: Span, *, succeeded: bool = False
 ) -> Iterator[tuple[int, bytes]]:
     """Yield ``seq`` and digest of the requests of a chunk; with ``succeeded`` only of those with an answer."""
-    query = select(_request.c.seq, _request.c.custom_id, _request.c.body)
+    query = select(_request.c.seq, func.length(_request.c.body).label("size"))
     if succeeded:
         same = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
         query = query.join_from(_request, _result, same).where(_SUCCEEDED)
     query = query.where(_request.c.batch == batch, _request.c.seq.between(span.first, span.last))
     rows = store.read(lambda connection: connection.execute(query.order_by(_request.c.seq)).all())
-    return ((row.seq, _digest(row.custom_id, row.body)) for row in rows)
+    for page in pages(rows):
+        seqs = [row.seq for row in page]
+        yield from store.read(lambda connection, seqs=seqs: _digests(connection, batch, seqs))  # type: ignore[misc]
+
+
+def _digests(connection: Connection, batch: int, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
+    query = select(_request.c.seq, _request.c.custom_id, _request.c.body).where(
+        _request.c.batch == batch, _request.c.seq.in_(seqs)
+    )
+    rows = connection.execute(query.order_by(_request.c.seq))
+    return [(row.seq, _digest(row.custom_id, row.body)) for row in rows]
 
 
 def _digest(custom_id: str, body: bytes) -> bytes:

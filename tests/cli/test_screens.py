@@ -95,9 +95,9 @@ def test_a_list_in_a_pipe_is_complete() -> None:
 
 def test_status_names_each_kind_of_failure() -> None:
     groups = (
-        FailureGroup(code="http_400", status_code=400, count=900, custom_id="r-1",
+        FailureGroup(code="http_400", status_code=400, count=900, attempts=1, custom_id="r-1",
                      body=b'{"error": {"message": "too long"}}', message=None),
-        FailureGroup(code="engine_crash", status_code=None, count=100, custom_id="r-2",
+        FailureGroup(code="engine_crash", status_code=None, count=100, attempts=3, custom_id="r-2",
                      body=None, message="the engine died each time"),
     )  # fmt: skip
     value = Status(
@@ -110,6 +110,7 @@ def test_status_names_each_kind_of_failure() -> None:
     for expected in (
         "62 %", "621,000 of 1,000,000 requests", "620,000 answered · 1,000 failed", "12.3 requests/s",
         "about 8 h 32 min left", "900  http_400", "too long (first: r-1)", "100  engine_crash",
+        "the engine died each time (first: r-2) after up to 3 attempts",
         "process 17 on workstation", "priority", "run", "prompts.output.jsonl",
     ):  # fmt: skip
         assert expected in text
@@ -127,7 +128,9 @@ def test_status_names_each_kind_of_failure() -> None:
     ],
 )
 def test_the_engines_words_are_found(body: bytes | None, words_: str) -> None:
-    group = FailureGroup(code="x", status_code=500, count=1, custom_id="r", body=body, message=None)
+    group = FailureGroup(
+        code="x", status_code=500, count=1, attempts=1, custom_id="r", body=body, message=None
+    )
     assert words.failure_message(group) == words_
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, failures, queue, registry
+from vbatch.store import Store, answers, catalog, endings, queue, registry
 from vbatch.store.records import Batch
 
 
@@ -230,39 +230,6 @@ def test_a_batch_that_ended_is_deleted_whole(store: Store) -> None:
     catalog.delete_batch(store, pk=complete(store, batch).pk)
     assert [count(store, table) for table in ("batch", "request", "result", "chunk")] == [1, 3, 3, 1]
     assert catalog.find(store, other.id).counts.completed == 3
-
-
-def test_failures_are_grouped_the_most_frequent_first(store: Store) -> None:
-    batch = take_in(store, ["m"] * 10 + ["broken"] * 3)
-    who = worker(store)
-    (lease,) = claim(store, who)
-    results = answers_to(lease, lease.requests[:1]) + answers_to(lease, lease.requests[1:6], status=400)
-    queue.flush(store, worker=who, results=results + answers_to(lease, lease.requests[6:], status=500))
-    queue.fail_model(store, worker="w", model="broken", code="model_not_loaded", message="too big")
-    groups = failures.failure_codes(store, pk=batch.pk)
-    assert [(group.code, group.status_code, group.count, group.custom_id) for group in groups] == [
-        ("http_400", 400, 5, "r-2"),
-        ("http_500", 500, 4, "r-7"),
-        ("model_not_loaded", None, 3, "r-11"),
-    ]
-    assert groups[0].body == b'"2"'
-    assert groups[2].message == "too big"
-
-
-def test_failures_add_up_when_a_model_fails_in_the_middle_of_a_chunk(store: Store) -> None:
-    """Mutant: counting a failed chunk's own failures counts its recorded ones twice."""
-    batch = take_in(store, 10)
-    who = worker(store)
-    (lease,) = claim(store, who)
-    results = answers_to(lease, lease.requests[:2], status=400) + answers_to(lease, lease.requests[2:3])
-    queue.flush(store, worker=who, results=results)
-    queue.release(store, worker=who, keys=[lease.key])
-    queue.fail_model(store, worker="w", model="m", code="model_not_loaded", message="too big")
-    groups = {
-        group.code: (group.count, group.custom_id) for group in failures.failure_codes(store, pk=batch.pk)
-    }
-    assert groups == {"model_not_loaded": (7, "r-4"), "http_400": (2, "r-1")}
-    assert catalog.find(store, batch.id).counts.failed == 9
 
 
 def test_progress_is_of_all_unfinished_batches(store: Store) -> None:

@@ -43,6 +43,7 @@ def status(value: Status, workers: Sequence[Worker]) -> dict[str, Any]:
                 "code": group.code,
                 "status_code": group.status_code,
                 "count": group.count,
+                "attempts": group.attempts,
                 "custom_id": group.custom_id,
                 "message": failure_message(group),
             }

@@ -13,6 +13,7 @@ from rich.text import Text
 from vbatch.batches import Status
 from vbatch.cli import words
 from vbatch.protocol import BatchStatus
+from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch
 from vbatch.text import harmless, one_line
 
@@ -154,13 +155,20 @@ def _failures(value: Status) -> RenderableType:
     table.add_column(overflow="fold")
     for group in value.failures:
         example = Text(one_line(words.failure_message(group), limit=MESSAGE_WIDTH))
-        example.append(f" (first: {one_line(group.custom_id, limit=40)})", style="dim")
+        example.append(f" (first: {one_line(group.custom_id, limit=40)}){_attempts(group)}", style="dim")
         table.add_row(f"{group.count:,}", one_line(group.code, limit=40), example)
     if not value.batch.status.final:
         return table
     batch_id = value.batch.id
     hint = f"see them: vbatch results --errors {batch_id}\nrun them again: vbatch retry {batch_id}"
     return Group(table, Text(hint, style="dim"))
+
+
+def _attempts(group: FailureGroup) -> str:
+    """Say how often was tried, where that was more than once."""
+    if group.attempts < 2:
+        return ""
+    return f" after {'up to ' if group.count > 1 else ''}{group.attempts} attempts"
 
 
 def stack(*parts: RenderableType | None) -> Group:

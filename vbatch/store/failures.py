@@ -1,110 +1,146 @@
-"""What failed in a batch, kind by kind, each with an example."""
+"""What failed in a batch, kind by kind, each with an example.
+
+Only chunks with failed requests are looked at, a few in each transaction: one failure among a million answers costs
+one chunk, and nobody waits for a long read.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, or_, select, text
+from sqlalchemy import Connection, and_, bindparam, func, or_, select
 
-from vbatch.protocol import BatchStatus
-from vbatch.store import tables
+from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState
-from vbatch.store.tables import OPEN, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
 _chunk = ChunkRow.__table__  # type: ignore[attr-defined]
 _request = RequestRow.__table__  # type: ignore[attr-defined]
 _result = ResultRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
 
-_VISIBLE = _batch.c.status != BatchStatus.VALIDATING
-_OPEN_CHUNK = exists().where(_chunk.c.batch == _batch.c.pk, text(f"chunk.{OPEN}"))
-_UNFINISHED = and_(text(f"batch.{tables.UNFINISHED}"), _VISIBLE)
+CHUNKS = 16  # looked at in one transaction
+
+_of_the_request = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
+_FAILED_RESULTS = (
+    select(
+        _result.c.error_code,
+        _result.c.status_code,
+        func.count().label("requests"),
+        func.min(_result.c.seq).label("seq"),
+        func.max(_result.c.attempts).label("attempts"),
+    )
+    .where(
+        _result.c.batch == bindparam("pk"),
+        _result.c.seq.between(bindparam("first"), bindparam("last")),
+        or_(_result.c.status_code.is_(None), _result.c.status_code < 200, _result.c.status_code >= 300),
+    )
+    .group_by(_result.c.error_code, _result.c.status_code)
+)
+_UNANSWERED = (
+    select(func.count().label("requests"), func.min(_request.c.seq).label("seq"))
+    .select_from(_request.outerjoin(_result, _of_the_request))
+    .where(
+        _request.c.batch == bindparam("pk"),
+        _request.c.seq.between(bindparam("first"), bindparam("last")),
+        _result.c.seq.is_(None),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureGroup:
-    """Failed requests of one kind, with one of them as the example."""
+    """Failed requests of one kind, with the first of them as the example. ``attempts`` is the most that one had."""
 
     code: str
     status_code: int | None
     count: int
+    attempts: int
     custom_id: str
     body: bytes | None
     message: str | None
 
 
-def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
-    """Return the kinds of failure of a batch, the most frequent first."""
-    failed = and_(
-        _result.c.batch == pk,
-        or_(_result.c.status_code.is_(None), _result.c.status_code < 200, _result.c.status_code >= 300),
-    )
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Requests that failed in one way: ``message`` is that of their chunk, where they failed with it."""
 
-    def work(connection: Connection) -> list[FailureGroup]:
-        groups = connection.execute(
-            select(
-                _result.c.error_code,
-                _result.c.status_code,
-                func.count().label("requests"),
-                func.min(_result.c.seq).label("seq"),
-            )
-            .where(failed)
-            .group_by(_result.c.error_code, _result.c.status_code)
-        ).all()
-        found = [_failure_group(connection, pk, row) for row in groups]
-        found += [_stopped_group(row) for row in _unanswered(connection, pk)]
-        return sorted(found, key=lambda group: -group.count)
-
-    return store.read(work)
+    code: str | None
+    status_code: int | None
+    message: str | None
 
 
-def _unanswered(connection: Connection, pk: int) -> list[Any]:
-    """Count the requests that failed with their chunk, without a result of their own, by the chunk's reason."""
-    of_the_chunk = and_(
-        _request.c.batch == _chunk.c.batch, _request.c.seq.between(_chunk.c.first_seq, _chunk.c.last_seq)
-    )
-    of_the_request = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-    grouped = (
-        select(
-            _chunk.c.error_code,
-            _chunk.c.error_message,
-            func.count().label("requests"),
-            func.min(_request.c.seq).label("seq"),
+@dataclass(frozen=True, slots=True)
+class _Many:
+    """How many requests those are, and the first of them."""
+
+    requests: int
+    seq: int
+    attempts: int
+
+    def __add__(self, other: _Many) -> _Many:
+        return _Many(
+            self.requests + other.requests, min(self.seq, other.seq), max(self.attempts, other.attempts)
         )
-        .select_from(_chunk.join(_request, of_the_chunk).outerjoin(_result, of_the_request))
-        .where(_chunk.c.batch == pk, _chunk.c.state == ChunkState.FAILED, _result.c.seq.is_(None))
-        .group_by(_chunk.c.error_code, _chunk.c.error_message)
-        .subquery()
+
+
+def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
+    """Return the kinds of failure of a batch, the most frequent first. Raises NoSuchBatch where it was deleted."""
+    found: dict[_Kind, _Many] = {}
+    after = -1
+    while chunks := store.read(lambda connection, last=after: _chunks(connection, pk, last)):  # type: ignore[misc]
+        for kind, many in store.read(lambda connection, some=chunks: _kinds(connection, pk, some)):  # type: ignore[misc]
+            found[kind] = found[kind] + many if kind in found else many
+        after = chunks[-1].n
+    groups = store.read(lambda connection: _groups(connection, pk, found))
+    return sorted(groups, key=lambda group: -group.count)
+
+
+def _chunks(connection: Connection, pk: int, after: int) -> Sequence[Any]:
+    query = (
+        select(_chunk)
+        .where(_chunk.c.batch == pk, _chunk.c.n > after, _chunk.c.failed > 0)
+        .order_by(_chunk.c.n)
+        .limit(CHUNKS)
     )
-    example = and_(_request.c.batch == pk, _request.c.seq == grouped.c.seq)
-    return list(connection.execute(select(grouped, _request.c.custom_id).join(_request, example)).all())
+    return connection.execute(query).all()
 
 
-def _stopped_group(row: Any) -> FailureGroup:
-    return FailureGroup(
-        code=row.error_code,
-        status_code=None,
-        count=row.requests,
-        custom_id=row.custom_id,
-        body=None,
-        message=row.error_message,
-    )
+def _kinds(connection: Connection, pk: int, chunks: Sequence[Any]) -> list[tuple[_Kind, _Many]]:
+    kinds: list[tuple[_Kind, _Many]] = []
+    for chunk in chunks:
+        span = {"pk": pk, "first": chunk.first_seq, "last": chunk.last_seq}
+        kinds += [
+            (_Kind(row.error_code, row.status_code, None), _Many(row.requests, row.seq, row.attempts))
+            for row in connection.execute(_FAILED_RESULTS, span)
+        ]
+        if chunk.state == ChunkState.FAILED:  # what has no result of its own failed with the chunk
+            row = connection.execute(_UNANSWERED, span).one()
+            if row.requests:
+                kind = _Kind(chunk.error_code, None, chunk.error_message)
+                kinds.append((kind, _Many(row.requests, row.seq, attempts=0)))
+    return kinds
 
 
-def _failure_group(connection: Connection, pk: int, row: Any) -> FailureGroup:
+def _groups(connection: Connection, pk: int, found: Mapping[_Kind, _Many]) -> list[FailureGroup]:
+    still_there(connection, pk)
+    return [_group(connection, pk, kind, many) for kind, many in found.items()]
+
+
+def _group(connection: Connection, pk: int, kind: _Kind, many: _Many) -> FailureGroup:
     example = connection.execute(
         select(_request.c.custom_id, _result.c.body, _result.c.error_message)
-        .join(_result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq))
-        .where(_request.c.batch == pk, _request.c.seq == row.seq)
+        .select_from(_request.outerjoin(_result, _of_the_request))
+        .where(_request.c.batch == pk, _request.c.seq == many.seq)
     ).one()
     return FailureGroup(
-        code=row.error_code or f"http_{row.status_code}",
-        status_code=row.status_code,
-        count=row.requests,
+        code=kind.code or f"http_{kind.status_code}",
+        status_code=kind.status_code,
+        count=many.requests,
+        attempts=many.attempts,
         custom_id=example.custom_id,
         body=example.body,
-        message=example.error_message,
+        message=kind.message or example.error_message,
     )

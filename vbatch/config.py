@@ -52,8 +52,9 @@ def _home(value: object) -> object:
     return Path(value).expanduser() if isinstance(value, str) else value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta())]
-DurationOrNever = Annotated[timedelta | None, BeforeValidator(_duration_or_never)]
+_Positive = Annotated[timedelta, Field(gt=timedelta())]
+Duration = Annotated[_Positive, BeforeValidator(_duration)]
+DurationOrNever = Annotated[_Positive | None, BeforeValidator(_duration_or_never)]
 Folder = Annotated[Path, BeforeValidator(_home)]
 
 

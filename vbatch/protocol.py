@@ -63,7 +63,7 @@ class RequestLine(msgspec.Struct, gc=False):
 class BodyHead(msgspec.Struct, gc=False):
     """What vbatch itself reads of a body; the rest is the engine's business."""
 
-    model: str | UnsetType = UNSET
+    model: str | UnsetType | None = UNSET
     stream: bool | UnsetType | None = UNSET
     encoding_format: object = None
 

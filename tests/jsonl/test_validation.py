@@ -48,6 +48,7 @@ GOOD = line("first")
         (line(body={"model": "m", "stream": True}), "unsupported_parameter", "remove 'stream'"),
         (line(body={"messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": "", "messages": []}), "model_not_found", "give one with -m"),
+        (line(body={"model": None, "messages": []}), "model_not_found", "give one with -m"),
         (line("first"), "duplicate_custom_id", "line 1 already"),
     ],
 )  # fmt: skip
@@ -98,7 +99,7 @@ def test_a_line_beyond_the_limit_is_skipped_and_told() -> None:
 
 
 def test_a_model_for_all_lines_makes_up_for_missing_ones() -> None:
-    assert codes(line(body={"messages": []}), model="mine") == []
+    assert codes(line("a", body={"messages": []}) + line("b", body={"model": None}), model="mine") == []
 
 
 def test_the_first_hundred_are_shown_and_all_are_counted() -> None:
@@ -108,6 +109,29 @@ def test_the_first_hundred_are_shown_and_all_are_counted() -> None:
     validator.finish(cut_off=None)
     assert len(validator.defects.shown) == SHOWN_DEFECTS
     assert validator.defects.total == 250
+
+
+def test_the_first_hundred_are_shown_whatever_is_found_last() -> None:
+    """Mutant: the first hundred that were found; repeated ids are found at the end, by their hash."""
+    lines = [
+        line(f"id-{number // 2}") for number in range(1000)
+    ]  # each second line repeats the one before it
+    lines[600:] = [b"nonsense\n"] * 400
+    _, shown = checked(b"".join(lines))
+    assert [(defect.line, defect.code) for defect in shown] == [
+        (number, "duplicate_custom_id") for number in range(2, 202, 2)
+    ]
+
+
+def test_a_file_without_line_feeds_is_called_that() -> None:
+    """Mutant: 'The last line is cut off', of a file that is whole."""
+    data = (line("a") + line("b") + line("c")).replace(b"\n", b"\r")
+    _, (defect,) = checked(data)
+    assert (defect.line, defect.code) == (1, "invalid_json_line")
+    assert defect.message == (
+        "The line holds carriage returns, but no line feed ends it, as on an old Mac: "
+        "convert the file with tr '\\r' '\\n'."
+    )
 
 
 def test_bad_lines_are_told_in_the_order_of_the_file() -> None:

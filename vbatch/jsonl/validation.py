@@ -5,6 +5,7 @@ The codes are the Batch API's own where it has one for the case.
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import msgspec
@@ -21,20 +22,39 @@ _decode_head = msgspec.json.Decoder(BodyHead).decode
 _REQUIRED = ("custom_id", "method", "url", "body")
 _NOT_JSON = ("bytes", "bytes_only")  # vLLM's encodings of embeddings that no line can hold
 _BOM = b"\xef\xbb\xbf"
+_NO_LINE_FEED = (
+    "The line holds carriage returns, but no line feed ends it, as on an old Mac: "
+    "convert the file with tr '\\r' '\\n'."
+)
 
 
 class Defects:
-    """The bad lines of a file: the first hundred in full, and how many there are."""
+    """The bad lines of a file: the first hundred in full, and how many there are. They may come in any order."""
 
     def __init__(self) -> None:
-        self.shown: list[BatchError] = []
         self.total = 0
+        self._first: list[tuple[int, int, BatchError]] = []  # a heap: what comes last in the file is on top
+
+    @property
+    def shown(self) -> list[BatchError]:
+        """The first hundred, in the order of the file."""
+        return [defect for _, _, defect in sorted(self._first, reverse=True)]
 
     def add(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
-        """Count one, and keep it while there is room."""
+        """Count one, and keep it while it is among the first."""
         self.total += 1
-        if len(self.shown) < SHOWN_DEFECTS:
-            self.shown.append(BatchError(code=code, message=message, line=line, param=param))
+        entry = (-(line or 0), -self.total, BatchError(code=code, message=message, line=line, param=param))
+        if len(self._first) < SHOWN_DEFECTS:
+            heapq.heappush(self._first, entry)
+        else:
+            heapq.heappushpop(self._first, entry)
+
+    def mark_cut_off(self, line: int) -> None:
+        """Say of this line, the last one, that no line break ends it: where it is bad, that is why."""
+        for position, (place, number, defect) in enumerate(self._first):
+            if defect.line == line and defect.code == "invalid_json_line" and defect.message != _NO_LINE_FEED:
+                message = f"The last line is cut off: the file may be incomplete. {defect.message}"
+                self._first[position] = (place, number, msgspec.structs.replace(defect, message=message))
 
 
 class Validator:
@@ -97,14 +117,8 @@ class Validator:
         self._ids.close()
         if self._lines == 0:
             self.defects.add("empty_file", "The file holds no request.")
-        self._mark_cut_off(cut_off)
-        self.defects.shown.sort(key=lambda defect: defect.line or 0)
-
-    def _mark_cut_off(self, line: int | None) -> None:
-        for position, defect in enumerate(self.defects.shown):
-            if defect.line == line is not None and defect.code == "invalid_json_line":
-                message = f"The last line is cut off: the file may be incomplete. {defect.message}"
-                self.defects.shown[position] = msgspec.structs.replace(defect, message=message)
+        if cut_off is not None:
+            self.defects.mark_cut_off(cut_off)
 
     def _explain(self, number: int, line: bytes | Overlong) -> None:
         """Say why a line is no request at all."""
@@ -118,7 +132,8 @@ class Validator:
         try:
             document = msgspec.json.decode(line)
         except (msgspec.MsgspecError, RecursionError) as error:
-            self.defects.add("invalid_json_line", f"This is not JSON: {_words(error)}", line=number)
+            reason = _NO_LINE_FEED if b"\r" in line else f"This is not JSON: {_words(error)}"
+            self.defects.add("invalid_json_line", reason, line=number)
             return
         self._explain_document(number, document)
 
@@ -136,7 +151,7 @@ class Validator:
                 add("invalid_type", f"{key!r} must be {kind}.", line=number, param=key)
         body = document.get("body")
         if isinstance(body, dict):
-            if not isinstance(body.get("model", ""), str):
+            if not isinstance(body.get("model"), str | None):
                 add("invalid_type", "'body.model' must be a string.", line=number, param="body.model")
             if not isinstance(body.get("stream"), bool | None):
                 add("invalid_type", "'body.stream' must be true or false.", line=number, param="body.stream")

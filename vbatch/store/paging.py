@@ -9,14 +9,13 @@ PAGE = 1000  # rows
 PAGE_BYTES = 16 << 20  # of bodies; one body alone may be larger
 
 
-def pages(rows: Iterable[Any], *, most: int = PAGE, most_bytes: int | None = None) -> Iterator[list[Any]]:
+def pages(rows: Iterable[Any], *, most: int = PAGE) -> Iterator[list[Any]]:
     """Yield the rows in pages, never an empty one. ``row.size`` is what its body takes, None without a body."""
-    limit = PAGE_BYTES if most_bytes is None else most_bytes
     page: list[Any] = []
     held = 0
     for row in rows:
         size = row.size or 0
-        if page and (len(page) >= most or held + size > limit):
+        if page and (len(page) >= most or held + size > PAGE_BYTES):
             yield page
             page, held = [], 0
         page.append(row)

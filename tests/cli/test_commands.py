@@ -257,11 +257,21 @@ def test_a_worker_logs_one_event_a_line(cli: Cli) -> None:
 # What people get wrong, with the exit code of the documentation and a word of what they are told.
 MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "none.jsonl"], 2, "No such file"),
+    (["submit", "x" * 300], 2, "cannot be read: File name too long"),
+    (["submit", "/proc/self/mem"], 2, "/proc/self/mem cannot be read beyond byte 0: Input/output error"),
     (["submit", "."], 2, "is a folder"),
     (["submit", "empty.jsonl"], 3, "holds no request"),
     (["submit", "binary.jsonl"], 3, "not UTF-8"),
     (["submit", "cut.jsonl"], 3, "cut off"),
     (["submit", "good.jsonl", "-o", "no/such/folder/x.jsonl"], 2, "no folder"),
+    (["submit", "good.jsonl", "-o", "x" * 300], 2, "has 300 bytes; there is room for"),
+    (["submit", "good.jsonl", "-o", f"{'x' * 300}/a"], 2, "no folder"),
+    (["submit", "good.jsonl", "-o", "-"], 2, "hint: vbatch results ID"),
+    (["submit", "good.jsonl", "-o", ""], 2, "-o names no file"),
+    (["submit", "good.jsonl", "--error-file", "-"], 2, "hint: vbatch results ID"),
+    (["submit", "good.jsonl", "-m", ""], 2, "--model names no model"),
+    (["results", "batch_none", "-o", "-"], 2, "hint: vbatch results batch_none"),
+    (["retry", "batch_none", "-o", "-"], 2, "hint: vbatch results ID"),
     (["submit", "good.jsonl", "-o", "good.jsonl"], 2, "input file itself"),
     (["submit", "good.jsonl", "-o", "taken.txt"], 2, "exists already"),
     (["submit", "good.jsonl", "--metadata", "novalue"], 2, "not of the form KEY=VALUE"),
@@ -293,6 +303,7 @@ def test_a_mistake_gets_its_exit_code_and_no_traceback(
     assert done.err.startswith("error: ")
     assert cli("list", "-q").out == ""
     assert (cli.folder / "taken.txt").read_bytes() == b"mine"
+    assert not (cli.folder / "-").exists()
 
 
 @pytest.mark.parametrize(

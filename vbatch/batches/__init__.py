@@ -8,6 +8,7 @@ from __future__ import annotations
 from vbatch.batches.cancelling import cancel
 from vbatch.batches.describing import Status, batch_object, status
 from vbatch.batches.finalizing import finalize
+from vbatch.batches.paths import check_target
 from vbatch.batches.reading import results
 from vbatch.batches.retrying import retry
 from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit
@@ -19,6 +20,7 @@ __all__ = [
     "Submitted",
     "batch_object",
     "cancel",
+    "check_target",
     "finalize",
     "results",
     "retry",

@@ -47,8 +47,7 @@ def targets(source: Path | None, *, output: Path | None, error_file: Path | None
 
 def targets_of(output: Path, *, error_file: Path | None = None) -> Targets:
     """Return an output file that was asked for, and its error file. Raises OutputPathError for a folder."""
-    if output.is_dir():
-        raise OutputPathError(f"{output} is a folder.", hint=f"-o {output / 'output.jsonl'}")
+    _check_no_folder(output, "-o")
     return Targets(
         output=_settled(output), errors=_settled(error_file or _sibling(output.with_suffix(""), "errors"))
     )
@@ -61,17 +60,9 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None, 
             f"Output file and error file are the same: {chosen.output}.", hint="--error-file PATH"
         )
     for path, option in ((chosen.output, "-o"), (chosen.errors, "--error-file")):
-        _check_folder(path.parent, option)
-        _check_name(path, option, batch_id)
         if source is not None and path == _settled(source):
             raise OutputPathError(f"{path} is the input file itself.", hint=f"{option} PATH")
-        if path.is_dir():
-            raise OutputPathError(f"{path} is a folder.", hint=f"{option} {path / 'output.jsonl'}")
-        if os.path.lexists(path):
-            raise OutputPathError(
-                f"{path} exists already, and vbatch overwrites nothing.",
-                hint=f"{option} another path, or move the file away",
-            )
+        check_target(path, option, batch_id=batch_id)
     if store is None:
         return
     for taken, other in in_use(store, chosen).items():
@@ -83,6 +74,18 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None, 
         raise OutputPathError(
             f"{other.id}, which is not finished yet, will write {taken}.",
             hint=f"vbatch status {other.id}, or choose another path with -o",
+        )
+
+
+def check_target(path: Path, option: str, *, batch_id: str) -> None:
+    """Refuse a file that cannot be made, or is there already. Raises OutputPathError."""
+    _check_folder(path.parent, option)
+    _check_name(path, option, batch_id)
+    _check_no_folder(path, option)
+    if os.path.lexists(path):
+        raise OutputPathError(
+            f"{path} exists already, and vbatch overwrites nothing.",
+            hint=f"{option} another path, or move the file away",
         )
 
 
@@ -101,12 +104,25 @@ def _sibling(stem: Path, kind: str) -> Path:
 
 
 def _check_folder(folder: Path, option: str) -> None:
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise OutputPathError(f"There is no folder {folder}.", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputPathError(
             f"The folder {folder} is not writable.", hint=f"{option} a path in another folder"
         )
+
+
+def _check_no_folder(path: Path, option: str) -> None:
+    if _is_folder(path):
+        raise OutputPathError(f"{path} is a folder.", hint=f"{option} {path / 'output.jsonl'}")
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one; a name that is too long for any is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _check_name(path: Path, option: str, batch_id: str) -> None:

@@ -85,7 +85,9 @@ def submit(
     _check_metadata(order.metadata or {})
     if abs(order.priority) > MOST_PRIORITY:
         raise UsageError(f"--priority takes a number between -{MOST_PRIORITY:,} and {MOST_PRIORITY:,}.")
-    if isinstance(source, Path) and source.is_dir():
+    if order.model == "":
+        raise UsageError("--model names no model")
+    if isinstance(source, Path) and _is_folder(source):
         raise InputUnreadable(f"{source} is a folder.", hint=f"ls {source}/*.jsonl")
     path = named_file(source)
     batch_id = f"batch_{secrets.token_hex(12)}"
@@ -192,19 +194,51 @@ def _validate_only(source: Path | BinaryIO, order: Order, on_read: Callable[[int
     return requests
 
 
+def _is_folder(source: Path) -> bool:
+    try:
+        return stat.S_ISDIR(source.stat().st_mode)
+    except OSError as error:
+        raise _unreadable(source, error) from None
+
+
+def _unreadable(source: Path, error: OSError) -> InputUnreadable:
+    return InputUnreadable(f"{source} cannot be read: {error.strerror}.", hint=f"ls -l {source}")
+
+
+class _Reading:
+    """A stream whose faults are told as the input's."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._done = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes. Raises InputUnreadable with the place."""
+        try:
+            block = self._stream.read(size)
+        except OSError as error:
+            raise InputUnreadable(
+                f"{self._name} cannot be read beyond byte {self._done:,}: {error.strerror}.",
+                hint="nothing was stored; journalctl -k tells of a disk's faults",
+            ) from None
+        self._done += len(block)
+        return block
+
+
 @contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(source: Path | BinaryIO) -> Iterator[_Reading]:
     """Open the source. Raises InputUnreadable with the reason, also for what goes wrong while it is read."""
     if not isinstance(source, Path):
-        yield source
+        yield _Reading(source, _name(source))
         return
     try:
         stream = source.open("rb", buffering=0)
     except OSError as error:
-        raise InputUnreadable(f"{source} cannot be read: {error.strerror}.", hint=f"ls -l {source}") from None
+        raise _unreadable(source, error) from None
     with stream:
         before = _version(stream)
-        yield stream
+        yield _Reading(stream, _name(source))
         if _version(stream) != before:
             raise InputUnreadable(
                 f"{source} was changed while it was being read; nothing was stored.",

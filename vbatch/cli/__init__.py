@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """Run the command line of this process (the console script)."""
+    _replace_closed_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale without UTF-8
     code = main(sys.argv[1:])
     try:
@@ -39,3 +40,18 @@ def run() -> NoReturn:
         # The reader (`| head`) has what it wanted; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Open /dev/null for streams that the shell closed (``>&-``).
+
+    Else the first file that is opened, such as the store, gets the number of stdout or stderr, and whoever prints
+    something writes into it. ``sys.stdin`` stays None: there is nothing to read.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        handle = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        os.set_inheritable(handle, True)
+        if number > 0:
+            setattr(sys, name, os.fdopen(handle, "w"))

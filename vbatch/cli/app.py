@@ -6,7 +6,6 @@ quick. A command returns its exit code, None for 0.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -104,11 +103,12 @@ def submit(
     from vbatch.batches import Order
     from vbatch.cli.submit import lifetime, pairs
     from vbatch.cli.submit import submit as run
+    from vbatch.cli.targets import target
 
     order = Order(
         model=model,
-        output=Path(output) if output else None,
-        error_file=Path(error_file) if error_file else None,
+        output=target(output, "-o"),
+        error_file=target(error_file, "--error-file"),
         name=name,
         priority=priority,
         metadata=pairs(metadata or []),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -15,6 +14,7 @@ from vbatch.cli import documents, screens, workers
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.targets import target
 from vbatch.store import catalog
 from vbatch.store.records import Batch, Worker
 
@@ -56,10 +56,9 @@ def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
 def retry_batch(ref: str, *, output_path: str | None, json: bool, quiet: bool) -> None:
     """Make a new batch of the failed requests of one."""
     output = Output.of(json=json, quiet=quiet)
+    chosen = target(output_path, "-o")
     with open_store(output) as store:
-        made = batches.retry(
-            store, catalog.find(store, ref), output=Path(output_path) if output_path else None
-        )
+        made = batches.retry(store, catalog.find(store, ref), output=chosen)
     output.show(IdAlone(made.batch))
     if output.mode is Mode.HUMAN:
         output.note(screens.accepted(made.batch))

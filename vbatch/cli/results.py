@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 from vbatch import batches
+from vbatch.batches import check_target
 from vbatch.cli import documents
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.targets import target
 from vbatch.cli.words import count
-from vbatch.errors import OutputPathError, UsageError
+from vbatch.errors import UsageError
 from vbatch.jsonl import atomic_file
 from vbatch.store import catalog
 
@@ -21,22 +21,20 @@ def results(ref: str, *, errors: bool, output_path: str | None, json: bool) -> N
     output = Output(Mode.JSON if json else Mode.HUMAN)
     if json and output_path is not None:
         raise UsageError("--json prints the batch object and writes no file", hint="leave out --json or -o")
+    chosen = target(output_path, "-o", hint=f"vbatch results {ref} prints the lines")
     with open_store(output) as store:
         batch = catalog.find(store, ref)
         if json:
             output.document(documents.batch(batch))
             return
         lines = batches.results(store, batch, errors=errors)
-        if output_path is None:
+        if chosen is None:
             for line in lines:
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
             return
-        path = Path(output_path).absolute()
-        if os.path.lexists(path):
-            raise OutputPathError(
-                f"{path} exists already, and vbatch overwrites nothing", hint="-o another path"
-            )
+        path = chosen.absolute()
+        check_target(path, "-o", batch_id=batch.id)
         written = 0
         with atomic_file(path, tag=batch.id) as file:
             for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vbatch import batches
-from vbatch.batches import Order, Submitted
+from vbatch.batches import Order, Status, Submitted
 from vbatch.cli import documents, screens, workers
 from vbatch.cli.batch import IdAlone, StatusView
 from vbatch.cli.opening import open_store
@@ -22,7 +23,7 @@ from vbatch.cli.output import Mode, Output
 from vbatch.cli.watch import clean, follow
 from vbatch.cli.words import ago, count
 from vbatch.durations import parse_duration
-from vbatch.errors import ExitCode, UsageError
+from vbatch.errors import ExitCode, InputUnreadable, Interrupted, StoreUnreachable, UsageError
 from vbatch.store import Store
 from vbatch.store.records import Batch
 from vbatch.text import one_line
@@ -49,12 +50,28 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
             _explain(output, store, order, done)
         if not wait:
             return ExitCode.DONE
-        ended = follow(output, store, done.batch.id)
+        ended = _wait(output, store, done.batch.id)
         if json:
             output.show(StatusView(ended, None))
         elif not quiet:
             output.stderr.print(screens.ending(ended))
         return ExitCode.DONE if clean(ended.batch) else ExitCode.INCOMPLETE
+
+
+def _wait(output: Output, store: Store, batch_id: str) -> Status:
+    """Follow the new batch to its end. Whatever ends that first, the batch's id is told: it exists."""
+    try:
+        return follow(output, store, batch_id)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {batch_id} is accepted and goes on", hint=f"vbatch watch {batch_id}"
+        ) from None
+    except StoreUnreachable as error:
+        raise StoreUnreachable(
+            f"{batch_id} is accepted, but cannot be followed: {error.message}",
+            hint=error.hint,
+            fault=error.fault,
+        ) from error
 
 
 def lifetime(text: str | None) -> timedelta | None:
@@ -81,7 +98,7 @@ def pairs(metadata: Sequence[str]) -> dict[str, str]:
 @contextmanager
 def _bar(output: Output, file: str) -> Iterator[Callable[[int], None]]:
     """Show on a terminal how much of a big file is read."""
-    size = Path(file).stat().st_size if file != "-" and Path(file).is_file() else 0
+    size = _size(file)
     if size < BIG or output.mode is not Mode.HUMAN or not output.stderr.is_terminal:
         yield lambda _size: None
         return
@@ -91,9 +108,20 @@ def _bar(output: Output, file: str) -> Iterator[Callable[[int], None]]:
         yield lambda read: progress.update(task, completed=read)
 
 
+def _size(file: str) -> int:
+    """Return how many bytes there are to read; 0 for what is no file."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return 0
+    return status.st_size if file != "-" and stat.S_ISREG(status.st_mode) else 0
+
+
 def _source(file: str) -> Path | BinaryIO:
     if file != "-":
         return Path(file)
+    if sys.stdin is None:
+        raise InputUnreadable("Standard input is closed.", hint="vbatch submit - < prompts.jsonl")
     if sys.stdin.isatty():
         sys.stderr.write("reading requests from the terminal, one a line; Ctrl-D ends\n")
     return sys.stdin.buffer

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Protocol
 
 BLOCK = 1 << 20  # bytes read at once
 LINE_LIMIT = 64 << 20  # bytes; a longer line is a file of another kind
+
+
+class Stream(Protocol):
+    """What lines are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to so many bytes, none at the end."""
+        ...
 
 
 class Overlong:
@@ -27,7 +35,7 @@ class LineReader:
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Stream,
         *,
         block: int = BLOCK,
         limit: int = LINE_LIMIT,

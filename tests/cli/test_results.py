@@ -1,0 +1,68 @@
+"""``results``: into a file or a pipe, while somebody else is at the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.rigs.commands import chats
+from vbatch.batches import lines, reading
+from vbatch.store import Store, answers, catalog
+from vbatch.store.records import Answer
+
+
+@pytest.fixture
+def deleted_meanwhile(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A finished batch that somebody deletes as soon as its first line was read."""
+    batch_id = cli.submit("a.jsonl", chats(300))
+    cli.drain()
+    monkeypatch.setattr(answers, "PAGE", 10)
+    monkeypatch.setattr(reading, "output_line", _deleting(cli.folder.parent / "home" / "data" / "vbatch"))
+    return batch_id
+
+
+def _deleting(folder: Path) -> Callable[[str, Answer], bytes]:
+    def line(batch_id: str, answer: Answer) -> bytes:
+        store = Store(f"sqlite:///{folder}/vbatch.db")
+        if found := catalog.recent(store, limit=1):
+            catalog.delete_batch(store, pk=found[0].pk)
+        store.close()
+        return lines.output_line(batch_id, answer)
+
+    return line
+
+
+def test_a_batch_that_is_deleted_while_it_is_printed(cli: Cli, deleted_meanwhile: str) -> None:
+    """Mutant: half of the lines and exit 0."""
+    done = cli("results", deleted_meanwhile)
+    assert done.code == 4
+    assert 0 < done.out.count("\n") < 300
+    assert "the batch was deleted meanwhile" in done.err
+
+
+def test_a_batch_that_is_deleted_while_it_is_written(cli: Cli, deleted_meanwhile: str) -> None:
+    """Mutant: a file that holds half of the lines under its name."""
+    before = set(cli.folder.iterdir())
+    done = cli("results", deleted_meanwhile, "-o", "copy.jsonl")
+    assert (done.code, done.out) == (4, "")
+    assert set(cli.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("x" * 300, "there is room for"),
+        ("no/such/folder/x", "no folder"),
+        (".", "is a folder"),
+        ("", "no file"),
+    ],
+)
+def test_a_file_that_cannot_be_made(cli: Cli, path: str, words: str) -> None:
+    """Mutant: reading all lines before the name is looked at."""
+    batch_id = cli.submit("a.jsonl", chats(3))
+    done = cli("results", batch_id, "-o", path)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err

@@ -1,0 +1,81 @@
+"""What the shell closes is no reason to fail, nor to write into a file that got its number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.rigs.commands import VBATCH, Home, chats, wait_until
+
+
+@pytest.fixture
+def here(home: Home) -> Home:
+    """A home with one batch in it."""
+    home.submit(chats(3), name="first")
+    return home
+
+
+def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
+    """Run ``vbatch …`` in a shell, with what it does to the streams."""
+    return subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m {command}"],
+        env=home.env, cwd=home.path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("vbatch list >&-", 0),
+        ("vbatch list 2>&-", 0),
+        ("vbatch list <&- >&- 2>&-", 0),
+        ("vbatch status none >&- 2>&-", 4),
+        ("vbatch submit second.jsonl >&-", 0),
+        ("vbatch results batch_ --errors >&-", 0),
+        ("vbatch run-worker --engine echo --drain >&- 2>&-", 0),
+    ],
+)
+def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None:
+    """Mutant: ``run`` leaves them closed: a traceback, or words in the middle of the database."""
+    here.write("second", chats(2))
+    done = shell(here, command)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) is (">&-" not in command.replace("2>&-", ""))
+    with sqlite3.connect(here.database_url.removeprefix("sqlite:///")) as store:
+        assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_closed_input_is_told(here: Home) -> None:
+    done = shell(here, "vbatch submit - -o answers.jsonl <&-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: standard input is closed\n")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
+    """Mutant: {"error": …} without it; the batch exists, and nobody knows its name."""
+    home.write("a", chats(3))
+    waiting = subprocess.Popen(
+        [*VBATCH, "submit", "a.jsonl", "--wait", "--json"], env=home.env, cwd=home.path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_until(lambda: "batch_" in home.run("list", "-q").stdout)
+    batch_id = home.run("list", "-q").stdout.strip()
+    os.kill(waiting.pid, signal.SIGINT)
+    out, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert json.loads(out)["error"] == {
+        "code": "interrupted",
+        "message": f"interrupted; {batch_id} is accepted and goes on",
+        "hint": f"vbatch watch {batch_id}",
+    }
+    assert f"hint: vbatch watch {batch_id}" in err

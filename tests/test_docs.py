@@ -17,6 +17,7 @@ from tests.rigs import readme
 from tests.rigs.commands import Home, Lines, chat, chats, wait_until
 from vbatch import config
 from vbatch.errors import ExitCode
+from vbatch.protocol import ENDPOINTS
 
 ROOT = Path(__file__).parent.parent
 README = readme.README.read_text()
@@ -37,6 +38,11 @@ def test_no_variable_is_invented() -> None:
 def test_every_exit_code_is_documented() -> None:
     table = README.partition("## Exit codes")[2].partition("\n## ")[0]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(ExitCode)
+
+
+def test_every_endpoint_is_documented_and_no_other() -> None:
+    step_by_step = README.partition("`url` is the same")[2].partition("Lines may name")[0]
+    assert sorted(re.findall(r"`(/[^`]+)`", step_by_step)) == sorted(ENDPOINTS)
 
 
 def test_every_option_in_the_text_exists() -> None:

@@ -13,9 +13,13 @@ from msgspec import UNSET, Raw, UnsetType
 # What a batch may ask for: the paths that `vllm serve` (0.32) answers to a POST with one JSON document.
 ENDPOINTS = (
     "/v1/chat/completions",
+    "/v1/chat/completions/batch",
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/systemone",
+    "/inference/v1/generate",
     "/v1/embeddings",
     "/v2/embed",
     "/v1/score",
@@ -24,9 +28,16 @@ ENDPOINTS = (
     "/v2/rerank",
     "/rerank",
     "/classify",
+    "/generative_scoring",
     "/pooling",
     "/tokenize",
     "/detokenize",
+    "/v1/chat/completions/render",
+    "/v1/chat/completions/derender",
+    "/v1/completions/render",
+    "/v1/completions/derender",
+    "/v1/responses/render",
+    "/v1/messages/render",
 )
 
 

@@ -1,4 +1,4 @@
-"""What ``submit`` accepts is what vLLM's own app answers: no url that is taken in and then fails for each request."""
+"""What ``submit`` accepts is what vLLM's own app answers: no url that fails for each request, none that is missing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ TASKS = (
 )
 
 
+# What vLLM routes under POST, too, and why no batch may ask for it.
+NO_ENDPOINTS = {
+    "/invocations": "SageMaker's: it guesses from the body which of the others is meant",
+    "/ping": "SageMaker's: it answers nothing",
+    "/inference/v1/abort_requests": "it ends requests of others",
+    "/v1/responses/{response_id}/cancel": "it ends a response that was begun in the background",
+    "/scale_elastic_ep": "it rebuilds the engine",
+    "/is_scaling_elastic_ep": "it tells of the rebuilding",
+}
+
+
 @pytest.mark.vllm
-def test_every_endpoint_is_routed_by_vllm() -> None:
-    """Mutant: a misspelt url in ENDPOINTS."""
+def test_the_endpoints_are_those_of_vllm() -> None:
+    """Mutants: a misspelt url in ENDPOINTS; one that is left out."""
     pytest.importorskip("vllm")
     from vllm.entrypoints.launchers.api_server.entry import build_app
 
@@ -37,4 +48,4 @@ def test_every_endpoint_is_routed_by_vllm() -> None:
         model.get_pooling_task.return_value = task
         routes = build_app(arguments, TASKS, model).routes
         posted |= {route.path for route in routes if "POST" in (getattr(route, "methods", None) or ())}
-    assert set(ENDPOINTS) - posted == set()
+    assert posted - NO_ENDPOINTS.keys() == set(ENDPOINTS)

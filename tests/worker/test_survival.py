@@ -138,3 +138,16 @@ def test_cancel_keeps_finished_requests(home: Home) -> None:
     assert not lines.doubled
     assert lines.answers
     assert {error["error"]["code"] for error in lines.errors.values()} == {"batch_cancelled"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_preloaded_model_is_there_before_there_is_work(home: Home) -> None:
+    """Mutant: WorkLoop.run without its look at ``preload``; the first batch then waits for its model."""
+    log = home.run("run-worker", "--engine", "echo", "--drain").stderr
+    assert "engine.loaded" not in log
+    log = home.run("run-worker", "--engine", "echo", "--drain", "--preload", "echo").stderr
+    assert "engine.loaded model=echo" in log
+    batch_id = home.submit(chats(3))
+    log = home.run("run-worker", "--engine", "echo", "--drain", "--preload", "echo").stderr
+    assert log.count("engine.loaded") == 1
+    assert home.batch(batch_id)["status"] == "completed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tracemalloc
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -14,7 +15,7 @@ from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, r
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, queue, reuse
+from vbatch.store import Store, answers, catalog, endings, ingest, paging, queue, reuse
 from vbatch.store.records import Batch
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
@@ -70,6 +71,26 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
         "SELECT seq, status_code, request_id, body, prompt_tokens, attempts FROM result WHERE batch = :pk"
     )
     assert rows(store, copied, pk=second.pk) == rows(store, copied, pk=first.pk)
+
+
+def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: reading all requests of a chunk at once."""
+    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    large = lines(32, body=b'{"body": %d' + b" " * (1 << 20) + b"}")
+    first = take_in(store, large)
+    work(store)
+    with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+        for line, (custom_id, model, body) in enumerate(large, start=1):
+            storing.add(line, custom_id, model, body)
+        del large, body
+        tracemalloc.start()
+        try:
+            second = storing.accept(endpoint=ENDPOINT, input_sha256="s", input_bytes=7, earlier=[first])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert second.reused == 32
+    assert peak < 16 << 20, f"{peak >> 20} MiB of 32 MiB"
 
 
 def test_only_what_is_new_or_changed_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,9 +165,7 @@ def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[
     found: dict[int, bytes] = {}
     for seqs in runs.values():
         span = {"pk": pk, "first": seqs[0], "last": seqs[-1]}
-        found |= {
-            seq: bytes(body) for seq, body in connection.execute(bodies.select, span) if body is not None
-        }
+        found.update(connection.execute(bodies.select, span).tuples().all())
     return found
 
 

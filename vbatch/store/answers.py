@@ -165,7 +165,7 @@ def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[
     found: dict[int, bytes] = {}
     for seqs in runs.values():
         span = {"pk": pk, "first": seqs[0], "last": seqs[-1]}
-        found.update(connection.execute(bodies.select, span).tuples().all())
+        found.update(connection.execute(bodies.select, span).all())
     return found
 
 

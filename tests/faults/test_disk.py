@@ -249,51 +249,6 @@ def test_submit_waits_for_room(full_soon: Path, tmp_path: Path) -> None:
     assert home.batch(out.strip())["request_counts"] == {"total": 2000, "completed": 0, "failed": 0}
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO", "error=ENOSPC"])
-def test_a_fault_at_every_sync_of_a_small_run(tmp_path: Path, fault: str) -> None:
-    """Kill, or fail, at the 1st, 2nd, 3rd … fsync of a worker's whole run; the next run completes it.
-
-    Mutant: batches.finalize says ``completed`` before the files are written.
-    """
-    if (
-        subprocess.run(["strace", "-e", "trace=none", "true"], capture_output=True, check=False).returncode
-        != 0
-    ):
-        pytest.skip("strace cannot trace here")
-    expected = chats(300)
-    step = 1 if fault == "signal=KILL" else 3
-    tried = 0
-    for when in range(1, 200, step):
-        folder = tmp_path / f"at-{when}"
-        folder.mkdir()
-        store = Store(f"sqlite:///{folder / 'vbatch.db'}")
-        store.prepare()
-        batch = queued(store, folder, expected)
-        home = Home(folder, batch.url, {"VBATCH_FLUSH_INTERVAL": "1s"})
-        traced = subprocess.run(
-            ["strace", "-f", "-qq", "-o", folder / "strace", "-e", "trace=fsync,fdatasync",
-             "-e", f"inject=fsync,fdatasync:{fault}:when={when}",
-             *VBATCH, "run-worker", "--engine", "echo", "--drain"],
-            env=home.env, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        tried += 1
-        assert "Traceback" not in traced.stderr
-        drain(batch.url, folder)
-        lines = batch.lines()
-        assert not lines.lost(expected), f"at sync {when}"
-        assert not lines.doubled, f"at sync {when}"
-        with sqlite3.connect(folder / "vbatch.db") as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        store.close()
-        if traced.returncode == 0 and fault == "signal=KILL":
-            break  # the run has fewer syncs than that
-        if tried == 12 and fault != "signal=KILL":
-            break
-    print(f"{fault}: {tried} runs")
-    assert tried >= 12
-
-
 def test_nothing_is_decided_by_a_wall_clock(store: Store, tmp_path: Path) -> None:
     """Beats that claim to be of tomorrow or yesterday change nothing: a live worker keeps its chunks.
 

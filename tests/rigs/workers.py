@@ -12,21 +12,31 @@ import os
 import signal
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from tests.rigs.misfortune import Misfortune, WallClock, preloaded
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.dialects.sqlite"])
 
 
-def _work(url: str, folder: str, options: Mapping[str, Any]) -> None:
+def _work(
+    url: str, folder: str, misfortune: Misfortune | None, clock: WallClock | None, options: Mapping[str, Any]
+) -> None:
     from vbatch.store import WORKER_PATIENCE, Store
     from vbatch.worker import Stop, View, WorkerOptions, run
 
     logging.basicConfig(
         filename=f"{folder}/worker-{os.getpid()}.log", level=logging.INFO, format="%(asctime)s %(message)s"
     )
+    if clock is not None:
+        clock.show()
+    if misfortune is not None:
+        misfortune.arm()
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
     quick = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder),
@@ -38,11 +48,26 @@ def _work(url: str, folder: str, options: Mapping[str, Any]) -> None:
         raise
 
 
-def start_worker(url: str, folder: Path, **options: Any) -> ForkServerProcess:
+def start_worker(
+    url: str,
+    folder: Path,
+    *,
+    misfortune: Misfortune | None = None,
+    clock: WallClock | None = None,
+    **options: Any,
+) -> ForkServerProcess:
     """Start a worker on the echo engine; ``options`` are fields of WorkerOptions."""
-    process = _context.Process(target=_work, args=(url, str(folder), options), daemon=True)
+    _start_server()
+    process = _context.Process(target=_work, args=(url, str(folder), misfortune, clock, options), daemon=True)
     process.start()
     return process
+
+
+@cache
+def _start_server() -> None:
+    """Start the process that workers are forked from: they can have misfortunes."""
+    with preloaded():
+        forkserver.ensure_running()
 
 
 def failures(folder: Path) -> list[str]:

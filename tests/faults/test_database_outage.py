@@ -23,7 +23,9 @@ from vbatch.store import Store, catalog
 REQUESTS = 12_000
 RESUMED_WITHIN = 5  # seconds after the database is back something is saved again
 NOISE = 1  # seconds, of a busy machine
-LONGEST_PAUSE_FROM = 8  # tries in a row: from then on the pauses are as long as they get, whatever the longest is
+LONGEST_PAUSE_FROM = (
+    8  # tries in a row: from then on the pauses are as long as they get, whatever the longest is
+)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ def test_poisonous_request_is_found_and_the_rest_completes(store: Store, tmp_pat
 
 
 def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -> None:
-    """Mutant: suspects.crashed convicts without ``alone``; innocents are then convicted with the guilty."""
+    """Mutant: suspects.crashed convicts without ``alone``; the first that runs beside each is then convicted.
+
+    It takes time to answer, so that others are in the engine when it dies.
+    """
     first, second = chats(300, prefix="a"), chats(300, prefix="b")
     first[10] = chat("poison-1", "x", echo="exit")
     first[290] = chat("poison-2", "x", echo="exit")
     second[5] = chat("poison-3", "x", echo="exit")
     batches = [queued(store, tmp_path, first, name="a"), queued(store, tmp_path, second, name="b")]
-    drain(batches[0].url, tmp_path)
+    drain(batches[0].url, tmp_path, echo_latency=timedelta(milliseconds=30))
     assert batches[0].lines().errors.keys() == {"poison-1", "poison-2"}
     assert batches[1].lines().errors.keys() == {"poison-3"}
     for batch, lines in zip(batches, (first, second), strict=True):
@@ -97,6 +101,40 @@ def test_server_errors_are_tried_three_times(store: Store, tmp_path: Path) -> No
     assert batch.attempts() == {"recovers": 3, "fails": 3, "refused": 1, "r-0": 1}
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_request_to_be_tried_again_waits_without_a_place_in_the_engine(
+    store: Store, tmp_path: Path
+) -> None:
+    """There is one place. The others are answered while the first request, which fails thrice, waits twice.
+
+    Mutants: Inflight._answer sleeps no time; the three tries are then over before the others are answered. It keeps
+    its place while it sleeps; the others then begin when it is done.
+    """
+    lines = [chat("fails", "x", echo="error500"), *chats(8)]
+    batch = queued(store, tmp_path, lines)
+    worker = start_worker(
+        batch.url,
+        tmp_path,
+        drain=True,
+        max_inflight=1,
+        flush_interval=timedelta(milliseconds=20),
+        echo_latency=timedelta(milliseconds=20),
+    )
+    try:
+        wait_until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
+        first = time.monotonic()
+        wait_until(lambda: batch.batch.counts.completed == 8 or batch.failed() > 0, pause=0.01)
+        assert batch.failed() == 0
+        wait_until(lambda: batch.failed() > 0, pause=0.01)
+        waited = time.monotonic() - first
+        print(f"failed for good {waited:.1f} s after the first answer")
+        assert waited > 1, "the two pauses are of 0.5 and of 1 s at least"
+        worker.join(30)
+    finally:
+        kill(worker)
+    assert batch.attempts() == {"fails": 3, "r-0": 1}
+
+
 def test_engine_that_dies_over_everything_is_given_up(store: Store, tmp_path: Path) -> None:
     """Mutant: WorkLoop without HOPELESS_DEATHS; a broken GPU then convicts every request of the night."""
     lines = [chat(f"p-{i}", "x", echo="exit") for i in range(300)]
@@ -107,15 +145,28 @@ def test_engine_that_dies_over_everything_is_given_up(store: Store, tmp_path: Pa
     assert batch.failed() <= 4
 
 
-@pytest.mark.parametrize("models", [["echo-a", "echo-b", "echo-c"]])
-def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Path, models: list[str]) -> None:
-    """Mutant: serving.choose ignores ``loaded``; engines are then swapped from chunk to chunk."""
+def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Path) -> None:
+    """And the answers are in the order of the file. Mutant: answers._merge goes by ``seq``, the order of work."""
+    models = ("echo-a", "echo-b", "echo-c")
     lines: list[dict[str, Any]] = [chat(f"r-{i}", f"r-{i}", model=models[i % 3]) for i in range(3000)]
     batch = queued(store, tmp_path, lines)
     log = drain(batch.url, tmp_path)
     assert log.count("engine.loaded") == 3
     assert not batch.lines().lost(lines)
     assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
+
+
+def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Path) -> None:
+    """Mutant: serving.choose ignores ``loaded``; the engine of the older batch between them is then loaded first."""
+    models = ("echo-a", "echo-b", "echo-a")
+    batches = [
+        queued(store, tmp_path, chats(300, model=model), name=str(number))
+        for number, model in enumerate(models)
+    ]
+    log = drain(batches[0].url, tmp_path)
+    assert re.findall(r"engine.loaded model=(\S+)", log) == ["echo-a", "echo-b"]
+    for batch in batches:
+        assert not batch.lines().lost(chats(300))
 
 
 def test_priority_goes_first(store: Store, tmp_path: Path) -> None:

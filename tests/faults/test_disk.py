@@ -10,12 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
 from tests.rigs.disk import Disk, Unavailable, ext4, small_disk
@@ -251,33 +250,3 @@ def test_submit_waits_for_room(full_soon: Path, tmp_path: Path) -> None:
             submitting.wait()
     assert submitting.returncode == 0
     assert home.batch(out.strip())["request_counts"] == {"total": 2000, "completed": 0, "failed": 0}
-
-
-def test_nothing_is_decided_by_a_wall_clock(store: Store, tmp_path: Path) -> None:
-    """Beats that claim to be of tomorrow or yesterday change nothing: a live worker keeps its chunks.
-
-    Mutant: recovery.Watch.lapsed compares ``beat_at`` with the time of day.
-    """
-    expected = chats(600)
-    batch = queued(store, tmp_path, expected)
-    lease = timedelta(seconds=2)
-    first = start_worker(batch.url, tmp_path, lease=lease, echo_latency=timedelta(seconds=1), max_inflight=40)
-    wait_until(lambda: catalog.progress(store).running_chunks > 0)
-    second = start_worker(
-        batch.url, tmp_path, lease=lease, echo_latency=timedelta(seconds=1), max_inflight=40
-    )
-    try:
-        for shift in (timedelta(hours=1), timedelta(hours=-1), timedelta(days=1), timedelta(days=-1)):
-            moment = (datetime.now(UTC) + shift).replace(tzinfo=None).isoformat(" ")
-            store.write(
-                lambda connection, m=moment: connection.execute(text(f"UPDATE worker SET beat_at = '{m}'"))
-            )
-            time.sleep(1)
-        wait_until(lambda: batch.batch.status == "completed", timeout=60)
-    finally:
-        kill(first)
-        kill(second)
-    logs = "".join(path.read_text() for path in tmp_path.glob("worker-*.log"))
-    assert "lease_lapsed" not in logs
-    assert "chunks.rejected" not in logs
-    assert not batch.lines().lost(expected)

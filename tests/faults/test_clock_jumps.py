@@ -1,0 +1,91 @@
+"""The wall clock of one of two workers jumps by an hour and by a day, both ways: no lease is stolen, none is stuck."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.commands import chats, wait_until
+from tests.rigs.misfortune import WallClock
+from tests.rigs.nvml import COMPILER
+from tests.rigs.queued import queued
+from tests.rigs.workers import drain, failures, kill, start_worker
+from tests.store.filling import rows
+from vbatch.store import Store, registry
+from vbatch.store.records import Worker
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+LEASE = timedelta(seconds=3)
+LOOKS = 4  # at the other workers in the time of a lease
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler for the library that moves the clock")
+def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -> None:
+    """One worker's clock jumps; the other one works, is frozen, and a third one is killed: each gets what is due.
+
+    Mutant: recovery.Watch.lapsed compares ``beat_at`` with the time of day. A jump ahead then takes the chunks of a
+    worker that works, a jump back leaves those of one that is frozen with it.
+    """
+    expected = chats(4000)
+    batch = queued(store, tmp_path, expected)
+    options = {"lease": LEASE, "echo_latency": timedelta(seconds=1), "max_inflight": 40}
+    clock = WallClock(tmp_path / "clock")
+    clock.set_off(timedelta(0))
+    observer = start_worker(batch.url, tmp_path, clock=clock, **options)
+    other = start_worker(batch.url, tmp_path, **options)
+    log = tmp_path / f"worker-{observer.pid}.log"
+    try:
+        wait_until(lambda: _held(store, observer.pid) > 0 and _held(store, other.pid) > 0)
+        for shift in (HOUR, DAY, -HOUR, -DAY):
+            clock.set_off(shift)
+            wait_until(lambda off=shift: _is_off(store, observer.pid, by=off))
+            time.sleep(2 * LEASE.total_seconds() / LOOKS)
+        assert "worker.recovered" not in log.read_text()
+
+        assert other.pid is not None
+        os.kill(other.pid, signal.SIGSTOP)
+        wait_until(lambda: "reason=lease_lapsed" in log.read_text(), timeout=4 * LEASE.total_seconds())
+        assert _held(store, other.pid) == 0
+        kill(other)
+
+        clock.set_off(DAY)
+        third = start_worker(batch.url, tmp_path, **options)
+        wait_until(lambda: _held(store, third.pid) > 0)
+        kill(third)
+        wait_until(lambda: "reason=process_gone" in log.read_text(), timeout=4 * LEASE.total_seconds())
+        assert _held(store, third.pid) == 0
+    finally:
+        kill(observer)
+        kill(other)
+    logs = "".join(path.read_text() for path in tmp_path.glob("worker-*.log"))
+    assert logs.count("lease_lapsed") == 1
+    assert "chunks.rejected" not in logs
+    assert "chunks.revoked" not in logs
+    drain(batch.url, tmp_path)
+    assert not failures(tmp_path)
+    assert not batch.lines().lost(expected)
+    assert not batch.lines().doubled
+
+
+def _of(store: Store, pid: int | None) -> Worker | None:
+    return next((worker for worker in registry.live(store) if worker.identity.pid == pid), None)
+
+
+def _held(store: Store, pid: int | None) -> int:
+    """How many chunks the worker of this process holds."""
+    query = (
+        "SELECT count(*) FROM chunk JOIN worker ON worker.id = chunk.worker"
+        " WHERE chunk.state = 'running' AND worker.pid = :pid"
+    )
+    return int(rows(store, query, pid=pid)[0][0])
+
+
+def _is_off(store: Store, pid: int | None, *, by: timedelta) -> bool:
+    """Whether this worker has beaten by a clock that is off by so much."""
+    worker = _of(store, pid)
+    return worker is not None and abs(worker.beat_at - datetime.now(UTC) - by) < timedelta(minutes=1)

@@ -237,3 +237,33 @@ def _drained(terminal: Any) -> bool:
     except (pexpect.TIMEOUT, pexpect.EOF):
         pass
     return True
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_model_that_cannot_be_loaded_fails_its_own_batch_alone(real: Home, small_model: Path) -> None:  # noqa: F811
+    """Mutant: WorkLoop._load without ``_give_up_on``; the worker then loads it again and again."""
+    broken = real.path / "broken"
+    shutil.copytree(small_model, broken, copy_function=os.link)
+    (broken / "config.json").unlink()
+    (broken / "config.json").write_text('{"model_type": "of_no_known_kind"}')
+    with (real.path / "config" / "vbatch" / "config.toml").open("a") as config:
+        config.write(f'[models."broken"]\npath = "{broken}"\nargs = {json.dumps(list(ENGINE_ARGS))}\n')
+    expected = {name: questions(4, model=name, max_tokens=2) for name in ("broken", MODEL)}
+    ids = {
+        name: real.submit(requests, name=str(number))
+        for number, (name, requests) in enumerate(expected.items())
+    }
+    done = real.run("run-worker", "--drain", timeout=300)
+    batches = {name: real.batch(batch_id) for name, batch_id in ids.items()}
+    assert [batch["status"] for batch in batches.values()] == ["completed", "completed"]
+    refused, answered = (Lines.of(batches[name]) for name in ("broken", MODEL))
+    assert not refused.lost(expected["broken"])
+    assert not refused.answers
+    told = {(error["error"]["code"], error["error"]["message"]) for error in refused.errors.values()}  # type: ignore[index]
+    print(told)
+    ((code, message),) = told
+    assert code == "model_not_loaded"
+    assert "of_no_known_kind" in message
+    assert "model.failed model=broken requests=4" in done.stderr
+    assert not answered.lost(expected[MODEL])
+    assert not answered.errors

@@ -174,6 +174,90 @@ def test_after_a_reboot_the_ledger_names_nobody(store: Store) -> None:
         assert innocent.alive
 
 
+def test_a_worker_that_nobody_can_judge_is_not_taken_for_dead(store: Store) -> None:
+    """It is in another container. Mutant: no ``Liveness.UNKNOWN in lives``."""
+    with engines.orphan() as engine:
+        elsewhere = replace(engines.dead_identity(), pid_namespace=1)
+        engines.in_ledger(store, engine.identity, worker=elsewhere)
+        assert verdicts(store) == [Verdict.WORKER_UNKNOWN]
+
+
+def test_a_host_that_is_renamed_has_the_same_processes(store: Store) -> None:
+    """DHCP and hostnamectl do that. Mutant: ``host`` compared: a living worker would be gone, its chunks taken."""
+    with engines.orphan() as engine, engines.child() as worker:
+        entry = engines.in_ledger(store, engine.identity, worker=replace(worker.identity, host="before/"))
+        assert verdicts(store) == [Verdict.WORKER_LIVES]
+        renamed = replace(entry, identity=replace(engine.identity, host="before/"), worker="worker_none")
+        assert orphans.judge(renamed, []) is Verdict.WORKER_UNKNOWN
+        dead = registry.register(store, identity=engines.dead_identity(), engine="vllm", gpu_uuid=None)
+        (above,) = (replace(one, host="before/") for one in [processes.current()])
+        registry.register(store, identity=above, engine="vllm", gpu_uuid=None)
+        below = replace(entry, identity=worker.identity, worker=dead)
+        workers = registry.of_boot(store, boot_id=above.boot_id)
+        assert orphans.judge(below, workers) is Verdict.BELOW_A_WORKER
+
+
+@pytest.mark.parametrize("whose", ["ours", "its"])
+def test_who_cannot_be_placed_is_not_ended(store: Store, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    """Mutant: taking parents that cannot be told for none."""
+    ancestors = processes.ancestors
+    with engines.orphan() as engine:
+        unknown = os.getpid() if whose == "ours" else engine.pid
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        monkeypatch.setattr(processes, "ancestors", lambda pid: None if pid == unknown else ancestors(pid))
+        expected = Verdict.OURSELVES if whose == "ours" else Verdict.BELOW_A_WORKER
+        assert verdicts(store) == [expected]
+
+
+def test_those_above() -> None:
+    above = processes.ancestors(os.getpid())
+    assert above is not None
+    assert above[0] == os.getppid()
+    assert above[-1] == 1
+    assert processes.ancestors(engines.dead_identity().pid) is None
+
+
+def test_one_that_even_sigkill_does_not_end_stays_in_the_ledger(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in the kernel. Mutant: no ``Ended.UNKILLABLE``; it would be forgotten, and hold its memory unseen."""
+    monkeypatch.setattr(processes, "_gone_by", lambda _handle, _deadline: False)
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        assert orphans.end(store, registry.ledger(store)) == {engine.pid: Ended.UNKILLABLE}
+        assert [entry.identity for entry in registry.ledger(store)] == [engine.identity]
+
+
+@pytest.mark.parametrize(("line", "condemned"), [("ShdPnd:\t0000000000000100", True), ("ShdPnd:\t0", False)])
+def test_a_process_that_was_killed_and_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, condemned: bool
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text(f"Name:\tpython\n{line}\n")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert processes.is_condemned(7) is condemned
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to drop a right")
+def test_what_the_kernel_refuses_to_end_stops_nothing_else() -> None:
+    """Root without CAP_KILL, as in a container. Mutant: no ``except PermissionError``; the worker died of it."""
+    script = (
+        "import sys\n"
+        "from vbatch import processes\n"
+        "identities = [processes.identify(int(pid)) for pid in sys.argv[1:]]\n"
+        "print(*processes.end_all(identities).values())\n"
+    )
+    without = ["setpriv", "--bounding-set=-kill", sys.executable, "-c", script]
+    with (
+        engines.child("setpriv", "--reuid=65534", "--clear-groups", "sleep", "600") as refused,
+        engines.child() as ours,
+    ):
+        command = [*without, str(refused.pid), str(ours.pid)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["refused", "terminated"], done.stderr
+        assert refused.alive
+
+
 @contextmanager
 def _as(uid: int) -> Iterator[None]:
     os.seteuid(uid)

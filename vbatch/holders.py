@@ -93,7 +93,7 @@ def _kind(description: Description, verdict: Verdict | None) -> Kind:
         case Verdict.WORKER_LIVES | Verdict.BELOW_A_WORKER:
             return Kind.WORKER
     above = processes.ancestors(description.pid)
-    left_behind = above == [1] or _is_reaper(above[0]) if above else True
+    left_behind = above is not None and (above[:1] == [1] or any(map(_is_reaper, above[:1])))
     if left_behind and description.title.startswith(_ENGINE_TITLES[0]):
         return Kind.FOREIGN_ENGINE
     return Kind.PROCESS
@@ -132,7 +132,7 @@ def _remedies(description: Description, kind: Kind) -> Iterator[str]:
         case Kind.WORKER:
             yield "vbatch list   # its worker is at work: leave it alone, or stop that worker"
         case Kind.DEFUNCT:
-            parent = next(iter(processes.ancestors(pid)), 1)
+            parent = next(iter(processes.ancestors(pid) or ()), 1)
             yield f"ps -o pid,user,args {parent}   # its parent; the memory is given back when that ends"
         case Kind.UNKILLABLE:
             yield "sudo reboot   # it waits inside the driver; nothing else ends it"

@@ -67,7 +67,8 @@ def judge(process: EngineProcess, workers: Collection[Worker]) -> Verdict:
 
 def _not_ours(process: EngineProcess) -> Verdict | None:
     pid = process.identity.pid
-    if pid in (os.getpid(), *processes.ancestors(os.getpid())):
+    above_us = processes.ancestors(os.getpid())
+    if above_us is None or pid in (os.getpid(), *above_us):
         return Verdict.OURSELVES
     if processes.owner(pid) != os.geteuid() != 0:
         return Verdict.OF_ANOTHER_USER
@@ -82,8 +83,11 @@ def _needed(process: EngineProcess, workers: Collection[Worker]) -> Verdict | No
         return Verdict.WORKER_LIVES
     if not its_own or Liveness.UNKNOWN in lives:
         return Verdict.WORKER_UNKNOWN
-    above = {processes.identify(pid) for pid in processes.ancestors(process.identity.pid)}
-    if any(worker.identity in above for worker in workers):
+    above = processes.ancestors(process.identity.pid)
+    if above is None:  # who cannot be placed is not ended
+        return Verdict.BELOW_A_WORKER
+    identities = {processes.identify(pid) for pid in above}
+    if any(worker.identity in identities for worker in workers):
         return Verdict.BELOW_A_WORKER
     return None
 
@@ -96,10 +100,11 @@ def end(store: Store, orphans: Sequence[EngineProcess], *, grace: timedelta = GR
     workers = registry.of_boot(store, boot_id=processes.current().boot_id)
     proven = [orphan for orphan in orphans if judge(orphan, workers) is Verdict.ORPHAN]
     outcomes = processes.end_all([orphan.identity for orphan in proven], grace=grace)
-    gone = [orphan for orphan in proven if outcomes[orphan.identity] is not Ended.UNKILLABLE]
+    lives_on = (Ended.UNKILLABLE, Ended.REFUSED)
+    gone = [orphan for orphan in proven if outcomes[orphan.identity] not in lives_on]
     registry.forget(store, processes=[orphan.identity for orphan in gone])
     for orphan in proven:
-        log.warning(
+        log.info(
             "orphan.ended pid=%d outcome=%s worker=%s",
             orphan.identity.pid,
             outcomes[orphan.identity],

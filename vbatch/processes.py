@@ -17,6 +17,7 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -42,6 +43,7 @@ class Ended(StrEnum):
     TERMINATED = "terminated"  # it obeyed SIGTERM
     KILLED = "killed"  # it needed SIGKILL
     UNKILLABLE = "unkillable"  # it waits in the kernel; only a reboot helps
+    REFUSED = "refused"  # the kernel does not let us: root without CAP_KILL, in a container
 
 
 def current() -> ProcessIdentity:
@@ -53,15 +55,15 @@ def current() -> ProcessIdentity:
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Return who has this pid now, in our own pid namespace; None when nobody has, or only a zombie."""
-    found = _state_and_start(pid)
-    if found is None or found[0] in "ZX":
+    found = _stat(pid)
+    if found is None or found.state in "ZX":
         return None
     return ProcessIdentity(
         host=_host(),
         boot_id=_boot_id(),
         pid_namespace=_pid_namespace(),
         pid=pid,
-        start_ticks=found[1],
+        start_ticks=found.start_ticks,
     )
 
 
@@ -81,6 +83,11 @@ def liveness(identity: ProcessIdentity) -> Liveness:
 def is_gone(identity: ProcessIdentity) -> bool:
     """Whether a process provably lives no more."""
     return liveness(identity) is Liveness.GONE
+
+
+def among_all() -> bool:
+    """Whether our pid namespace is the machine's own, in which drivers count (PROC_PID_INIT_INO of the kernel)."""
+    return _pid_namespace() == 0xEFFFFFFC
 
 
 def title(pid: int) -> str:
@@ -113,11 +120,28 @@ def descendants(pid: int) -> list[int]:
     return []
 
 
-def ancestors(pid: int) -> list[int]:
-    """Return the pids of its parent, that one's parent, and so on."""
-    with suppress(psutil.Error):
-        return [parent.pid for parent in psutil.Process(pid).parents()]
-    return []
+def ancestors(pid: int) -> list[int] | None:
+    """Return the pids of its parent, that one's parent, and so on; None where that cannot be told.
+
+    The last one may be hidden (/proc mounted with hidepid): it is another user's, and so no worker of ours.
+    """
+    for _ in range(3):  # one that goes while we look has its children taken in by another
+        found: list[int] = []
+        at = pid
+        while (stat := _stat(at)) is not None and stat.parent:
+            at = stat.parent
+            found.append(at)
+        if stat is not None or (found and _is_hidden(at)):
+            return found
+    return None
+
+
+def _is_hidden(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def owner(pid: int) -> int | None:
@@ -177,9 +201,14 @@ def end_all(
             (signal.SIGTERM, grace, Ended.TERMINATED),
             (signal.SIGKILL, LAST_PATIENCE, Ended.KILLED),
         ):
-            for handle in handles.values():
-                with suppress(ProcessLookupError):
+            for identity, handle in list(handles.items()):
+                try:
                     signal.pidfd_send_signal(handle, number)
+                except ProcessLookupError:
+                    continue
+                except PermissionError:
+                    outcomes[identity] = Ended.REFUSED
+                    del handles[identity]
             deadline = time.monotonic() + patience.total_seconds()
             for identity, handle in list(handles.items()):
                 if _gone_by(handle, deadline):
@@ -224,14 +253,21 @@ def _gone_by(handle: int, deadline: float) -> bool:
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
-def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """Return state and start time in clock ticks: fields 3 and 22 of /proc/PID/stat (proc_pid_stat(5))."""
+class _Stat(NamedTuple):
+    """Fields 3, 4 and 22 of /proc/PID/stat (proc_pid_stat(5))."""
+
+    state: str
+    parent: int
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
         stat = (_PROC / str(pid) / "stat").read_bytes()
     except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name in field 2 may hold spaces and brackets
-    return fields[0].decode(), int(fields[19])
+    return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
 
 
 @cache

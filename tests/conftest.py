@@ -136,4 +136,6 @@ def gpu_build(home: Home, tmp_path: Path) -> None:
     metadata = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
-    home.extra["PYTHONPATH"] = str(tmp_path / "site")
+    home.extra["PYTHONPATH"] = ":".join(
+        [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )

@@ -103,6 +103,58 @@ def test_the_ledger_decides_what_is_ours(verdict: Verdict, kind: Kind) -> None:
         assert ("vbatch doctor --fix" in holder.remedies) is (kind is Kind.ORPHAN)
 
 
+def test_in_a_container_the_drivers_pids_are_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: naming who has the number here; an innocent, with a command to end it."""
+    monkeypatch.setattr(processes, "among_all", lambda: False)
+    with engines.child() as innocent:
+        (holder,) = holders.holders(card(compute(innocent.pid)), [])
+    assert holder.kind is Kind.HIDDEN
+    assert not any("kill" in command for command in holder.remedies)
+
+
+def test_without_the_ledger_an_engine_may_be_ours() -> None:
+    """Mutant: taking a ledger that cannot be read for an empty one."""
+    with engines.orphan() as engine, engines.child() as other:
+        first, second = holders.holders(card(compute(engine.pid, 2 * GIB), compute(other.pid)), None)
+    assert (first.kind, second.kind) == (Kind.UNPROVEN, Kind.PROCESS)
+    assert first.remedies == ("vbatch doctor store --wait 60s   # then: vbatch doctor --fix",)
+
+
+def test_an_engine_below_somebody_who_lives_was_not_left_behind() -> None:
+    """Mutant: ``left_behind = True``."""
+    with engines.child("bash", "-c", f"exec -a {engines.TITLE} sleep 600") as engine:
+        (holder,) = holders.holders(card(compute(engine.pid)), [])
+    assert holder.kind is Kind.PROCESS
+
+
+@pytest.mark.parametrize(
+    ("name", "cgroup"), [("Xorg", None), ("gnome-shell", None), ("x", "/system.slice/gdm.service")]
+)
+def test_a_desktop_is_never_proposed(monkeypatch: pytest.MonkeyPatch, name: str, cgroup: str | None) -> None:
+    """Mutant: ``sudo systemctl stop gdm`` for 0.3 GiB; everything that the person has open goes with it."""
+    described = Description(pid=1, name=name, title=name, user="root", state="sleeping", cgroup=cgroup)
+    monkeypatch.setattr(processes, "describe", lambda _pid: described)
+    (holder,) = holders.holders(card(compute(1)), [])
+    assert (holder.kind, holder.remedies) == (Kind.PROCESS, ())
+
+
+@pytest.mark.parametrize(("me", "command"), [(0, "kill"), (1000, "sudo kill")])
+def test_who_may_not_end_it_is_told_so(monkeypatch: pytest.MonkeyPatch, me: int, command: str) -> None:
+    with engines.child() as process:
+        monkeypatch.setattr("os.geteuid", lambda: me)
+        monkeypatch.setattr(processes, "owner", lambda _pid: 4242)
+        (holder,) = holders.holders(card(compute(process.pid)), [])
+    assert holder.remedies[0].startswith(f"{command} {process.pid} ")
+
+
+def test_one_that_was_killed_and_lives_needs_a_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: ``is_condemned`` not asked."""
+    monkeypatch.setattr(processes, "is_condemned", lambda _pid: True)
+    with engines.child() as process:
+        (holder,) = holders.holders(card(compute(process.pid)), [])
+    assert (holder.kind, holder.remedies[0].split("  ")[0]) == (Kind.UNKILLABLE, "sudo reboot")
+
+
 def test_the_biggest_comes_first() -> None:
     with engines.child() as small, engines.child() as big:
         listed = card(compute(small.pid, GIB), compute(big.pid, 2 * GIB))

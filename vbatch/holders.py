@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ MIB = 1 << 20
 # What the driver and the CUDA contexts of listed processes take beyond what NVML attributes to them.
 UNATTRIBUTED = 700 * MIB
 
-_ENGINE_TITLES = ("VLLM::", "vllm serve", "vllm.entrypoints")
+_ENGINE_TITLE = "VLLM::"
+
+# What draws the desktop is never to be ended for its memory: with it goes everything that a person has open.
+_DESKTOP = re.compile(
+    r"Xorg|X|Xwayland|gnome-shell|mutter|kwin_\w+|plasmashell|sway|Hyprland|weston|cinnamon|xfwm4|"
+    r"ly|greetd|display-manager|(gdm|sddm|lightdm|lxdm|xdm).*"
+)
 _SERVICE = re.compile(r"/([^/]+)\.service(?:/|$)")
 _USER_MANAGER = re.compile(r"/user@(\d+)\.service/")
 _CONTAINER = re.compile(r"(?:(docker|libpod)-|/(docker)/)([0-9a-f]{12,64})")
@@ -30,6 +37,7 @@ class Kind(StrEnum):
     ORPHAN = "orphan"  # an engine of ours whose worker is gone: doctor may end it
     WORKER = "worker"  # an engine of a worker of ours that lives
     FOREIGN_ENGINE = "foreign_engine"  # a vLLM engine that somebody else's server left behind
+    UNPROVEN = "unproven"  # an engine that may be ours: the ledger cannot be read
     PROCESS = "process"  # a living program of somebody
     DEFUNCT = "defunct"  # it has ended, but its parent has not collected it
     UNKILLABLE = "unkillable"  # SIGKILL has been sent and it still waits in the kernel
@@ -50,10 +58,20 @@ class Holder:
     remedies: tuple[str, ...]
 
 
-def holders(gpu: Gpu, suspects: Collection[Suspect]) -> list[Holder]:
-    """Return who holds memory of this GPU, the biggest first. ``suspects`` come from the ledger."""
-    verdicts = {suspect.process.identity.pid: suspect.verdict for suspect in suspects}
-    found = [_holder(listed.pid, listed.used, verdicts.get(listed.pid)) for listed in gpu.holders]
+def holders(gpu: Gpu, suspects: Collection[Suspect] | None) -> list[Holder]:
+    """Return who holds memory of this GPU, the biggest first.
+
+    ``suspects`` come from the ledger, None where it cannot be read. In a container the driver's pids are the
+    host's: the same number here is somebody else.
+    """
+    if not processes.among_all():
+        found = [_hidden(listed.pid, listed.used) for listed in gpu.holders]
+    else:
+        verdicts = {suspect.process.identity.pid: suspect.verdict for suspect in suspects or ()}
+        found = [
+            _holder(listed.pid, listed.used, verdicts.get(listed.pid), ledger=suspects is not None)
+            for listed in gpu.holders
+        ]
     return sorted(found, key=lambda holder: -(holder.used or 0))
 
 
@@ -66,17 +84,23 @@ def ghost(gpu: Gpu) -> int:
     return surplus if surplus > UNATTRIBUTED else 0
 
 
-def _holder(pid: int, used: int | None, verdict: Verdict | None) -> Holder:
+def _hidden(pid: int, used: int | None) -> Holder:
+    return Holder(
+        pid=pid,
+        used=used,
+        kind=Kind.HIDDEN,
+        who=f"process {pid}, which cannot be seen from here (another container or another user)",
+        remedies=("nvidia-smi   # on the host, as root",),
+    )
+
+
+def _holder(pid: int, used: int | None, verdict: Verdict | None, *, ledger: bool) -> Holder:
     description = processes.describe(pid)
     if description is None:
-        return Holder(
-            pid=pid,
-            used=used,
-            kind=Kind.HIDDEN,
-            who=f"process {pid}, which cannot be seen from here (another container or another user)",
-            remedies=("nvidia-smi   # on the host, as root",),
-        )
+        return _hidden(pid, used)
     kind = _kind(description, verdict)
+    if not ledger and kind in (Kind.FOREIGN_ENGINE, Kind.PROCESS) and _is_engine(description):
+        kind = Kind.UNPROVEN
     return Holder(
         pid=pid, used=used, kind=kind, who=_name(description), remedies=tuple(_remedies(description, kind))
     )
@@ -94,9 +118,11 @@ def _kind(description: Description, verdict: Verdict | None) -> Kind:
             return Kind.WORKER
     above = processes.ancestors(description.pid)
     left_behind = above is not None and (above[:1] == [1] or any(map(_is_reaper, above[:1])))
-    if left_behind and description.title.startswith(_ENGINE_TITLES[0]):
-        return Kind.FOREIGN_ENGINE
-    return Kind.PROCESS
+    return Kind.FOREIGN_ENGINE if left_behind and _is_engine(description) else Kind.PROCESS
+
+
+def _is_engine(description: Description) -> bool:
+    return description.title.startswith(_ENGINE_TITLE)
 
 
 _REAPERS = ("init", "systemd", "tini", "dumb-init", "catatonit", "docker-init")
@@ -131,6 +157,8 @@ def _remedies(description: Description, kind: Kind) -> Iterator[str]:
             yield "vbatch doctor --fix"
         case Kind.WORKER:
             yield "vbatch list   # its worker is at work: leave it alone, or stop that worker"
+        case Kind.UNPROVEN:
+            yield "vbatch doctor store --wait 60s   # then: vbatch doctor --fix"
         case Kind.DEFUNCT:
             parent = next(iter(processes.ancestors(pid) or ()), 1)
             yield f"ps -o pid,user,args {parent}   # its parent; the memory is given back when that ends"
@@ -143,6 +171,8 @@ def _remedies(description: Description, kind: Kind) -> Iterator[str]:
 def _polite_stop(description: Description) -> Iterator[str]:
     container = _CONTAINER.search(description.cgroup or "")
     service = _service(description)
+    if any(_DESKTOP.fullmatch(name) for name in (description.name, service or "")):
+        return
     if container is not None:
         yield f"{'podman' if container[1] == 'libpod' else 'docker'} stop {container[3][:12]}"
     elif service is not None and _USER_MANAGER.search(description.cgroup or ""):
@@ -150,4 +180,5 @@ def _polite_stop(description: Description) -> Iterator[str]:
     elif service is not None:
         yield f"sudo systemctl stop {service}"
     else:
-        yield f"kill {description.pid}   # if it is yours to end; it belongs to {description.user}"
+        sudo = "" if os.geteuid() in (0, processes.owner(description.pid)) else "sudo "
+        yield f"{sudo}kill {description.pid}   # if it is yours to end; it belongs to {description.user}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,12 @@ from vbatch import holders as gpu_holders
 from vbatch import orphans
 from vbatch.engine import Blame, EngineStartFailed, build
 from vbatch.errors import EngineUnavailable
-from vbatch.gpu import Gpu, Trouble, needs
+from vbatch.gpu import Gpu, GpuReport, Trouble, needs
 from vbatch.holders import Holder, Kind
+from vbatch.orphans import Suspect
 from vbatch.store import Store
 
 GIB = 1 << 30
-
-# Troubles that pass by themselves while a machine boots; the others need a person.
-_PASSING = frozenset({"driver_not_loaded", "hanging", "crashed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Room:
         """Say it in one line, in the units of vLLM's own message."""
         total, free = self.gpu.total / GIB, self.gpu.free / GIB
         return (
-            f"GPU {self.gpu.index} ({self.gpu.name}) has {free:.1f} of {total:.2f} GiB free; "
+            f"GPU {self.gpu.index} ({self.gpu.name}) has {free:.2f} of {total:.2f} GiB free; "
             f"{self.needed / GIB:.2f} GiB {'are' if self.enough else 'would be'} needed ({self.reason})"
         )
 
@@ -61,17 +59,33 @@ class Room:
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        """What can be done about it, to paste: the polite command of each holder, or asking for less."""
-        commands = dict.fromkeys(command for holder in self.holders for command in holder.remedies[:1])
+        """What can be done about it, to paste: the polite commands that make room, or asking for less."""
+        commands = dict.fromkeys(holder.remedies[0] for holder in self._in_the_way)
         share = needs.fitting(self.gpu.free, self.gpu.total)
         if share is not None:
             commands[f"vbatch run-worker -- --gpu-memory-utilization {share}"] = None
-        return tuple(commands)
+        return tuple(commands) or ("nvidia-smi",)
+
+    @property
+    def settling(self) -> bool:
+        """Whether memory that no process holds any more would be enough: a driver gives it back with a delay."""
+        return self.ghost > 0 and self.gpu.free + self.ghost >= self.needed
+
+    @property
+    def _in_the_way(self) -> list[Holder]:
+        """The fewest holders whose end would make room, the biggest first; none where even all would not."""
+        free, found = self.gpu.free, list[Holder]()
+        for holder in self.holders:
+            if holder.remedies and holder.kind is not Kind.WORKER:
+                found.append(holder)
+                free += holder.used if holder.used is not None else self.gpu.used
+                if free >= self.needed:
+                    return found
+        return []
 
 
-def room(gpu: Gpu, store: Store | None, *, needed: int, reason: str) -> Room:
-    """Compare, and name who holds memory. Without a store nobody can be proved to be ours."""
-    suspects = orphans.suspects(store) if store is not None and gpu.holders else []
+def room(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason: str) -> Room:
+    """Compare, and name who holds memory; ``suspects`` are None where the ledger cannot be read."""
     return Room(
         gpu=gpu,
         needed=needed,
@@ -89,17 +103,19 @@ def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
     """
     if not build.computes_on_gpu():
         return
-    number = index(gpu)
     report = nvml.probe()
     if report.trouble is not None:
         raise _no_gpu(report.trouble)
+    number = index(gpu, report)
     found = next((card for card in report.gpus if card.index == number), None)
     if found is None:
         lost = next((trouble for at, trouble in report.lost if at == number), None)
-        raise _no_gpu(lost or Trouble(code="other", message=f"there is no GPU {number}"))
+        missing = Trouble(code="other" if report.gpus else "no_gpu", message=f"there is no GPU {number}")
+        raise _no_gpu(lost or missing)
     utilization = needs.utilization(args)
     needed = needs.required(found.total, utilization)
-    seen = room(found, store, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
+    suspects = orphans.suspects(store) if found.holders else []
+    seen = room(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
     if not seen.enough:
         ours = any(holder.kind is Kind.ORPHAN for holder in seen.holders)
         raise EngineStartFailed(
@@ -110,12 +126,30 @@ def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
         )
 
 
-def index(gpu: int | None) -> int:
-    """Return the number, as NVML counts, of the GPU that a worker uses when told this."""
+def index(gpu: int | None, report: GpuReport | None = None) -> int:
+    """Return the number, as NVML counts, of the GPU that a worker uses when told this.
+
+    CUDA_VISIBLE_DEVICES may also name it by the beginning of its UUID; then the driver is asked, or its ``report``.
+    """
     if gpu is not None:
         return gpu
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    if visible.startswith("GPU-"):
+        cards = (report or nvml.probe()).gpus
+        return next((card.index for card in cards if card.uuid.startswith(visible)), 0)
     return int(visible) if visible.isdecimal() else 0
+
+
+def occupant(state_dir: Path, number: int) -> int | None:
+    """Return the pid of the worker that last took this GPU for itself, which may be gone; None where none did."""
+    try:
+        return int(_lock_of(state_dir, number).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _lock_of(state_dir: Path, number: int) -> Path:
+    return state_dir / f"gpu-{number}.lock"
 
 
 @contextmanager
@@ -128,15 +162,15 @@ def sole_user(state_dir: Path, gpu: int | None) -> Iterator[None]:
         yield
         return
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = state_dir / f"gpu-{index(gpu)}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    number = index(gpu)
+    handle = os.open(_lock_of(state_dir, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
             raise EngineUnavailable(
-                f"GPU {index(gpu)} already has a worker (process {pid or 'unknown'})",
+                f"GPU {number} already has a worker (process {pid or 'unknown'})",
                 hint="one worker keeps a GPU busy; another GPU: vbatch run-worker --gpu N",
             ) from None
         os.truncate(handle, 0)
@@ -154,7 +188,7 @@ def amount(size: int | None) -> str:
 def _no_gpu(trouble: Trouble) -> EngineStartFailed:
     return EngineStartFailed(
         f"the GPU cannot be used: {trouble.message}",
-        transient=trouble.code in _PASSING,
+        transient=trouble.passing,
         blame=Blame.MACHINE,
         hint="vbatch doctor gpu",
     )

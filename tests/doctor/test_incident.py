@@ -43,6 +43,7 @@ def levels(document: dict[str, Any]) -> dict[str, str]:
     return {finding["id"]: finding["level"] for finding in document["findings"]}
 
 
+@pytest.mark.usefixtures("gpu_build")
 def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: StandInDriver) -> None:
     """Mutant: ``Repair.carry_out`` that does not end the process, or a memory check that does not look anew."""
     with engines.orphan() as engine, engines.orphan() as foreign:
@@ -66,6 +67,7 @@ def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: S
         assert foreign.alive
 
 
+@pytest.mark.usefixtures("gpu_build")
 def test_a_gpu_that_no_worker_uses_may_be_small_and_full(
     home: Home, store: Store, driver: StandInDriver
 ) -> None:
@@ -96,6 +98,7 @@ def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, dri
         assert not engine.alive
 
 
+@pytest.mark.usefixtures("gpu_build")
 def test_a_foreign_holder_is_named_and_never_touched(home: Home, store: Store, driver: StandInDriver) -> None:
     """Mutant: ending whoever holds memory. It has the title of an engine and no parent, as ours would."""
     with engines.orphan() as foreign:
@@ -104,7 +107,7 @@ def test_a_foreign_holder_is_named_and_never_touched(home: Home, store: Store, d
         assert foreign.alive
         memory = next(finding for finding in document["findings"] if finding["id"] == "gpu.memory")
         assert memory["level"] == "fail"
-        assert "1.2 of 15.57 GiB free" in memory["what"]
+        assert "1.20 of 15.57 GiB free" in memory["what"]
         assert str(foreign.pid) in memory["why"]
         assert not any("--fix" in command for command in memory["commands"])
 
@@ -139,7 +142,7 @@ def test_the_worker_does_not_load_into_too_little_memory(
         batch = home.submit(chats(1, model="smol"))
         done = home.run("run-worker", "--drain", check=False, timeout=120)
         assert done.returncode == 69, done.stderr
-        assert "has 1.2 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
+        assert "has 1.20 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
         assert f"(pid {desktop.pid}, user" in done.stderr
         assert done.stderr.count("engine.start_failed") == 3
         assert "Traceback" not in done.stderr
@@ -167,6 +170,7 @@ def test_doctor_is_useful_without_a_gpu(home: Home, store: Store) -> None:
     assert levels(document)["gpu.none"] == "skip"
 
 
+@pytest.mark.usefixtures("gpu_build")
 def test_the_whole_incident_in_one_command(
     home: Home, store: Store, driver: StandInDriver, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -223,6 +227,33 @@ def test_the_whole_incident_in_one_command(
 def _let_it_be_of_an_earlier_boot(store: Store) -> None:
     """A test cannot reboot its machine: what the killed worker wrote down gets the boot id of another boot."""
     store.write(lambda connection: connection.execute(text("UPDATE worker SET boot_id = 'the boot before'")))
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
+    home: Home, store: Store, driver: StandInDriver, postgres: Postgres
+) -> None:
+    """The incident itself. Mutants: an unread ledger taken for an empty one, our own engine then gets a kill command;
+    no ``after`` of gpu.holders, ``doctor gpu --fix --wait`` then ends before the store is there.
+    """
+    if store.file is not None:
+        pytest.skip("a file is never late")
+    proxy = Proxy(postgres.socket)
+    proxy.mood = Mood.ACCEPT_AND_CLOSE
+    home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{store.url.database}?sslmode=disable"
+    with engines.orphan() as engine:
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        driver.has((engine.pid, HELD))
+        document = examined(home, "gpu", "--fix", "--yes", code=75)
+        said = levels(document)
+        assert (said["gpu.orphan"], said["gpu.unproven"], said["gpu.memory"]) == ("skip", "warn", "fail")
+        assert f"kill {engine.pid}" not in json.dumps(document)
+        assert "outlived its worker" not in json.dumps(document["findings"])
+        assert engine.alive
+        threading.Timer(3, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
+        examined(home, "gpu", "--fix", "--yes", "--wait", "60s", code=0)
+        assert not engine.alive
+    proxy.close()
 
 
 @contextmanager

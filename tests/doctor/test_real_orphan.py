@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,9 @@ def test_a_real_engine_that_was_left_behind(tmp_path: Path, small_model: Path) -
     mended = json.loads(home.run("doctor", "gpu", "--fix", "--yes", "--json").stdout)
     (orphan,) = [finding for finding in mended["findings"] if finding["id"] == "gpu.orphan"]
     assert orphan["level"] == "fixed"
-    assert "GiB came back" in orphan["what"]
+    said = re.search(r"ended, (\d+\.\d) GiB came back", orphan["what"])
+    assert said is not None
+    assert float(said[1]) == pytest.approx((held - processes.resident_memory(engine.pid)) / GIB, abs=0.3)
     assert processes.identify(engine.pid) is None
     assert registry.ledger(store) == []
     store.close()

@@ -165,3 +165,28 @@ def test_a_repaired_check_lets_the_next_look_anew(facts: Facts) -> None:
     broken = fails("gpu.orphan", repair=Repair(question="End it?", carry_out=lambda: "ended"))
     examine([check("gpu.holders", lambda _: [broken])], facts, Conduct(may_repair=lambda _finding: True))
     assert "gpu" not in facts.__dict__
+
+
+def test_what_a_person_must_mend_ends_all_waiting(facts: Facts) -> None:
+    """Mutant: the deadline kept: a bad URL would be told after a minute of waiting for the driver."""
+    started = time.monotonic()
+    examination = examine(
+        [
+            check("store.reach", lambda _: [fails("store.url", exit_code=ExitCode.MISCONFIGURED)]),
+            check("gpu.driver", lambda _: [fails("gpu.not_loaded", passing=True)]),
+        ],
+        facts,
+        Conduct(patience=timedelta(seconds=30)),
+    )
+    assert time.monotonic() - started < 10
+    assert exit_code(examination.findings) is ExitCode.MISCONFIGURED
+
+
+def test_what_must_be_mended_goes_before_what_passes() -> None:
+    """Mutant: 75 before 78; systemd would start the worker again and again."""
+    both = [
+        fails(passing=True, exit_code=ExitCode.STORE_UNREACHABLE),
+        fails("store.url", exit_code=ExitCode.MISCONFIGURED),
+    ]
+    assert exit_code(both) is exit_code(both[::-1]) is ExitCode.MISCONFIGURED
+    assert exit_code([fails(), both[0]]) is ExitCode.STORE_UNREACHABLE

@@ -74,6 +74,7 @@ def test_the_document_has_its_shape(home: Home) -> None:
         assert finding["level"] in ("ok", "info", "skip", "warn", "fail", "fixed")
 
 
+@pytest.mark.usefixtures("gpu_build")
 def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInDriver) -> None:
     with engines.child() as holder:
         driver.has((holder.pid, 14 * GIB))
@@ -84,7 +85,7 @@ def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInD
     assert "Queue" in lines
     assert any(line.startswith("  ✓ no chunk is leased to a dead worker") for line in lines)
     assert any(
-        line.startswith("  ✗ GPU 0 (NVIDIA GeForce RTX 4080) has 1.6 of 15.57 GiB free") for line in lines
+        line.startswith("  ✗ GPU 0 (NVIDIA GeForce RTX 4080) has 1.57 of 15.57 GiB free") for line in lines
     )
     assert lines[-2] == "1 problem"
     assert lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to root"

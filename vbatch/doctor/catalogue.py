@@ -60,7 +60,8 @@ def chosen(names: Sequence[str]) -> tuple[Check, ...]:
                 f"doctor has no check '{name}'; its groups are {groups}", hint="vbatch doctor --list"
             )
         wanted |= fitting
-    while needed := {need for check in every if check.name in wanted for need in check.needs} - wanted:
+    before = {check.name: {*check.needs, *check.after} for check in every}
+    while needed := set[str]().union(*(before[name] for name in wanted)) - wanted:
         wanted |= needed
     return tuple(check for check in every if check.name in wanted)
 

@@ -25,8 +25,9 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check. ``needs`` maps the names of checks that must not fail before this one to the words for that.
+    """One check. ``needs`` are the names of checks that must not fail before this one.
 
+    ``after`` are those that are asked before it too, and waited for, whatever they find.
     ``run`` returns at least one finding (``ok`` where all is well), whose ids begin with the group's name.
     """
 
@@ -34,6 +35,7 @@ class Check:
     group: Group
     run: Callable[[Facts], Iterable[Finding]]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     limit: timedelta = timedelta(seconds=20)
 
 

@@ -9,7 +9,6 @@ from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
-from vbatch.engine import build
 from vbatch.errors import ExitCode
 from vbatch.gpu import Gpu, Trouble
 
@@ -18,6 +17,11 @@ MEANINGS = {
     "gpu.none": Meaning(
         means="There is no NVIDIA driver here, and vLLM is not the build for GPUs: a laptop, a server, CI.",
         remedy="Nothing to do, if there is no GPU in this machine.",
+    ),
+    "gpu.not_found": Meaning(
+        means="The driver answers and knows no GPU, and vLLM is the build for GPUs: its devices are not there yet, "
+        "it is not seated well, or a virtual machine was given none.",
+        remedy="lspci -d 10de: shows what is plugged in; after a boot it may only need time: --wait 60s.",
     ),
     "gpu.library": Meaning(
         means="The driver's library (libnvidia-ml.so.1) is not there: no driver is installed, or a container got none.",
@@ -92,16 +96,20 @@ _TROUBLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "hanging": ("gpu.hanging", "it is wedged; whatever uses the GPU hangs with it", ("sudo reboot",)),
     "crashed": ("gpu.crashed", "the driver's library is broken", ("nvidia-smi",)),
+    "no_gpu": (
+        "gpu.not_found",
+        "it may still be starting; else look whether the machine sees it at all",
+        ("lspci -d 10de:", "nvidia-smi -L"),
+    ),
     "other": ("gpu.crashed", "the driver said something that vbatch does not know", ("nvidia-smi",)),
 }
-_PASSING = frozenset({"driver_not_loaded", "hanging"})
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:
     """Ask the driver; where there is none and none is needed, say so and leave it at that."""
     report = facts.gpu
     if report.trouble is not None:
-        if report.trouble.code == "library_missing" and not build.computes_on_gpu():
+        if report.trouble.code == "library_missing" and not facts.needs_gpu:
             yield skip("gpu.none", "no NVIDIA driver here, and vLLM is not its GPU build: nothing to check")
         else:
             yield _trouble(report.trouble, "the GPU")
@@ -113,7 +121,9 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         yield ok(
             "gpu.driver", f"GPU {card.index}: {card.name}, {memory}, driver {report.driver or 'unknown'}"
         )
-    if not report.gpus and not report.lost:
+    if not report.gpus and not report.lost and facts.needs_gpu:
+        yield _trouble(Trouble(code="no_gpu", message="the driver knows none"), "the GPU")
+    elif not report.gpus and not report.lost:
         yield skip("gpu.none", "the driver knows no GPU")
 
 
@@ -125,7 +135,7 @@ def _trouble(trouble: Trouble, what: str) -> Finding:
         what=f"{what} cannot be used: {trouble.message}",
         why=why,
         commands=commands,
-        passing=trouble.code in _PASSING,
+        passing=trouble.passing,
         exit_code=ExitCode.FAILED,
     )
 

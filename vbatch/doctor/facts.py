@@ -9,6 +9,7 @@ from functools import cached_property
 
 from vbatch import gpu, orphans
 from vbatch.config import Settings
+from vbatch.engine import build
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
@@ -17,14 +18,18 @@ from vbatch.worker import WorkerOptions
 
 
 class NothingStored(Exception):
-    """There is no store yet, or not in the shape of this version: the next command or worker sees to that."""
+    """There is no store yet: the next command or worker sees to that."""
+
+
+class OtherTables(NothingStored):
+    """The store has the tables of another version, and cannot be read by this one."""
 
 
 @dataclass(kw_only=True)
 class Facts:
     """The surroundings of a run. A failed look raises; the check that needs it says so.
 
-    ``min_free_gb`` is what a person demands to be free, in GB of 10^9 bytes; None leaves it to the models.
+    ``min_free_gb`` is what a person demands to be free, in GiB; None leaves it to the models.
     """
 
     settings: Settings
@@ -47,19 +52,14 @@ class Facts:
     def records(self) -> Store:
         """The store, where its tables can be read: they are those of this version.
 
-        Raises NothingStored where they are not, and what the store raises.
+        Raises NothingStored where there are none, OtherTables where they are not, and what the store raises.
         """
-        if self.store.read(migrate.revision) != migrate.CURRENT:
+        revision = self.store.read(migrate.revision)
+        if revision is None:
             raise NothingStored
+        if revision != migrate.CURRENT:
+            raise OtherTables
         return self.store
-
-    @property
-    def records_or_none(self) -> Store | None:
-        """The store, where it can be read right now."""
-        try:
-            return self.records
-        except (VbatchError, NothingStored):
-            return None
 
     @cached_property
     def of_service(self) -> bool:
@@ -71,15 +71,25 @@ class Facts:
         """What a worker would be told by these settings."""
         return WorkerOptions.of(self.settings)
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a worker would compute on a GPU: not on the echo engine, nor on vLLM's build for CPUs."""
+        return self.settings.engine != "echo" and build.computes_on_gpu()
+
     @cached_property
     def gpu(self) -> GpuReport:
         """What the driver says."""
         return gpu.probe()
 
     @cached_property
-    def suspects(self) -> Sequence[orphans.Suspect]:
-        """The engine processes of the ledger that live, judged by the kill rules. Needs a store in order."""
-        return orphans.suspects(self.records)
+    def suspects(self) -> Sequence[orphans.Suspect] | None:
+        """The engine processes of the ledger that live, judged by the kill rules; None where it cannot be read."""
+        try:
+            return orphans.suspects(self.records)
+        except (VbatchError, OtherTables):
+            return None
+        except NothingStored:
+            return ()
 
     def look_again(self) -> None:
         """Forget what may have changed: something was repaired, or time has passed."""

@@ -33,7 +33,11 @@ class Repair:
 
 
 class RepairFailed(Exception):
-    """A repair did not reach its end; its words say why and what to do."""
+    """A repair did not reach its end; its words say why, its commands what to do instead."""
+
+    def __init__(self, words: str, *commands: str) -> None:
+        super().__init__(words)
+        self.commands = commands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from vbatch import gpu as nvml
 from vbatch import holders as gpu_holders
 from vbatch import orphans, preflight, processes
 from vbatch.doctor.catalogue import Meaning
-from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.checks import Check, Group, need_in_words
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, info, ok, skip
 from vbatch.errors import VbatchError
@@ -17,8 +17,8 @@ from vbatch.gpu import Gpu, GpuReport, needs
 from vbatch.holders import Holder, Kind
 from vbatch.orphans import Verdict
 from vbatch.preflight import GIB, Room
-from vbatch.processes import Ended
-from vbatch.store import queue
+from vbatch.processes import Ended, Liveness
+from vbatch.store import queue, registry
 from vbatch.store.records import EngineProcess
 
 MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that would say more
@@ -35,6 +35,10 @@ MEANINGS = {
     "gpu.foreign_engine": Meaning(
         means="A vLLM engine without a parent holds memory; another vLLM left it behind. It is not in our ledger.",
         remedy="Ask its owner; doctor never ends what it cannot prove to be ours.",
+    ),
+    "gpu.unproven": Meaning(
+        means="A vLLM engine holds memory, and the store whose ledger says whether it is ours cannot be read.",
+        remedy="Mend the store first: vbatch doctor gpu --fix --wait 60s waits for it.",
     ),
     "gpu.process": Meaning(
         means="A living program of somebody holds memory: a desktop, a notebook, ollama, a container.",
@@ -65,8 +69,10 @@ MEANINGS = {
 
 def _holders(facts: Facts) -> Iterator[Finding]:
     """Name our orphans, on a GPU or not, then everybody else who holds memory."""
-    suspects = _suspects(facts)
-    found = [suspect.process for suspect in suspects if suspect.verdict is Verdict.ORPHAN]
+    suspects = facts.suspects
+    if suspects is None:
+        yield skip("gpu.orphan", f"skipped: needs {need_in_words('store.reach')}")
+    found = [suspect.process for suspect in suspects or () if suspect.verdict is Verdict.ORPHAN]
     if found:
         yield _orphan(facts, found)
     others = False
@@ -75,7 +81,7 @@ def _holders(facts: Facts) -> Iterator[Finding]:
             if holder.kind is not Kind.ORPHAN:
                 others = True
                 yield _holder(card, holder)
-        if surplus := gpu_holders.ghost(card):
+        if (surplus := gpu_holders.ghost(card)) and not _worker_on(facts, card):
             others = True
             yield Finding(
                 id="gpu.ghost",
@@ -84,23 +90,27 @@ def _holders(facts: Facts) -> Iterator[Finding]:
                 why="it may be settling after a process ended, or its owner cannot be seen from here",
                 commands=("sudo fuser -v /dev/nvidia*",),
             )
-    if not found and not others:
+    if suspects is not None and not found and not others:
         yield ok("gpu.orphan", "no engine of ours outlived its worker")
 
 
-def _suspects(facts: Facts) -> Sequence[orphans.Suspect]:
-    """Return the judged ledger; empty where the store cannot be read: then nobody is proved to be ours."""
+def _worker_on(facts: Facts, card: Gpu) -> bool:
+    """Whether a worker of ours that lives has this GPU: in a container and on WSL the driver lists nobody."""
+    pid = preflight.occupant(facts.settings.state_dir, card.index)
     try:
-        return facts.suspects
+        workers = registry.live(facts.records) if pid is not None else ()
     except (VbatchError, NothingStored):
-        return ()
+        return False
+    return any(
+        worker.identity.pid == pid and processes.liveness(worker.identity) is Liveness.ALIVE
+        for worker in workers
+    )
 
 
 def _orphan(facts: Facts, found: Sequence[EngineProcess]) -> Finding:
     pids = ", ".join(str(process.identity.pid) for process in found)
     used = _used(facts.gpu, found)
-    resident = sum(processes.resident_memory(process.identity.pid) for process in found)
-    holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{resident / GIB:.1f} GiB of memory"
+    holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{_size(_resident(found))} of memory"
     return Finding(
         id="gpu.orphan",
         level=Level.FAIL,
@@ -125,45 +135,64 @@ def _evidence(process: EngineProcess) -> str:
 
 def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
     before = facts.gpu
-    resident = sum(processes.resident_memory(process.identity.pid) for process in found)
+    resident = _resident(found)
     outcomes = orphans.end(facts.records, found)
-    stuck = [pid for pid, outcome in outcomes.items() if outcome is Ended.UNKILLABLE]
-    if stuck:
-        raise RepairFailed(f"process {stuck[0]} was killed but waits inside the kernel; reboot")
+    for pid, outcome in outcomes.items():
+        if outcome is Ended.UNKILLABLE:
+            raise RepairFailed(f"process {pid} was killed but waits inside the kernel", "sudo reboot")
+        if outcome is Ended.REFUSED:
+            raise RepairFailed(f"the kernel does not let us end process {pid}", f"sudo kill {pid}")
     if not outcomes:
         return "it ended by itself meanwhile"
     freed = _freed(before, found)
-    back = (
-        f"{freed / GIB:.1f} GiB of GPU memory came back" if freed else f"{resident / GIB:.1f} GiB came back"
+    if freed:
+        return f"ended, {freed / GIB:.1f} GiB of GPU memory came back"
+    return f"ended, {_size(resident - _resident(found))} came back"
+
+
+def _resident(found: Sequence[EngineProcess]) -> int:
+    """Return the bytes of memory that they hold, as far as they live."""
+    return sum(
+        processes.resident_memory(process.identity.pid)
+        for process in found
+        if processes.liveness(process.identity) is Liveness.ALIVE
     )
-    return f"ended, {back}"
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"
 
 
 def _freed(before: GpuReport, found: Sequence[EngineProcess]) -> int:
     """Wait until each GPU that they were on has settled; return the bytes measured as freed."""
-    pids = {process.identity.pid for process in found}
     freed = 0
     for card in before.gpus:
-        if card.memory_known and pids & {holder.pid for holder in card.holders}:
+        if card.memory_known and (_pids(found) & {holder.pid for holder in card.holders}):
             after = nvml.wait_until_settled(card.index, limit=timedelta(seconds=20))
             freed += max(0, (after.free if after is not None else card.free) - card.free)
     return freed
 
 
 def _used(report: GpuReport, found: Sequence[EngineProcess]) -> int:
-    pids = {process.identity.pid for process in found}
+    pids = _pids(found)
     return sum(holder.used or 0 for card in report.gpus for holder in card.holders if holder.pid in pids)
+
+
+def _pids(found: Sequence[EngineProcess]) -> set[int]:
+    """Return their pids as the driver knows them; in a container it knows them by others."""
+    return {process.identity.pid for process in found} if processes.among_all() else set()
 
 
 _HOLDER_WORDS = {
     Kind.WORKER: "a worker of ours is at work: leave it alone",
     Kind.FOREIGN_ENGINE: "another vLLM left it behind; it is not ours to end",
+    Kind.UNPROVEN: "it may be ours: mend the store first, the ledger in it tells",
     Kind.PROCESS: "it is not ours to end",
     Kind.DEFUNCT: "it has ended, but its parent has not collected it",
     Kind.UNKILLABLE: "it was killed but waits inside the driver",
     Kind.HIDDEN: "it cannot be seen from here",
 }
-_GRAVE = frozenset({Kind.DEFUNCT, Kind.UNKILLABLE, Kind.FOREIGN_ENGINE})
+_GRAVE = frozenset({Kind.DEFUNCT, Kind.UNKILLABLE, Kind.FOREIGN_ENGINE, Kind.UNPROVEN})
 
 
 def _holder(card: Gpu, holder: Holder) -> Finding:
@@ -187,31 +216,38 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             id="gpu.memory",
             level=Level.FAIL,
-            what=f"there is no GPU {preflight.index(facts.settings.gpu)}, which the worker would use",
+            what=f"there is no GPU {preflight.index(facts.settings.gpu, facts.gpu)}, which the worker would use",
             commands=("nvidia-smi -L",),
         )
     for card in facts.gpu.gpus:
         if card not in cards and card.memory_known:
-            shown = f"GPU {card.index}: {card.free / GIB:.1f} of {card.total / GIB:.2f} GiB free"
-            yield info(
-                "gpu.memory", shown, f"not this worker's; vbatch run-worker --gpu {card.index} would use it"
-            )
+            other = f"not this worker's; vbatch run-worker --gpu {card.index} would use it"
+            yield info("gpu.memory", _free(card), other)
     for card in cards:
         needed, reason = _needed(facts, card)
-        seen = preflight.room(card, facts.records_or_none, needed=needed, reason=reason)
-        at_work = [holder for holder in seen.holders if holder.kind is Kind.WORKER]
-        if at_work:
-            yield info(
-                "gpu.memory",
-                f"GPU {card.index}: {card.free / GIB:.1f} of {card.total / GIB:.2f} GiB free",
-                "a worker of ours holds what it needs",
-            )
+        seen = preflight.room(card, facts.suspects, needed=needed, reason=reason)
+        if card.memory_known and not facts.needs_gpu and facts.min_free_gb is None:
+            yield info("gpu.memory", _free(card), "the engine of this worker does not compute on a GPU")
+        elif _at_work(facts, seen):
+            yield info("gpu.memory", _free(card), "a worker of ours holds what it needs")
         elif not card.memory_known:
             yield skip("gpu.memory", f"GPU {card.index}: this driver does not tell how much memory is free")
         elif seen.enough:
             yield ok("gpu.memory", seen.words)
         else:
             yield _too_little(seen)
+
+
+def _free(card: Gpu) -> str:
+    return f"GPU {card.index}: {card.free / GIB:.2f} of {card.total / GIB:.2f} GiB free"
+
+
+def _at_work(facts: Facts, seen: Room) -> bool:
+    """Whether a worker of ours has what is missing: as the driver lists it or, where it lists nobody, as we know."""
+    kinds = {holder.kind for holder in seen.holders}
+    return Kind.WORKER in kinds or (
+        not seen.enough and kinds <= {Kind.HIDDEN} and _worker_on(facts, seen.gpu)
+    )
 
 
 def _too_little(seen: Room) -> Finding:
@@ -224,13 +260,13 @@ def _too_little(seen: Room) -> Finding:
             f"{preflight.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
         ),
         commands=seen.remedies,
-        passing=seen.ghost > 0 and not seen.holders,
+        passing=seen.settling,
     )
 
 
 def of_the_worker(facts: Facts) -> list[Gpu]:
     """Return the GPU that ``run-worker`` computes on; another one may be small, or full of something else."""
-    wanted = preflight.index(facts.settings.gpu)
+    wanted = preflight.index(facts.settings.gpu, facts.gpu)
     return [card for card in facts.gpu.gpus if card.index == wanted]
 
 
@@ -255,6 +291,8 @@ def wanted_models(facts: Facts) -> set[str]:
 
 
 CHECKS = (
-    Check(name="gpu.holders", group=Group.GPU, run=_holders, limit=timedelta(minutes=1)),
+    Check(
+        name="gpu.holders", group=Group.GPU, run=_holders, after=("store.reach",), limit=timedelta(minutes=1)
+    ),
     Check(name="gpu.memory", group=Group.GPU, run=_memory, needs=("gpu.driver", "gpu.holders")),
 )

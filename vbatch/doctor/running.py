@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from vbatch.doctor.checks import Check, Group, need_in_words
-from vbatch.doctor.facts import Facts, NothingStored
+from vbatch.doctor.facts import Facts, NothingStored, OtherTables
 from vbatch.doctor.findings import Finding, Level, RepairFailed, skip
 from vbatch.errors import ExitCode, VbatchError
 from vbatch.text import one_line
@@ -55,6 +55,8 @@ def examine(checks: Sequence[Check], facts: Facts, conduct: Conduct) -> Examinat
             findings = [_repaired(finding, facts, conduct) for finding in findings]
         if missing or any(finding.level is Level.FAIL for finding in findings):
             examination.failed_checks.add(check.name)
+        if any(finding.exit_code is ExitCode.MISCONFIGURED for finding in findings):
+            deadline = time.monotonic()  # a person must mend that: waiting for anything else would not help
         examination.findings += findings
         conduct.found(findings)
     return examination
@@ -100,7 +102,9 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
             )
         ]
     if crashes and isinstance(crashes[0], NothingStored):
-        return [skip(check.name, "skipped: nothing is stored yet")]
+        other = isinstance(crashes[0], OtherTables)
+        reason = "the tables are of another version" if other else "nothing is stored yet"
+        return [skip(check.name, f"skipped: {reason}")]
     if crashes:
         return [_crashed(check, crashes[0])]
     return list(findings)
@@ -125,7 +129,11 @@ def _repaired(finding: Finding, facts: Facts, conduct: Conduct) -> Finding:
         return finding
     try:
         reached = finding.repair.carry_out()
-    except (RepairFailed, VbatchError, OSError) as error:
-        return replace(finding, why=f"the repair failed: {error}", repair=None)
+    except RepairFailed as error:
+        return replace(finding, why=f"the repair failed: {error}", commands=error.commands, repair=None)
+    except (VbatchError, OSError) as error:
+        hint = error.hint if isinstance(error, VbatchError) else None
+        commands = (hint,) if hint else ()
+        return replace(finding, why=f"the repair failed: {error}", commands=commands, repair=None)
     facts.look_again()
     return replace(finding, level=Level.FIXED, what=f"{finding.what}: {reached}", repair=None, commands=())

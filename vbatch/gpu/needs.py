@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 DEFAULT_UTILIZATION = 0.92
 CONTEXT = 600 << 20  # bytes that vLLM's context takes before it looks
-LEAST_SHARE = 0.1  # below it no model of any use fits
+LEAST = 4 << 30  # bytes; in less than that no model of any use fits with its cache
 
 _FLAGS = ("--gpu-memory-utilization", "--gpu_memory_utilization")
 
@@ -37,7 +37,6 @@ def utilization(args: Sequence[str]) -> float:
 
 def fitting(free: int, total: int) -> float | None:
     """Return the share that would fit now, in hundredths; None where nothing of use would."""
-    if total <= 0:
+    if total <= 0 or free - CONTEXT < LEAST:
         return None
-    share = math.floor((free - CONTEXT) / total * 100) / 100
-    return share if share >= LEAST_SHARE else None
+    return math.floor((free - CONTEXT) / total * 100) / 100

@@ -15,8 +15,11 @@ TroubleCode = Literal[
     "no_permission",
     "hanging",
     "crashed",
+    "no_gpu",
     "other",
 ]
+
+_PASSING: frozenset[TroubleCode] = frozenset({"driver_not_loaded", "hanging", "no_gpu"})
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +27,11 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
     code: TroubleCode
     message: str
+
+    @property
+    def passing(self) -> bool:
+        """Whether it passes by itself while a machine boots; the others need a person."""
+        return self.code in _PASSING
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,16 +6,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.rigs.commands import Home
 from vbatch import config
 from vbatch.doctor import neighbours
+from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.running import Conduct, examine
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -23,6 +27,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status = {"/health": 200, "/broken": 503, "/moved": 302}.get(self.path, 404)
+        if self.path == "/private" and self.headers["Authorization"] == "Basic YW5uOmhAcnNl":  # ann:h@rse
+            status = 200
         self.send_response(status)
         if status == 302:
             self.send_header("Location", "/login")
@@ -112,7 +118,8 @@ def test_what_it_answers(
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "ftp://127.0.0.1/", "http://", "http://no-such-host.invalid/health"]
+    "url",
+    ["127.0.0.1:8080", "http://[::1", "ftp://127.0.0.1/", "http://", "http://no-such-host.invalid/health"],
 )
 def test_a_question_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert found(tmp_path, url, monkeypatch).id == "neighbours.probe"
@@ -144,6 +151,69 @@ def test_the_other_loopback_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.skip("this machine has no ::1")
     assert finding.id == "neighbours.address"
     assert f"http://[::1]:{port}/health" in finding.what
+
+
+def test_one_that_drips_costs_its_limit_and_no_more(tmp_path: Path) -> None:
+    """A byte a second for ever. Mutants: a limit for each read alone; threads that are waited for at the end."""
+    home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}")
+    with socket.create_server(("127.0.0.1", 0)) as listener, serving() as healthy:
+        threading.Thread(target=_drip, args=(listener,), daemon=True).start()
+        file = tmp_path / "config.toml"
+        drips = f"http://127.0.0.1:{listener.getsockname()[1]}/health"
+        file.write_text(
+            f'[doctor.neighbours]\ndrips = "{drips}"\nhealthy = "http://127.0.0.1:{healthy}/health"\n'
+        )
+        home.extra["VBATCH_CONFIG"] = str(file)
+        done = home.run("doctor", "neighbours", timeout=45)
+    assert "drips does not answer (no answer in time)" in done.stdout
+    assert "healthy is healthy" in done.stdout
+
+
+def _drip(listener: socket.socket) -> None:
+    def serve(client: socket.socket) -> None:
+        with suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000:
+                client.sendall(bytes([byte]))
+                time.sleep(1)
+
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+
+def test_a_check_that_hangs_here_is_a_warning() -> None:
+    """vbatch does not depend on neighbours. Mutant: FAIL, as for a driver."""
+    release = threading.Event()
+
+    def hang(_facts: Facts) -> list[Finding]:
+        release.wait(60)
+        return []
+
+    check = Check(name="neighbours.health", group=Group.NEIGHBOURS, run=hang, limit=timedelta(seconds=0.1))
+    (finding,) = examine([check], Facts(settings=config.load()), Conduct()).findings
+    release.set()
+    assert (finding.id, finding.level) == ("neighbours.hanging", Level.WARN)
+
+
+def test_no_proxy_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: an opener that honours http_proxy."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with serving() as port:
+        finding = found(tmp_path, f"http://127.0.0.1:{port}/health", monkeypatch)
+    assert finding.id == "neighbours.healthy"
+
+
+def test_a_password_is_used_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: the URL as it is: urllib takes the password for a port, and says so."""
+    with serving() as port:
+        open_to_ann = found(tmp_path, f"http://ann:h%40rse@127.0.0.1:{port}/private", monkeypatch)
+    assert open_to_ann.id == "neighbours.healthy"
+    closed = found(tmp_path, f"http://ann:h%40rse@127.0.0.1:{free_port()}/private?a=1&b=2", monkeypatch)
+    assert "rse" not in repr(closed)
+    assert closed.commands[0].startswith("curl -i 'http://127.0.0.1:")
 
 
 def test_none_configured() -> None:

@@ -5,22 +5,29 @@ The incident's third alarm was false: Label Studio was reported as down while it
 
 from __future__ import annotations
 
+import base64
+import shlex
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from http.client import HTTPException
-from urllib.parse import urlsplit, urlunsplit
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
+
+T = TypeVar("T")
 
 TRIES = 5
 PAUSE = 1.0  # seconds between two tries
@@ -69,28 +76,49 @@ def _health(facts: Facts) -> Iterator[Finding]:
     if not neighbours:
         yield skip("neighbours.none", "no neighbour is configured")
         return
-    with ThreadPoolExecutor(len(neighbours)) as threads:
-        yield from threads.map(_ask_patiently, neighbours.keys(), neighbours.values())
+    asked = [_aside(partial(_ask_patiently, name, url)) for name, url in neighbours.items()]
+    for answer in asked:
+        yield answer.get()
 
 
-def _ask_patiently(name: str, url: str) -> Finding:
+def _aside(question: Callable[[], T]) -> SimpleQueue[T]:
+    """Ask in a thread of its own, which is left behind where it hangs; its answer comes through the queue."""
+    answers = SimpleQueue[T]()
+    threading.Thread(target=lambda: answers.put(question()), name="doctor-neighbour", daemon=True).start()
+    return answers
+
+
+def _ask_patiently(name: str, configured: str) -> Finding:
     """Ask until there is an answer, five times at most."""
+    try:
+        url, headers = _without_password(configured)
+    except ValueError:
+        return _wrong_question(name, "its URL", "it is no http URL")
     answer = _Answer(None)
     for left in reversed(range(TRIES)):
-        answer = _ask(url)
+        answer = _ask(url, headers)
         if answer.ours or (answer.status is not None and answer.status < 500):
             break
         if left:
             time.sleep(PAUSE)
-    return _finding(name, url, answer)
+    return _finding(name, url, headers, answer)
 
 
-def _finding(name: str, url: str, answer: _Answer) -> Finding:
+def _without_password(url: str) -> tuple[str, dict[str, str]]:
+    """Take user and password out of a URL, which is shown, into the header that says them to the service."""
+    user, at, rest = urlsplit(url).netloc.rpartition("@")
+    if not at:
+        return url, {}
+    secret = base64.b64encode(unquote(user).encode()).decode()
+    return urlunsplit(urlsplit(url)._replace(netloc=rest)), {"Authorization": f"Basic {secret}"}
+
+
+def _finding(name: str, url: str, headers: dict[str, str], answer: _Answer) -> Finding:
     if answer.status is not None:
         return _answered(name, url, answer.status, answer.seconds)
     if answer.ours:
         return _wrong_question(name, url, answer.reason)
-    if (other := _elsewhere(url)) is not None:
+    if (other := _elsewhere(url, headers)) is not None:
         return Finding(
             id="neighbours.address",
             level=Level.INFO,
@@ -116,7 +144,7 @@ def _alarm(finding: str, what: str, url: str) -> Finding:
         level=Level.WARN,
         what=what,
         why="vbatch does not depend on it",
-        commands=(f"curl -i {url}",),
+        commands=(shlex.join(["curl", "-i", url]),),
     )
 
 
@@ -125,7 +153,7 @@ def _wrong_question(name: str, url: str, reason: str) -> Finding:
         "neighbours.probe",
         f"{name}: the question is wrong, not the service: {reason}",
         f"{url} in [doctor.neighbours]",
-        commands=(f"curl -i {url}",),
+        commands=(shlex.join(["curl", "-i", url]),),
     )
 
 
@@ -136,16 +164,22 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-# No proxy: a neighbour is on this machine or in this house.
-_opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
-
-
-def _ask(url: str) -> _Answer:
-    started = time.monotonic()
+def _ask(url: str, headers: dict[str, str]) -> _Answer:
+    """Ask once. The limit is for the whole answer: that of a socket is for each of its bytes."""
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
         return _Answer(None, reason="it is no http URL", ours=True)
     try:
-        with _opener.open(url, timeout=LIMIT) as response:
+        return _aside(partial(_open, url, headers)).get(timeout=LIMIT)
+    except Empty:
+        return _unanswered(TimeoutError())
+
+
+def _open(url: str, headers: dict[str, str]) -> _Answer:
+    # No proxy: a neighbour is on this machine or in this house.
+    opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
+    started = time.monotonic()
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=LIMIT) as response:
             return _Answer(response.status, time.monotonic() - started)
     except urllib.error.HTTPError as error:
         error.close()
@@ -172,7 +206,7 @@ def _unanswered(reason: str | BaseException) -> _Answer:
             return _Answer(None, reason=str(reason))
 
 
-def _elsewhere(url: str) -> str | None:
+def _elsewhere(url: str, headers: dict[str, str]) -> str | None:
     """Return the same URL at the other loopback address, where that one answers well."""
     parts = urlsplit(url)
     if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
@@ -181,13 +215,11 @@ def _elsewhere(url: str) -> str | None:
     others = [address for address in _LOOPBACKS if address.strip("[]") != parts.hostname]
     for address in others:
         other = urlunsplit(parts._replace(netloc=address + port))
-        answer = _ask(other)
+        answer = _ask(other, headers)
         if answer.status is not None and answer.status < 300:
             return other
     return None
 
-
-_LIMIT = timedelta(seconds=TRIES * (LIMIT + PAUSE) + 10)
 
 CHECKS = (
     Check(

@@ -94,7 +94,7 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
         return [
             Finding(
                 id=f"{check.group}.hanging",
-                level=Level.FAIL,
+                level=Level.WARN if check.group is Group.NEIGHBOURS else Level.FAIL,
                 what=f"{check.name} gave no answer within {check.limit.total_seconds():g} s",
                 why="something below it hangs: a disk, a network file system, a driver",
                 passing=True,

@@ -136,20 +136,25 @@ def test_nothing_is_made_where_nothing_is(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_no_secret_and_no_prompt(home: Home, tmp_path: Path) -> None:
-    """Mutants: no ``clean``; keeping every line of the engine's log."""
+    """Mutants: no ``clean`` of the settings; keeping every line of the engine's log."""
     logs = tmp_path / "state" / "vbatch" / "logs"
     logs.mkdir(parents=True)
     (logs / "m.log").write_text(
-        "INFO loading weights\nINFO Received request cmpl-1: prompt: 'my diary', params\n"
-        "connecting to postgresql://me:hunter2@host/db\nHF_TOKEN=hf_abcdefghijklmnop\n"
+        "INFO 11-25 03:52:01 [core.py:58] loading weights\nReceived request cmpl-1: 'my diary', params\n"
+        "INFO 11-25 03:52:01 [core.py:58] connecting to postgresql://me:hunter2@host/db\n"
+        "INFO 11-25 03:52:01 [core.py:58] HF_TOKEN=hf_abcdefghijklmnop\n"
     )
+    config = tmp_path / "config" / "vbatch" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[models."secret/m"]\nargs = ["--api-key", "topsecret"]\n')
     home.extra["VBATCH_PRELOAD"] = "some/model"
     home.run("doctor", "queue", "--report", tmp_path / "report.txt", check=False)
     report = (tmp_path / "report.txt").read_text()
     assert "loading weights" in report
     assert "preload = some/model" in report
     assert "vllm" in report
-    for secret in ("my diary", "hunter2", "abcdefghijklmnop"):
+    assert "secret/m" in report
+    for secret in ("my diary", "hunter2", "abcdefghijklmnop", "topsecret"):
         assert secret not in report
     assert (tmp_path / "report.txt").stat().st_mode & 0o777 == 0o600
 

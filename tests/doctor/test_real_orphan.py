@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def test_a_real_engine_that_was_left_behind(tmp_path: Path, small_model: Path) -
     (tmp_path / "config" / "vbatch" / "config.toml").write_text(
         f'[models."smol"]\npath = "{small_model}"\nargs = {json.dumps(list(ENGINE_ARGS))}\n'
     )
-    home.extra |= smollm.ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "site")}
+    path = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    home.extra |= smollm.ENVIRONMENT | {"PYTHONPATH": ":".join(path)}
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     store.prepare()
 

@@ -85,6 +85,20 @@ def test_a_check_that_crashes_stops_no_other(facts: Facts) -> None:
     assert "by zero" in found[0].what
 
 
+def test_what_needs_a_check_that_crashed_is_skipped(facts: Facts) -> None:
+    """Mutant: taking what nobody could look at for well."""
+
+    def crash(_facts: Facts) -> Iterable[Finding]:
+        raise ZeroDivisionError
+
+    found = examine(
+        [check("store.state", crash), check("queue.stale", lambda _: [fails()], needs=("store.state",))],
+        facts,
+        Conduct(),
+    ).findings
+    assert [finding.level for finding in found] == [Level.WARN, Level.SKIP]
+
+
 def test_without_a_store_there_is_nothing_to_say(facts: Facts) -> None:
     def look(_facts: Facts) -> Iterable[Finding]:
         raise NothingStored

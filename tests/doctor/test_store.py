@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
+from tests.rigs.commands import Home
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from vbatch import config
@@ -30,6 +31,8 @@ from vbatch.doctor.findings import Finding, Level, exit_code
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
 from vbatch.store import COMMAND_PATIENCE, Store, examination
+from vbatch.store.faults import Fault, Transient, diagnose
+from vbatch.store.url import parse_url
 
 SECRET = "correct-horse"
 
@@ -95,16 +98,24 @@ def test_nobody_serves_there(url: str, words: str) -> None:
 
 
 def test_a_server_that_recovers_from_a_crash(own_postgres: Postgres) -> None:
-    """A standby that cannot be consistent yet says so to everybody; it is the same answer as after a power cut."""
-    own_postgres.stop()
-    (own_postgres.folder / "data" / "recovery.signal").touch()
-    own_postgres.start(wait=False, restore_command="sleep 30; false", hot_standby="off")
-    deadline = time.monotonic() + 20
-    while (found := failure(own_postgres.url())).id == "store.away" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert found.id in ("store.recovering", "store.starting")
-    assert found.passing
-    own_postgres.kill()
+    """One backend was killed, and another one is slow to leave. Mutant: no pattern for it in ``faults``."""
+    with psycopg.connect(own_postgres.url()) as killed, psycopg.connect(own_postgres.url()) as slow:
+        os.kill(slow.info.backend_pid, signal.SIGSTOP)
+        os.kill(killed.info.backend_pid, signal.SIGKILL)
+        deadline = time.monotonic() + 4
+        while (found := examined(own_postgres.url())[0]).level is Level.OK and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert (found.id, found.passing) == ("store.recovering", True)
+    assert found.exit_code is ExitCode.STORE_UNREACHABLE
+
+
+@pytest.mark.parametrize("words", ["is in recovery mode", "is not yet accepting connections"])
+def test_the_words_of_a_server_that_recovers(words: str) -> None:
+    """Of PostgreSQL's own source (backend_startup.c). Mutant: no pattern for one of them."""
+    error = psycopg.OperationalError(f"connection failed: FATAL:  the database system {words}")
+    fault = diagnose(error, parse_url("postgresql://h/d"))
+    assert isinstance(fault, Transient)
+    assert fault.fault is Fault.RECOVERING
 
 
 def test_too_many_clients(own_postgres: Postgres) -> None:
@@ -221,8 +232,8 @@ def test_no_file_is_no_fault_and_stays_none(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_damaged_file(file: Path) -> None:
-    """Mutant: no quick_check. Bytes of a page in the middle are turned over."""
+def test_a_damaged_file(file: Path, tmp_path: Path) -> None:
+    """Bytes in its middle are turned over. Mutants: no quick_check; a story, or a word of the queue, all the same."""
     with sqlite3.connect(file) as connection:
         connection.executemany(
             "INSERT INTO request VALUES (1, ?, 1, 'x', ?)", ((n, b"x" * 500) for n in range(500))
@@ -233,6 +244,11 @@ def test_a_damaged_file(file: Path) -> None:
             stream.seek(offset // 16384 * 16384)
             stream.write(b"\xff" * 64)
     assert failure(f"sqlite:///{file}").id == "store.damaged"
+    home = Home(tmp_path, f"sqlite:///{file}")
+    said = home.run("doctor", "store", "host", "queue", check=False).stdout
+    assert "needs a sound store" in said
+    assert "nothing" not in said
+    assert "all there" not in said
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -106,3 +106,10 @@ def test_one_that_was_recovered_on_its_own_boot_was_not_cut_off(facts: Facts, st
     who = register(store, of_boot("before"))
     queue.reclaim(store, worker=who, beat=None, vanished=True)
     assert story.tell(facts) is None
+
+
+def test_the_year_of_an_old_one() -> None:
+    """Mutant: the day alone, of a machine that was off for more than a year."""
+    now = datetime.now(UTC)
+    assert story._clock(now - timedelta(days=400)).endswith(f" {(now - timedelta(days=400)).year}")
+    assert len(story._clock(now)) == 5

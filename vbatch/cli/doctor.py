@@ -123,7 +123,8 @@ def _patience(text: str | None) -> timedelta:
 
 def _story(facts: Facts, findings: Sequence[Finding]) -> str | None:
     """Tell what happened, where the store could be read."""
-    if not any(finding.id == "host.shutdown" for finding in findings):
+    told_of = [finding for finding in findings if finding.id == "host.shutdown"]
+    if not any(finding.level is not Level.SKIP for finding in told_of):
         return None
     try:
         told = story.tell(facts)

@@ -41,6 +41,7 @@ class Check:
 
 _NEED_WORDS = {
     "store.reach": "the store",
+    "store.state": "a sound store",
     "gpu.driver": "the driver",
     "gpu.holders": "the orphan to be ended first",
 }

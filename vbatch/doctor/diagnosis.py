@@ -44,7 +44,7 @@ class Diagnosis:
         repaired = f"{_number(fixed, 'problem')} repaired; " if fixed else ""
         if self.problems:
             also = f", {_number(self.warnings, 'warning')}" if self.warnings else ""
-            return f"{repaired}{_number(self.problems, 'problem')}{also}"
+            return f"{repaired}{_number(self.problems, 'problem')}{' left' if fixed else ''}{also}"
         if self.warnings:
             return f"{repaired}vbatch can work; {_number(self.warnings, 'warning')}"
         return f"{repaired}all is well"

@@ -53,6 +53,9 @@ MEANINGS = {
         means="The driver's library crashed when it was asked, or a check met something that it does not know.",
         remedy="Reinstall the driver; the report of vbatch doctor --report helps to find out more.",
     ),
+    "gpu.health": Meaning(
+        means="No GPU is slowed down, closed, or short of sound memory.", remedy="Nothing to do."
+    ),
     "gpu.compute_mode": Meaning(
         means="The GPU is closed for computing, or open to one process only, which vLLM's own processes exceed.",
         remedy="sudo nvidia-smi -c DEFAULT",
@@ -160,7 +163,7 @@ def _health(facts: Facts) -> Iterator[Finding]:
     if healthy and facts.gpu.gpus:
         temperatures = [card.temperature for card in facts.gpu.gpus if card.temperature is not None]
         heat = f" at {max(temperatures)} °C" if temperatures else ""
-        yield ok("gpu.driver", f"no throttling, no memory errors{heat}")
+        yield ok("gpu.health", f"no throttling, no memory errors{heat}")
 
 
 def _of_one(card: Gpu) -> Iterator[Finding]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from vbatch.store.records import Batch
 from vbatch.worker import recovery
 
 RECENT = 50  # batches whose files are looked for
+SHOWN = 5  # unfinished batches that are told one by one
 COUNTED = 5  # newest batches whose files are read, so that their lines can be counted
 SUSPICIOUS = 2  # engine deaths of one chunk: from then on it is halved
 
@@ -55,8 +58,11 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
     if not batches:
         yield ok("queue.unfinished", "no batch is unfinished")
         return
-    for batch in batches:
+    for batch in batches[:SHOWN]:
         yield info("queue.unfinished", _progress(batch))
+    if len(batches) > SHOWN:
+        more = f"{len(batches) - SHOWN}{' or more' if len(batches) == RECENT else ''} others"
+        yield info("queue.unfinished", f"{more} are not finished either", commands=("vbatch list",))
     alive = [
         worker
         for worker in registry.live(facts.records)
@@ -191,14 +197,30 @@ def _lines(path: Path) -> int:
 
 
 def _remove(paths: list[Path]) -> str:
-    for path in paths:
-        path.unlink(missing_ok=True)
-    return "removed"
+    removed = sum(map(_remove_unless_written, paths))
+    return "removed" if removed == len(paths) else f"{removed} removed; somebody writes the rest again"
 
+
+def _remove_unless_written(path: Path) -> bool:
+    """Remove a half-written file, unless a writer has begun it anew since it was found: its name is always the same."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
+                return False
+            path.unlink()
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
+_NEEDS = ("store.reach", "store.state")  # nothing is said of, nor written to, a store that is damaged
 
 CHECKS = (
-    Check(name="queue.unfinished", group=Group.QUEUE, run=_unfinished, needs=("store.reach",)),
-    Check(name="queue.stale", group=Group.QUEUE, run=_stale, needs=("store.reach",)),
-    Check(name="queue.poisoned", group=Group.QUEUE, run=_poisoned, needs=("store.reach",)),
-    Check(name="queue.outputs", group=Group.QUEUE, run=_outputs, needs=("store.reach",)),
+    Check(name="queue.unfinished", group=Group.QUEUE, run=_unfinished, needs=_NEEDS),
+    Check(name="queue.stale", group=Group.QUEUE, run=_stale, needs=_NEEDS),
+    Check(name="queue.poisoned", group=Group.QUEUE, run=_poisoned, needs=_NEEDS),
+    Check(name="queue.outputs", group=Group.QUEUE, run=_outputs, needs=_NEEDS),
 )

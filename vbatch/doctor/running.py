@@ -53,7 +53,7 @@ def examine(checks: Sequence[Check], facts: Facts, conduct: Conduct) -> Examinat
         else:
             findings = _patiently(check, facts, conduct, deadline)
             findings = [_repaired(finding, facts, conduct) for finding in findings]
-        if missing or any(finding.level is Level.FAIL for finding in findings):
+        if missing or any(finding.level is Level.FAIL or _is_crash(finding) for finding in findings):
             examination.failed_checks.add(check.name)
         if any(finding.exit_code is ExitCode.MISCONFIGURED for finding in findings):
             deadline = time.monotonic()  # a person must mend that: waiting for anything else would not help
@@ -121,6 +121,11 @@ def _crashed(check: Check, error: Exception) -> Finding:
         evidence=tuple(traceback.format_exception(error)[-3:]),
         commands=(f"vbatch doctor {check.group} -v --report doctor-report.txt",),
     )
+
+
+def _is_crash(finding: Finding) -> bool:
+    """Whether nobody knows what the check would have found: what needs it cannot be said either."""
+    return finding.id.endswith(".crashed")
 
 
 def _repaired(finding: Finding, facts: Facts, conduct: Conduct) -> Finding:

@@ -73,6 +73,11 @@ MEANINGS = sqlite.MEANINGS | {
     "store.schema_newer": Meaning(
         means="A newer vbatch has used this store.", remedy="pip install --upgrade vbatch"
     ),
+    "store.state": Meaning(
+        means="The look at how sound the store is. Where it is not, nothing is said of the queue in it, and nothing "
+        "there is repaired.",
+        remedy="Mend what the store's own findings name.",
+    ),
     "store.empty": Meaning(means="There is no store yet.", remedy="Nothing: the first batch makes it."),
     "store.durability": Meaning(
         means="Whether a saved result survives a power cut. vbatch sets synchronous_commit itself; fsync and "

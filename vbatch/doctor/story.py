@@ -91,7 +91,9 @@ def _clock(moment: datetime) -> str:
     """Write a time of day as this machine's clock shows it, with the date where it was not today."""
     local = moment.astimezone()
     today = datetime.now(UTC).astimezone().date()
-    return f"{local:%H:%M}" if local.date() == today else f"{local:%H:%M} on {local:%-d %B}"
+    if local.date() == today:
+        return f"{local:%H:%M}"
+    return f"{local:%H:%M} on {local:%-d %B}" + ("" if local.year == today.year else f" {local.year}")
 
 
 def _shutdown(facts: Facts) -> Iterator[Finding]:
@@ -104,4 +106,4 @@ def _shutdown(facts: Facts) -> Iterator[Finding]:
     yield info("host.shutdown", f"the last shutdown was not clean: {cut}", "saved results are all there")
 
 
-CHECKS = (Check(name="host.shutdown", group=Group.HOST, run=_shutdown, needs=("store.reach",)),)
+CHECKS = (Check(name="host.shutdown", group=Group.HOST, run=_shutdown, needs=("store.reach", "store.state")),)

@@ -7,6 +7,7 @@ anything here: titles can be set by anyone.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import time
@@ -148,6 +149,18 @@ def owner(pid: int) -> int | None:
     """Return the user id that the process runs as; None when it is gone."""
     with suppress(psutil.Error):
         return int(psutil.Process(pid).uids().effective)
+    return None
+
+
+def entitled(pattern: re.Pattern[str]) -> list[int]:
+    """Return the pids of those whose title begins like this."""
+    return [pid for pid in psutil.pids() if pattern.match(title(pid))]
+
+
+def age(pid: int) -> timedelta | None:
+    """Return for how long it has lived; None when it is gone."""
+    with suppress(psutil.Error):
+        return timedelta(seconds=max(0.0, time.time() - psutil.Process(pid).create_time()))
     return None
 
 

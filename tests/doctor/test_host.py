@@ -15,7 +15,7 @@ import pytest
 from tests.store.filling import take_in
 from vbatch import config, processes
 from vbatch.doctor import host
-from vbatch.doctor.disks import Mount, mount_of
+from vbatch.doctor.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.store import Store, registry
@@ -72,6 +72,28 @@ def test_a_disk_that_became_read_only(facts: Facts, store: Store, small: Path) -
     take_in(store, 3, output_path=str(small / "out.jsonl"), error_path=str(small / "err.jsonl"))
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
     assert by_id(host._disks(facts))["host.read_only"].level is Level.FAIL
+
+
+@root
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_the_disk_that_models_are_loaded_from(
+    facts: Facts, small: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What is there can be loaded all the same: a warning. Mutant: looking at vbatch's own folder alone."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(small / "hub"))
+    if how == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    (found,) = [finding for finding in host._disks(facts) if str(small) in finding.what]
+    assert (found.id, found.level) == ("host.disk" if how == "full" else "host.read_only", Level.WARN)
+
+
+def test_where_huggingface_keeps_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub_cache() == Path.home() / ".cache" / "huggingface" / "hub"
+    for name, expected in (("XDG_CACHE_HOME", "huggingface/hub"), ("HF_HOME", "hub"), ("HF_HUB_CACHE", "")):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        assert hub_cache() == tmp_path / name / expected
 
 
 def test_each_disk_once(facts: Facts) -> None:

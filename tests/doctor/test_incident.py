@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from tests.rigs.commands import Home, Lines, chats, wait_until
 from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
+from vbatch.jsonl.writing import SUFFIX
 from vbatch.store import COMMAND_PATIENCE, Store
+from vbatch.worker import models
 
 HELD = round(14.37 * GIB)  # 1.2 of 15.57 GiB are free
 
@@ -91,11 +95,17 @@ def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, dr
 
 
 def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, driver: StandInDriver) -> None:
+    """Nor does it repair anything else. Mutant: it carries out every repair unasked."""
     with engines.orphan() as engine:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
         driver.has((engine.pid, GIB // 2))
-        examined(home, "gpu", "--force-clear", code=0)
+        left = home.path / f".batch_1.x{SUFFIX}"
+        left.touch()
+        home.submit(chats(1))
+        said = levels(examined(home, "gpu", "queue", "--force-clear", code=0))
         assert not engine.alive
+        assert (said["gpu.orphan"], said["queue.leftovers"]) == ("fixed", "warn")
+        assert left.exists()
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -144,7 +154,11 @@ def test_the_worker_does_not_load_into_too_little_memory(
         assert done.returncode == 69, done.stderr
         assert "has 1.20 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
         assert f"(pid {desktop.pid}, user" in done.stderr
-        assert done.stderr.count("engine.start_failed") == 3
+        assert done.stderr.count("engine.start_failed") == models.ATTEMPTS == 3
+        assert timedelta(seconds=10) == models.PAUSE
+        first, second, third = re.findall(r"^(\S+) warning engine.start_failed", done.stderr, re.MULTILINE)
+        for earlier, later in ((first, second), (second, third)):  # as those of the incident's own script
+            assert datetime.fromisoformat(later) - datetime.fromisoformat(earlier) >= models.PAUSE
         assert "Traceback" not in done.stderr
         assert home.batch(batch)["status"] == "in_progress"  # nothing failed: it waits for a free GPU
         assert desktop.alive

@@ -18,10 +18,10 @@ from tests.rigs.commands import Home, chats
 from tests.store.filling import claim, take_in
 from vbatch import config
 from vbatch.doctor import queue as checks
+from vbatch.doctor import service, story
 from vbatch.doctor import store as store_checks
-from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.findings import Finding, Level, info, ok, skip
 from vbatch.doctor.running import Conduct, examine
 from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
 from vbatch.store import Store, queue, registry
@@ -53,6 +53,35 @@ def test_what_waits_without_a_worker(facts: Facts, store: Store) -> None:
     findings = found(facts)
     assert findings["queue.unfinished"].what == f"{batch.id} (labels): 0 of 300 requests are saved"
     assert findings["queue.no_worker"].commands == ("vbatch run-worker",)
+
+
+@pytest.mark.parametrize(
+    ("unit", "level", "command"),
+    [
+        (ok("service.running", "vbatch-worker@0 is activating"), Level.OK, None),
+        (Finding(id="service.failed", level=Level.WARN, what="between two tries"), Level.OK, None),
+        (
+            Finding(id="service.failed", level=Level.FAIL, what="x", commands=("journalctl", "again")),
+            Level.INFO,
+            "again",
+        ),
+        (info("service.stopped", "x", commands=("systemctl start x",)), Level.INFO, "systemctl start x"),
+        (skip("service.none", "no service to look at"), Level.INFO, "vbatch run-worker"),
+    ],
+)
+@pytest.mark.usefixtures("waiting")
+def test_the_service_brings_a_worker(
+    facts: Facts, monkeypatch: pytest.MonkeyPatch, unit: Finding, level: Level, command: str | None
+) -> None:
+    """Mutant: ``vbatch run-worker`` all the same; a second worker is then refused, or takes the GPU's memory."""
+    monkeypatch.setattr(service, "state", lambda: [unit])
+    finding = found(facts)["queue.no_worker"]
+    assert (finding.level, finding.commands) == (level, (command,) if command else ())
+
+
+@pytest.fixture
+def waiting(store: Store) -> None:
+    take_in(store, 3)
 
 
 def test_what_waits_with_one(facts: Facts, store: Store) -> None:

@@ -110,11 +110,23 @@ def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInD
     assert lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to root"
 
 
-def test_without_utf_8_the_marks_are_ascii(home: Home) -> None:
-    home.extra |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = home.run("doctor", "queue", "gpu", check=False)
-    assert done.stdout.isascii()
-    assert "  + no chunk is leased to a dead worker" in done.stdout
+@pytest.mark.parametrize(
+    ("environment", "plain"),
+    [
+        ({"LC_ALL": "C"}, True),
+        ({"LC_ALL": "POSIX"}, True),
+        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}, True),
+        ({"LC_ALL": "C.UTF-8", "LANG": "C"}, False),
+        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "C.UTF-8"}, False),
+        ({"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}, True),
+    ],
+)
+def test_without_utf_8_the_marks_are_ascii(home: Home, environment: dict[str, str], plain: bool) -> None:
+    """Mutant: asking Python alone, which writes UTF-8 in the C locale too."""
+    home.extra |= environment
+    done = home.run("doctor", "queue", check=False)
+    assert done.stdout.isascii() is plain
+    assert f"  {'+' if plain else '✓'} no chunk is leased to a dead worker" in done.stdout
 
 
 @pytest.mark.parametrize(("answer", "ended"), [("y", True), ("n", False), ("", False)])
@@ -138,6 +150,21 @@ def test_a_person_is_asked_before_a_repair(
         terminal.close()
         assert terminal.exitstatus == (0 if ended else 1)
         assert engine.alive is not ended
+
+
+def test_a_report_that_cannot_be_written_costs_no_verdict(home: Home, tmp_path: Path) -> None:
+    """Mutant: writing it before the verdict is shown."""
+    done = home.run("doctor", "queue", "--report", tmp_path / "none" / "report.txt", check=False)
+    assert done.returncode == 1
+    assert "all is well" in done.stdout
+    assert "cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--list", "nonsense"), ("--yes",), ("--min-free-gb", "inf")])
+def test_options_that_say_nothing_are_refused(home: Home, arguments: tuple[str, ...]) -> None:
+    done = home.run("doctor", *arguments, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_a_name_that_is_none_is_a_usage_error(home: Home) -> None:

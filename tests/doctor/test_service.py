@@ -24,7 +24,7 @@ def found(machine: Guest) -> dict[str, dict[str, Any]]:
 
 def test_without_a_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(service, "places", lambda _scope: _Nowhere(tmp_path))
-    findings = [*service._unit(Facts(settings=config.load())), *service._state(Facts(settings=config.load()))]
+    findings = [*service._unit(Facts(settings=config.load())), *service.state()]
     assert [(finding.id, finding.level) for finding in findings] == [
         ("service.none", Level.INFO),
         ("service.none", Level.SKIP),

@@ -6,6 +6,8 @@ A secret is never shown: each test looks for the password in all that was found.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +25,7 @@ from sqlalchemy import text
 from tests.rigs.commands import Home
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
-from vbatch import config
+from vbatch import config, processes
 from vbatch.doctor import sqlite
 from vbatch.doctor import store as checks
 from vbatch.doctor.facts import Facts
@@ -106,7 +108,28 @@ def test_a_server_that_recovers_from_a_crash(own_postgres: Postgres) -> None:
         while (found := examined(own_postgres.url())[0]).level is Level.OK and time.monotonic() < deadline:
             time.sleep(0.05)
     assert (found.id, found.passing) == ("store.recovering", True)
+    assert "nothing is lost" not in found.why
     assert found.exit_code is ExitCode.STORE_UNREACHABLE
+
+
+def test_for_how_long_a_server_starts(own_postgres: Postgres) -> None:
+    """Its own process tells. Mutant: no word of it; a person cannot tell a minute from an hour."""
+    own_postgres.stop()
+    (own_postgres.folder / "data" / "recovery.signal").touch()
+    own_postgres.start(wait=False, restore_command="sleep 30; false", hot_standby="off")
+    deadline = time.monotonic() + 20
+    while " s so far" not in (why := failure(own_postgres.url()).why) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert re.search(r"; for \d+ s so far$", why)
+    own_postgres.kill()
+
+
+def test_for_how_long_it_was_seen_to_start(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its process is on another machine. Mutant: no word of it."""
+    monkeypatch.setattr(processes, "entitled", lambda _pattern: [])
+    proxy.mood = Mood.STARTING_UP
+    findings = examined(through(proxy), wait=timedelta(seconds=3))
+    assert re.search(r"; for [23] s at least$", findings[0].why)
 
 
 @pytest.mark.parametrize("words", ["is in recovery mode", "is not yet accepting connections"])
@@ -171,6 +194,7 @@ def test_a_server_that_refuses_us(guarded: Postgres, user: str, database: str, f
     findings = examined(url, wait=timedelta(seconds=60))
     (found,) = [one for one in findings if one.level is Level.FAIL]
     assert (found.id, found.passing) == (finding, False)
+    assert shlex.split(found.commands[0])[:1] == ["psql"]  # a command, not a sentence
     assert exit_code(findings) is ExitCode.MISCONFIGURED
     assert time.monotonic() - started < 30
 
@@ -199,6 +223,7 @@ def test_a_server_that_only_reads(own_postgres: Postgres) -> None:
 def test_a_url_that_is_none(url: str) -> None:
     found = failure(url or "nonsense")
     assert (found.id, found.exit_code) == ("store.url", ExitCode.MISCONFIGURED)
+    subprocess.run(["bash", "-ec", found.commands[0]], check=True)
 
 
 def test_a_healthy_store(store: Store) -> None:
@@ -268,7 +293,7 @@ def test_a_file_that_others_may_read(file: Path) -> None:
 
 @pytest.mark.parametrize("safe", [False, True])
 def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.MonkeyPatch, safe: bool) -> None:
-    """Another program set the mode. Mutant: asking after a connection of ours, which sets it back."""
+    """Another program set the mode. Mutant: a connection that sets it back; without --fix nothing is changed."""
     for module in ("examination", "connections"):
         monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: safe)
     browser = sqlite3.connect(file)
@@ -277,18 +302,29 @@ def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.Mon
     levels = {finding.id: finding.level for finding in examined(f"sqlite:///{file}")}
     assert levels.get("store.journal_mode") == (None if safe else Level.WARN)
     assert levels["store.reach"] is Level.OK
+    assert file.read_bytes()[18:20] == b"\x02\x02"  # a look changes nothing: not the mode either
 
 
 def test_wal_that_another_program_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker could not set the mode back. Mutant: no look at the lock; doctor would call the store well."""
     for module in ("examination", "connections"):
         monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: False)
-    browser = sqlite3.connect(file)
-    browser.execute("PRAGMA journal_mode=WAL")
-    browser.execute("SELECT count(*) FROM batch").fetchone()
-    findings = examined(f"sqlite:///{file}")
-    browser.close()
+    script = (
+        "import sqlite3, sys, time\n"
+        "browser = sqlite3.connect(sys.argv[1])\n"
+        "browser.execute('PRAGMA journal_mode=WAL')\n"
+        "browser.execute('SELECT count(*) FROM batch').fetchone()\n"
+        "print('open', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE) as browser:
+        assert browser.stdout is not None
+        browser.stdout.readline()
+        findings = examined(f"sqlite:///{file}")
+        browser.kill()
     assert [finding.id for finding in findings][:2] == ["store.journal_mode", "store.locked"]
     assert exit_code(findings) is ExitCode.STORE_UNREACHABLE
+    assert exit_code(examined(f"sqlite:///{file}")) is ExitCode.DONE  # it was killed, and its -shm is left
 
 
 def test_a_file_of_half_its_length(file: Path) -> None:

@@ -41,3 +41,16 @@ def test_a_recycled_pid_is_another_process(shell: subprocess.Popen[bytes]) -> No
 
     assert descendants.end([impostor], limit=1) == []
     assert shell.poll() is None
+
+
+def test_a_pid_recycled_in_the_last_moment_is_another_process(
+    shell: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes hands after the look. Mutant: ``os.kill`` without a second look behind a pidfd."""
+    impostor = descendants.Process(shell.pid, start_ticks=1)
+    looks = iter([[impostor]])
+    look = descendants.alive
+    monkeypatch.setattr(descendants, "alive", lambda asked: next(looks, None) or look(asked))
+
+    assert descendants.end([impostor], limit=1) == []
+    assert shell.poll() is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,7 @@ from rich.text import Text
 from vbatch import __version__
 from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Mode, Output
+from vbatch.config import Settings
 from vbatch.doctor import catalogue, report, story
 from vbatch.doctor.checks import Group
 from vbatch.doctor.diagnosis import Diagnosis
@@ -99,17 +102,26 @@ def doctor(request: Request) -> int:
             ),
         )
         diagnosis = Diagnosis.of(examination.findings, story=_story(facts, examination.findings))
-        if request.report is not None:
-            report.write(request.report, diagnosis, settings)
     finally:
         facts.close()
     if output.mode is Mode.JSON:
         output.document({"vbatch": __version__, **diagnosis.document()})
     else:
         screen.end(diagnosis, refused=asking.refused)
-    if request.report is not None:
-        output.note(f"the report is in {request.report}: read it before you pass it on")
-    return diagnosis.exit_code
+    return diagnosis.exit_code if _reported(request.report, diagnosis, settings, output) else ExitCode.FAILED
+
+
+def _reported(path: Path | None, diagnosis: Diagnosis, settings: Settings, output: Output) -> bool:
+    """Write the report, last of all: one that cannot be written must not cost the verdict."""
+    if path is None:
+        return True
+    try:
+        report.write(path, diagnosis, settings)
+    except OSError as error:
+        output.warn(f"the report cannot be written to {path}: {error.strerror}")
+        return diagnosis.exit_code is not ExitCode.DONE
+    output.note(f"the report is in {path}: read it before you pass it on")
+    return True
 
 
 def _patience(text: str | None) -> timedelta:
@@ -160,6 +172,18 @@ class _Asking:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _is_ascii(stream: TextIO) -> bool:
+    """Whether this locale is ASCII's alone; Python itself writes UTF-8 all the same (PEP 538, 540)."""
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+    chosen = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    locale = next(filter(None, chosen), "")
+    coerced = locale.startswith("C.") and not os.environ.get("LC_ALL") and os.environ.get("LANG") in _PLAIN
+    return not encoding.startswith("utf") or locale in _PLAIN or coerced
+
+
+_PLAIN = ("C", "POSIX")
+
+
 class _Screen:
     """Prints each check's findings as they come, under the heading of their group."""
 
@@ -168,8 +192,7 @@ class _Screen:
         self._verbose = verbose
         self._group: str | None = None
         self._skipped: set[str] = set()
-        encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-        self._ascii = not encoding.startswith("utf")
+        self._ascii = _is_ascii(sys.stdout)
 
     def show(self, findings: Sequence[Finding]) -> None:
         """Print what a check found."""

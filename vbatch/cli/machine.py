@@ -42,6 +42,7 @@ def doctor(
             "--min-free-gb",
             metavar="N",
             min=0,
+            max=1_000_000,
             help="Demand this much free GPU memory, in GiB.  [default: what the models need, or 12]",
             show_default=False,
         ),
@@ -67,13 +68,18 @@ def doctor(
 ) -> int:
     """Say what is wrong, and repair what is ours.
 
-    One line a check, in causal order; what follows from a problem is left out. Without --fix nothing is
-    changed, and with it only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when
+    One line a check, in causal order; what follows from a problem is left out. Without --fix or --force-clear
+    nothing is changed, and with them only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when
     something keeps it from that, 75 when the store cannot be reached yet, 78 when a person must mend the
     configuration.
     """
     from vbatch.cli import doctor as commands
+    from vbatch.errors import UsageError
 
+    if list_ and checks:
+        raise UsageError("--list shows every finding, and takes no names", hint="vbatch doctor --list")
+    if yes and not fix:
+        raise UsageError("--yes answers what --fix asks", hint="vbatch doctor --fix --yes")
     if list_:
         return commands.list_findings(json=json)
     return commands.doctor(

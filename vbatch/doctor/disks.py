@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
 _NETWORK_FUSE = frozenset({"sshfs", "rclone", "s3fs", "glusterfs", "ceph", "davfs2"})  # fuse.NAME
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks are written as \040 (proc_pid_mountinfo(5))
@@ -26,6 +28,13 @@ class Mount:
     def over_network(self) -> bool:
         """Whether another machine keeps it."""
         return self.kind in _NETWORK or self.kind.removeprefix("fuse.") in _NETWORK_FUSE
+
+
+def hub_cache() -> Path:
+    """Return where huggingface_hub keeps models (its HF_HUB_CACHE and HF_HOME)."""
+    user = os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir()
+    home = Path(os.environ.get("HF_HOME") or f"{user}/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
 def mount_of(path: Path) -> Mount:

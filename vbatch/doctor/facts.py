@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 
 from vbatch import gpu, orphans
@@ -34,15 +36,16 @@ class Facts:
 
     settings: Settings
     min_free_gb: float | None = None
+    _began: float = field(default_factory=time.monotonic)
     _stores: list[Store] = field(default_factory=list)
 
     @cached_property
     def store(self) -> Store:
-        """The configured store, asked once and never waited for.
+        """The configured store, asked once and never waited for; a look changes nothing in it.
 
         Raises StoreMisconfigured for a bad URL, NothingStored where a SQLite file would have to be made.
         """
-        store = Store(self.settings.store_url, patience=NO_PATIENCE)
+        store = Store(self.settings.store_url, patience=NO_PATIENCE, as_it_is=True)
         if store.file is not None and not store.file.exists():
             raise NothingStored
         self._stores.append(store)
@@ -90,6 +93,11 @@ class Facts:
             return None
         except NothingStored:
             return ()
+
+    @property
+    def looked(self) -> timedelta:
+        """For how long this run has looked."""
+        return timedelta(seconds=time.monotonic() - self._began)
 
     def look_again(self) -> None:
         """Forget what may have changed: something was repaired, or time has passed."""

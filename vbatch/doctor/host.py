@@ -5,13 +5,13 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
-from vbatch.doctor.disks import Mount, mount_of
+from vbatch.doctor.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
 from vbatch.errors import VbatchError
@@ -44,7 +44,8 @@ MEANINGS = {
         remedy="docker run --ipc=host, or --shm-size 8g",
     ),
     "host.files": Meaning(
-        means="This shell allows few open files. The service sets its own limit.", remedy="ulimit -n 65536"
+        means="This shell allows few open files. The service sets its own limit.",
+        remedy="sudo prlimit --pid $$ --nofile=65536:65536, in this shell",
     ),
     "host.journal": Meaning(
         means="The journal is kept in memory only: after a power cut nobody can read what happened before it.",
@@ -127,21 +128,22 @@ def _disks(facts: Facts) -> Iterator[Finding]:
         if mount.read_only:
             yield Finding(
                 id="host.read_only",
-                level=Level.FAIL,
+                level=Level.WARN if set(names) == {"models"} else Level.FAIL,
                 what=f"{mount.place} is mounted read-only; it holds {holds}",
                 why="the kernel does that when a disk fails; nothing can be saved there",
                 commands=("dmesg | tail", f"sudo mount -o remount,rw {mount.place}"),
             )
         elif mount.free < max(LEAST_ROOM, grows):
-            yield _too_little(mount, holds, grows)
+            yield _too_little(mount, names, grows)
         else:
             fine.append(f"{mount.free / GIB:,.0f} GiB free for {holds}")
     if fine:
         yield ok("host.disk", "; ".join(fine))
 
 
-def _too_little(mount: Mount, holds: str, grows: int) -> Finding:
-    full = mount.free < LEAST_ROOM // 16
+def _too_little(mount: Mount, names: Sequence[str], grows: int) -> Finding:
+    full = mount.free < LEAST_ROOM // 16 and set(names) != {"models"}
+    holds = ", ".join(dict.fromkeys(names))
     needs = f"; the queue will need about {grows / GIB:.1f} GiB" if grows > mount.free else ""
     return Finding(
         id="host.disk",
@@ -165,6 +167,8 @@ def _written(facts: Facts) -> Iterator[tuple[str, Path]]:
     except (VbatchError, NothingStored):
         yield "store", settings.data_dir
     yield "models", settings.cache_dir
+    if settings.engine != "echo":
+        yield "models", hub_cache()
     yield "logs", settings.state_dir
 
 
@@ -186,10 +190,7 @@ def _limits(_facts: Facts) -> Iterator[Finding]:
             level=Level.WARN,
             what=f"/dev/shm has {mount.total / (1 << 20):,.0f} MiB",
             why="vLLM's processes exchange requests there; an engine may die of it",
-            commands=(
-                "docker run --ipc=host …   # in a container",
-                "sudo mount -o remount,size=50% /dev/shm",
-            ),
+            commands=("sudo mount -o remount,size=50% /dev/shm",),
         )
     else:
         yield ok("host.shm", f"/dev/shm has {mount.total / GIB:.1f} GiB")
@@ -200,7 +201,7 @@ def _limits(_facts: Facts) -> Iterator[Finding]:
             level=Level.WARN,
             what=f"at most {hard} files may be open here",
             why="vLLM opens a socket for each of its processes and a file for each part of a model",
-            commands=("ulimit -n 65536",),
+            commands=("sudo prlimit --pid $$ --nofile=65536:65536",),
         )
     else:
         yield ok("host.files", f"{soft if soft >= 0 else 'any number of'} open files are allowed")

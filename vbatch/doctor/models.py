@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.disks import hub_cache
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, ok, skip
 from vbatch.doctor.memory import of_the_worker, wanted_models
@@ -21,7 +23,7 @@ GIB = 1 << 30
 MEANINGS = {
     "engine.model": Meaning(
         means="Whether a model's files are complete on this disk, so that loading it needs no network.",
-        remedy='huggingface-cli download NAME; or name its folder: [models."NAME"] path = … in config.toml.',
+        remedy='hf download NAME; or name its folder: [models."NAME"] path = … in config.toml.',
     ),
     "engine.fit": Meaning(
         means="A model's weights alone are bigger than what vLLM may use of the GPU.",
@@ -67,7 +69,7 @@ def _of_one(facts: Facts, model: str) -> Iterator[Finding]:
             level=Level.FAIL if offline else Level.WARN,
             what=f"{shown} is not on this disk ({harmless(place)})",
             why="its batches cannot be answered" if offline else "the first load will download it",
-            commands=(f"huggingface-cli download {shown}",),
+            commands=(shlex.join(["hf", "download", shown]),),
         )
         return
     files = _look(folder)
@@ -78,7 +80,7 @@ def _of_one(facts: Facts, model: str) -> Iterator[Finding]:
             what=f"{shown} is not complete: {', '.join(files.missing[:3])} missing",
             why="a download was cut off, or a file was deleted; it cannot be loaded like this",
             evidence=(str(folder), *files.missing),
-            commands=(f"huggingface-cli download {shown}",),
+            commands=(shlex.join(["hf", "download", shown]),),
         )
         return
     yield ok("engine.model", f"{shown} is complete ({files.weights / GIB:.1f} GiB of weights)", str(folder))
@@ -99,7 +101,7 @@ def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
                 what=f"{harmless(model)} has {weights / GIB:.1f} GiB of weights; vLLM may use "
                 f"{allowed / GIB:.1f} GiB of GPU {card.index}",
                 why="it cannot be loaded there",
-                commands=("vbatch submit … -m A-SMALLER-OR-QUANTIZED-MODEL",),
+                commands=("vbatch submit --help   # -m names a smaller or a quantized model",),
             )
 
 
@@ -116,9 +118,7 @@ def _folder(place: str) -> Path | None:
     """Return where the files are: a folder, or the newest snapshot in the Hugging Face cache; None for nowhere."""
     if Path(place).is_dir():
         return Path(place)
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    snapshots = cache / f"models--{place.replace('/', '--')}" / "snapshots"
+    snapshots = hub_cache() / f"models--{place.replace('/', '--')}" / "snapshots"
     found = sorted(snapshots.glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
     return found[-1] if found else None
 

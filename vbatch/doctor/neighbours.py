@@ -124,7 +124,7 @@ def _finding(name: str, url: str, headers: dict[str, str], answer: _Answer) -> F
             level=Level.INFO,
             what=f"{name} is healthy at {other}, not at {url}",
             why="it listens on one of the two loopback addresses only; nothing is wrong with it",
-            commands=(f'{name} = "{other}"   # in [doctor.neighbours] of config.toml',),
+            commands=(shlex.join(["curl", "-i", other]),),
         )
     return _alarm("neighbours.down", f"{name} does not answer ({answer.reason}), {TRIES} tries", url)
 

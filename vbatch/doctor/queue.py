@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vbatch import jsonl, processes
+from vbatch.doctor import service
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
@@ -74,13 +76,19 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
     elif facts.of_service:
         yield ok("queue.no_worker", "no worker is running yet; the service brings one")
     else:
-        yield Finding(
-            id="queue.no_worker",
-            level=Level.INFO,
-            what="no worker is running",
-            why="nothing is lost; the queue waits for one",
-            commands=("vbatch run-worker",),
-        )
+        yield _without_worker(service.brings_a_worker())
+
+
+def _without_worker(unit: Finding | None) -> Finding:
+    if unit is not None and unit.level in (Level.OK, Level.WARN):  # it starts, or is between two tries
+        return ok("queue.no_worker", "no worker is running yet; the service brings one", unit.what)
+    return Finding(
+        id="queue.no_worker",
+        level=Level.INFO,
+        what="no worker is running",
+        why="nothing is lost; the queue waits for one",
+        commands=unit.commands[-1:] if unit is not None else ("vbatch run-worker",),
+    )
 
 
 def _progress(batch: Batch) -> str:
@@ -173,7 +181,8 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
         (Path(batch.output_path), batch.counts.completed, ""),
         (Path(batch.error_path), batch.counts.total - batch.counts.completed, " --errors"),
     ):
-        again = (f"vbatch results {batch.id}{flag} -o FILE",)
+        place = path.with_name(f"{path.name}.again") if path.exists() else path
+        again = (f"vbatch results {batch.id}{flag} -o {shlex.quote(str(place))}",)
         if lines and not path.exists():
             yield info(
                 "queue.outputs",

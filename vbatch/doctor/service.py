@@ -133,7 +133,13 @@ def _program(unit: str) -> str | None:
     return found[1].strip('"').lstrip("-:+@!").replace("%%", "%") if found else None
 
 
-def _state(_facts: Facts) -> Iterator[Finding]:
+def brings_a_worker() -> Finding | None:
+    """Return how an installed service is that brings a worker, or would; None where there is none."""
+    telling = ("service.running", "service.failed", "service.stopped")
+    return next((finding for finding in state() if finding.id in telling), None)
+
+
+def state(_facts: Facts | None = None) -> Iterator[Finding]:
     """Ask systemd how each instance is."""
     installed = [scope for scope in Scope if places(scope).unit.exists()]
     if not installed:
@@ -199,5 +205,5 @@ def _failed(systemd: Systemd, unit: str, seen: dict[str, str]) -> Finding:
 
 CHECKS = (
     Check(name="service.unit", group=Group.SERVICE, run=_unit),
-    Check(name="service.state", group=Group.SERVICE, run=_state),
+    Check(name="service.state", group=Group.SERVICE, run=state),
 )

@@ -47,6 +47,16 @@ def unopened(path: Path) -> Iterator[Finding]:
                 why="vbatch sets journal_mode=DELETE as soon as no other program has it open",
                 commands=(shlex.join(["fuser", "-v", str(path)]),),
             )
+            if examination.kept_in_wal_mode(path):
+                yield Finding(
+                    id="store.locked",
+                    level=Level.FAIL,
+                    what=f"another program keeps {path} in WAL mode",
+                    why="a worker waits until that program closes it",
+                    commands=(shlex.join(["fuser", "-v", str(path)]),),
+                    passing=True,
+                    exit_code=ExitCode.STORE_UNREACHABLE,
+                )
         return
     if path.is_symlink():
         yield _cannot_open(
@@ -80,7 +90,7 @@ def _place(path: Path) -> Iterator[Finding]:
             level=Level.WARN,
             what=f"{path} lies on {mount.kind}, a network file system",
             why="two processes may write at once there, which damages the file",
-            commands=("VBATCH_DATA_DIR=/a/local/folder",),
+            commands=(shlex.join(["df", "-hT", str(path)]), "export VBATCH_DATA_DIR=/var/tmp/vbatch"),
         )
     if path.stat().st_mode & 0o077:
         yield Finding(

@@ -12,12 +12,13 @@ from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, info, ok
+from vbatch.doctor.starting import so_far, span
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.service import database
 from vbatch.service.database import Database, Kind
 from vbatch.store import Store, examination, migrate
 from vbatch.store.examination import Server
-from vbatch.store.url import is_sqlite, parse_url, sqlite_path
+from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
 
 MEANINGS = sqlite.MEANINGS | {
     "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),
@@ -93,7 +94,7 @@ MEANINGS = sqlite.MEANINGS | {
 _WHY = {
     "away": "batches cannot be taken in or answered before it serves",
     "starting": "it will serve in a moment",
-    "recovering": "it replays its log after a crash; nothing is lost, and it will serve when it is done",
+    "recovering": "it replays its log after a crash, and will serve when it is done",
     "stopping": "somebody stops it",
     "full": "vbatch cannot connect before another program lets go",
     "hanging": "something between here and the server swallows what is said",
@@ -153,16 +154,25 @@ def _unopened(facts: Facts) -> Iterator[Finding]:
 def _remedy(facts: Facts, error: StoreMisconfigured) -> tuple[str, ...]:
     if error.fault == "damaged" and facts.store.file is not None:
         return (sqlite.rescue(facts.store.file),)
+    match error.fault:
+        case "url":
+            return ("export VBATCH_DATABASE_URL=postgresql://user:password@host/database",)
+        case "password" | "forbidden" | "no_database" | "no_user":
+            return (_psql(facts.store),)
     return (error.hint,) if error.hint else ()
+
+
+def _psql(store: Store, *command: str) -> str:
+    """Return how a person connects as vbatch does, who is then asked for the password."""
+    url = shown(store.url.set(drivername="postgresql")).replace(":***@", "@")
+    return shlex.join(["psql", url, *(part for line in command for part in ("-c", line))])
 
 
 def _called(store: Store) -> str:
     if store.file is not None:
         return f"SQLite {sqlite3.sqlite_version} ({store.file})"
     seen = examination.server(store)
-    return (
-        f"PostgreSQL {seen.version} at {database.recognise(str(store)).where}, up for {_span(seen.uptime)},"
-    )
+    return f"PostgreSQL {seen.version} at {database.recognise(str(store)).where}, up for {span(seen.uptime)},"
 
 
 def _unreachable(facts: Facts, error: StoreUnreachable) -> Finding:
@@ -171,7 +181,7 @@ def _unreachable(facts: Facts, error: StoreUnreachable) -> Finding:
         id=f"store.{error.fault}",
         level=Level.FAIL,
         what=error.message.rstrip("."),
-        why=_WHY.get(error.fault, ""),
+        why=_WHY.get(error.fault, "") + so_far(facts, error.fault, where),
         commands=tuple(_start(where)) if error.fault == "away" else ("vbatch doctor store --wait 60s",),
         passing=True,
         exit_code=ExitCode.STORE_UNREACHABLE,
@@ -206,7 +216,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
             level=Level.FAIL,
             what=f"{store} can only be read",
             why="it is a standby" if seen.in_recovery else "default_transaction_read_only is on",
-            commands=("psql -c 'SHOW default_transaction_read_only'",),
+            commands=(_psql(store, "SHOW default_transaction_read_only"),),
             exit_code=ExitCode.MISCONFIGURED,
         )
     yield from _rights(store, seen)
@@ -216,7 +226,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
             level=Level.FAIL,
             what=f"the server runs with {' and '.join(f'{name}=off' for name in seen.unsafe)}",
             why="a power cut can cost saved results, or the whole database",
-            commands=tuple(f"psql -c 'ALTER SYSTEM SET {name} = on'" for name in seen.unsafe),
+            commands=tuple(_psql(store, f"ALTER SYSTEM SET {name} = on") for name in seen.unsafe),
         )
     else:
         yield ok(
@@ -252,14 +262,6 @@ def _rights(store: Store, seen: Server) -> Iterator[Finding]:
         commands=(shlex.join(["psql", "-c", f'GRANT {right} TO "{role}"', store.url.database or ""]),),
         exit_code=ExitCode.MISCONFIGURED,
     )
-
-
-def _span(duration: timedelta) -> str:
-    seconds = int(duration.total_seconds())
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
 
 
 CHECKS = (

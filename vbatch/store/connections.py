@@ -34,10 +34,13 @@ def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> 
     return version >= _WAL_SAFE_SINCE or (fixed is not None and version[2] >= fixed)
 
 
-def connect(url: URL) -> Engine:
-    """Return an SQLAlchemy engine for this store; no connection is made yet."""
+def connect(url: URL, *, as_it_is: bool = False) -> Engine:
+    """Return an SQLAlchemy engine for this store; no connection is made yet.
+
+    With ``as_it_is`` a SQLite file keeps the journal mode that it was found in: its header is not written.
+    """
     if is_sqlite(url):
-        return _connect_sqlite(url)
+        return _connect_sqlite(url, as_it_is=as_it_is)
     options = (
         f"-c synchronous_commit=on -c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS}"
         f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"
@@ -64,7 +67,7 @@ def connect(url: URL) -> Engine:
     )
 
 
-def _connect_sqlite(url: URL) -> Engine:
+def _connect_sqlite(url: URL, *, as_it_is: bool) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None})
     path = sqlite_path(url)
 
@@ -76,7 +79,9 @@ def _connect_sqlite(url: URL) -> Engine:
     def configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA page_size={PAGE_SIZE}")  # of effect only in a new file
-        if wal_is_safe():
+        if as_it_is:
+            cursor.execute("PRAGMA synchronous=EXTRA")  # enough in either mode
+        elif wal_is_safe():
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=FULL")
         else:

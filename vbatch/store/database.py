@@ -56,7 +56,8 @@ class Store:
     """The job store behind a URL. Opened lazily, usable from several threads.
 
     ``on_wait(reason, seconds)`` is called before each pause of an outage with the seconds waited so far, and
-    once with None when it is over. ``stop`` ends any waiting with Interrupted.
+    once with None when it is over. ``stop`` ends any waiting with Interrupted. ``as_it_is`` opens it to be looked
+    at: a SQLite file keeps its journal mode.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class Store:
         patience: Patience = COMMAND_PATIENCE,
         on_wait: Callable[[str | None, float], None] | None = None,
         stop: threading.Event | None = None,
+        as_it_is: bool = False,
     ) -> None:
         self.url = parse_url(url)
         self.sqlite = is_sqlite(self.url)
         self._patience = patience
         self._on_wait = on_wait or (lambda _reason, _seconds: None)
         self._stop = stop or threading.Event()
-        self._engine: Engine = connections.connect(self.url)
+        self._engine: Engine = connections.connect(self.url, as_it_is=as_it_is)
 
     def __str__(self) -> str:
         return shown(self.url)

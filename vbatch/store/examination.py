@@ -5,7 +5,10 @@ Nothing here changes anything: no file is created, no schema migrated.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
+import struct
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,6 +101,20 @@ def in_unsafe_wal_mode(path: Path) -> bool:
             return stream.read(20)[18:] == b"\x02\x02" and not wal_is_safe()
     except OSError:  # opening the store will say why
         return False
+
+
+def kept_in_wal_mode(path: Path) -> bool:
+    """Whether another process has this file open in WAL mode, so that nobody can set the mode back.
+
+    It holds a lock on byte 128 of the shared index (sqlite.org/walformat.html, 2.3.1). To be asked as above.
+    """
+    asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 128, 1, 0)
+    try:
+        with Path(f"{path}-shm").open("rb") as stream:
+            answer = fcntl.fcntl(stream, fcntl.F_GETLK, asked)
+    except OSError:
+        return False
+    return bool(struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK)
 
 
 def file(path: Path, *, limit: timedelta) -> File:

@@ -181,6 +181,10 @@ def load(**flags: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise _describe(error.errors(include_url=False)[0], given) from None
+    except RuntimeError as error:  # of pathlib and platformdirs: no HOME, and no entry for this user
+        raise ConfigError(
+            f"there is no home directory: {error}", hint="export HOME=/var/lib/vbatch"
+        ) from None
 
 
 def variables() -> frozenset[str]:

@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from vbatch import __version__
@@ -116,8 +117,8 @@ def _of_file(scope: Scope, where: Places) -> Iterator[Finding]:
             what=f"the {scope} service is installed, but does not start at boot",
             commands=(install,),
         )
-    user = getpass.getuser()
-    if scope is Scope.USER and os.geteuid() != 0 and not Systemd(scope).lingers(user):
+    user = _user()
+    if scope is Scope.USER and os.geteuid() != 0 and user and not Systemd(scope).lingers(user):
         yield Finding(
             id="service.linger",
             level=Level.WARN,
@@ -125,6 +126,12 @@ def _of_file(scope: Scope, where: Places) -> Iterator[Finding]:
             why="systemd starts a person's services without a login only for those who linger",
             commands=(f"sudo loginctl enable-linger {user}",),
         )
+
+
+def _user() -> str | None:
+    with suppress(KeyError, OSError):  # one without an entry in passwd
+        return getpass.getuser()
+    return None
 
 
 def _program(unit: str) -> str | None:

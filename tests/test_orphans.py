@@ -145,6 +145,16 @@ def test_a_process_in_another_pid_namespace_is_left_alone(store: Store) -> None:
         os.kill(inner, signal.SIGKILL)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a pid namespace")
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_container_is_known_by_its_pid_namespace(inside: bool) -> None:
+    """Mutant: ``among_all`` that is always true; NVML's host pids would name innocents there."""
+    asked = [sys.executable, "-c", "from vbatch import processes; print(processes.among_all())"]
+    command = ["unshare", "--pid", "--fork", "--mount-proc", *asked] if inside else asked
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not inside)
+
+
 def test_we_and_those_above_us_are_left_alone(store: Store) -> None:
     """Mutant: no look at ourselves: doctor would end the shell that it runs in."""
     for pid in (os.getpid(), os.getppid()):

@@ -71,7 +71,9 @@ def test_a_file_that_others_may_read(file: Path) -> None:
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.MonkeyPatch, safe: bool) -> None:
+def test_wal_where_this_sqlite_can_damage_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
+) -> None:
     """Another program set the mode. Mutant: a connection that sets it back; without --fix nothing is changed."""
     for module in ("examination", "connections"):
         monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: safe)
@@ -82,6 +84,12 @@ def test_wal_where_this_sqlite_can_damage_it(file: Path, monkeypatch: pytest.Mon
     assert levels.get("store.journal_mode") == (None if safe else Level.WARN)
     assert levels["store.reach"] is Level.OK
     assert file.read_bytes()[18:20] == b"\x02\x02"  # a look changes nothing: not the mode either
+    if not (safe or sqlite3.sqlite_version_info >= (3, 51, 3)):
+        home = Home(tmp_path, f"sqlite:///{file}")
+        home.run("doctor", "store")
+        assert file.read_bytes()[18:20] == b"\x02\x02"
+        home.run("doctor", "store", "--fix", "--yes")
+        assert file.read_bytes()[18:20] == b"\x01\x01"
 
 
 def test_wal_that_another_program_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

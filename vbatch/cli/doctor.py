@@ -85,7 +85,11 @@ def doctor(request: Request) -> int:
     checks = catalogue.chosen(request.names)
     patience = _patience(request.wait)
     settings = load_settings(output)
-    facts = Facts(settings=settings, min_free_gb=request.min_free_gb)
+    facts = Facts(
+        settings=settings,
+        min_free_gb=request.min_free_gb,
+        only_looks=not (request.fix or request.force_clear),
+    )
     screen = _Screen(output, verbose=request.verbose)
     asking = _Asking(output, request)
     try:

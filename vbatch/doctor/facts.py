@@ -32,20 +32,22 @@ class Facts:
     """The surroundings of a run. A failed look raises; the check that needs it says so.
 
     ``min_free_gb`` is what a person demands to be free, in GiB; None leaves it to the models.
+    ``only_looks`` says that nothing may be changed: a SQLite file keeps its journal mode then.
     """
 
     settings: Settings
     min_free_gb: float | None = None
+    only_looks: bool = True
     _began: float = field(default_factory=time.monotonic)
     _stores: list[Store] = field(default_factory=list)
 
     @cached_property
     def store(self) -> Store:
-        """The configured store, asked once and never waited for; a look changes nothing in it.
+        """The configured store, asked once and never waited for.
 
         Raises StoreMisconfigured for a bad URL, NothingStored where a SQLite file would have to be made.
         """
-        store = Store(self.settings.store_url, patience=NO_PATIENCE, as_it_is=True)
+        store = Store(self.settings.store_url, patience=NO_PATIENCE, as_it_is=self.only_looks)
         if store.file is not None and not store.file.exists():
             raise NothingStored
         self._stores.append(store)

@@ -106,24 +106,26 @@ def test_memory_that_settles_is_waited_for_beside_a_desktop(driver: StandInDrive
         assert not found()["gpu.memory"].passing
 
 
-@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("who", ["the worker", "one that is gone", "another one"])
 def test_a_worker_that_the_driver_does_not_list(
-    driver: StandInDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+    driver: StandInDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """In Docker and on WSL it lists nobody. Mutants: FAIL beside a worker at work; any lock taken for a worker."""
+    """In Docker and on WSL it lists nobody. Mutants: FAIL beside one at work; no look whether it lives, or has it."""
     monkeypatch.setenv("VBATCH_DATABASE_URL", f"sqlite:///{tmp_path / 'vbatch.db'}")
     settings = config.load()
     store = Store(settings.store_url)
     store.prepare()
     driver.has(leak=14 * GIB)
-    with engines.child() as worker:
+    with engines.child() as worker, engines.child() as other:
+        identity = engines.dead_identity() if who == "one that is gone" else worker.identity
+        registry.register(store, identity=identity, engine="vllm", gpu_uuid=None)
         settings.state_dir.mkdir(parents=True)
-        preflight._lock_of(settings.state_dir, 0).write_text(str(worker.pid))
-        who = worker.identity if lives else engines.dead_identity()
-        registry.register(store, identity=who, engine="vllm", gpu_uuid=None)
+        holds = other.pid if who == "another one" else identity.pid
+        preflight._lock_of(settings.state_dir, 0).write_text(str(holds))
         findings = found()
-    assert findings["gpu.memory"].level is (Level.INFO if lives else Level.FAIL)
-    assert ("gpu.ghost" in findings) is not lives
+    at_work = who == "the worker"
+    assert findings["gpu.memory"].level is (Level.INFO if at_work else Level.FAIL)
+    assert ("gpu.ghost" in findings) is not at_work
 
 
 def test_a_gpu_that_is_named_by_its_uuid(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:

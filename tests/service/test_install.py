@@ -6,12 +6,14 @@ import json
 
 import pytest
 
+from tests.rigs.commands import chats
 from tests.rigs.guest import HOME, PERSON, UNIT, VBATCH, Guest
 
 pytestmark = pytest.mark.root
 
 TEMPLATE = "/etc/systemd/system/vbatch-worker@.service"
 ENVIRONMENT = "/etc/vbatch/worker.env"
+STATE = "/var/lib/vbatch"
 
 
 def test_a_dry_run_prints_the_plan_and_the_unit_and_changes_nothing(guest: Guest) -> None:
@@ -127,6 +129,28 @@ def test_an_account_that_cannot_run_this_python_is_told_so_at_once(guest: Guest)
     )
     assert done.returncode == 2
     assert "user bob cannot run vbatch" in done.stderr
+
+
+def test_an_account_without_a_home_finds_its_batches(guest: Guest) -> None:
+    """Submit and service use one store, after a second install too. Mutant: XDG_DATA_HOME=%S in the unit."""
+    run = guest.machine.run
+    run(["useradd", "--system", "--home-dir", "/var/lib/vbatch", "vbatch"])
+    install = ("install-service", "--run-as", "vbatch", "--", "--engine", "echo")
+    planned = guest.sudo(*install).stdout
+    assert "/var/lib/vbatch/.local/share/vbatch/vbatch.db" in planned
+    run(["sh", "-c", "cat > prompts.jsonl"], user="vbatch", home=STATE, stdin=json.dumps(chats(1)[0]))
+    submit = [*VBATCH, "submit", "prompts.jsonl", "--wait"]
+    run(submit, user="vbatch", home=STATE, timeout=60)
+    assert "already current" in guest.sudo(*install).stdout
+
+
+def test_the_disk_of_the_store_and_of_a_model_is_waited_for(guest: Guest) -> None:
+    """Mutant: wait for the default folder of the store only."""
+    guest.machine.write("/etc/vbatch/config.toml", '[models.big]\npath = "/mnt/models/big"\n')
+    url = "sqlite:////mnt/big/q/vbatch.db"
+    text = guest.sudo("install-service", "--dry-run", env={"VBATCH_DATABASE_URL": url}).stdout
+    folders = next(line for line in text.splitlines() if line.startswith("RequiresMountsFor=")).split()
+    assert {"/mnt/big/q", "/mnt/models/big", f"{HOME}/.cache/vbatch"} <= set(folders)
 
 
 def enabled(guest: Guest) -> list[str]:

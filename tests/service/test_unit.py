@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.service import hardening, seal, unit
+from vbatch.service import gpus, hardening, seal, unit
 from vbatch.service.accounts import Account
 from vbatch.service.errors import UnitInvalid
 from vbatch.service.scope import Scope, places
@@ -42,7 +42,7 @@ def spec(scope: Scope = Scope.SYSTEM, **changes: object) -> UnitSpec:
         search_path="/opt/vbatch/bin:/usr/bin:/bin",
         worker_arguments=(),
         one_per_gpu=True,
-        modprobe="/usr/bin/env",
+        modprobe=(("/usr/bin/env", "-c", "255", "-c", "0"), ("/usr/bin/env", "-u", "-c", "0")),
         drain_limit=timedelta(minutes=5),
         after=("postgresql.service", "docker.service"),
         remote=False,
@@ -138,10 +138,39 @@ def test_the_network_is_waited_for_only_where_the_store_is_remote() -> None:
     assert "Wants=network-online.target" in unit.render(spec(remote=True))
 
 
-def test_an_account_without_a_home_gets_folders_from_systemd() -> None:
-    found = keys(unit.render(spec(account=HOMELESS)))
-    assert found >= {"StateDirectory", "CacheDirectory"}
-    assert not keys(unit.render(spec(account=PERSON))) & {"StateDirectory", "CacheDirectory"}
+def test_an_account_without_a_home_gets_one_from_systemd() -> None:
+    """Mutant: XDG variables beside HOME, which that account's own commands do not know."""
+    text = unit.render(spec(account=HOMELESS))
+    assert "StateDirectory=vbatch\n" in text
+    assert "\nEnvironment=HOME=%S/vbatch\n" in text
+    assert "XDG" not in text
+    assert "StateDirectory" not in keys(unit.render(spec(account=PERSON)))
+
+
+def test_doctor_and_worker_see_the_same_gpu() -> None:
+    """Mutant: ``--gpu %i`` for the worker alone; doctor then looks at the first GPU for each instance."""
+    text = unit.render(spec())
+    assert "\nEnvironment=VBATCH_GPU=%i\n" in text
+    assert "--gpu" not in text
+    assert "VBATCH_GPU" not in unit.render(spec(one_per_gpu=False))
+
+
+def test_every_device_node_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: ``-u -c 0`` alone, which makes /dev/nvidia-uvm and neither /dev/nvidiactl nor /dev/nvidia0."""
+    program = tmp_path / "nvidia-modprobe"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "present", lambda: (0, 1))
+    assert gpus.modprobe((1,)) == (
+        (str(program), "-c", "255", "-c", "0", "-c", "1"),
+        (str(program), "-u", "-c", "0"),
+    )
+    assert len(gpus.modprobe((0, 3))[0]) == 1 + 2 * 5  # the driver is not loaded yet, or counts another way
+    assert gpus.modprobe(()) == ()
+    text = unit.render(spec(modprobe=gpus.modprobe((1,))))
+    assert f"ExecStartPre=-+:{program} -c 255 -c 0 -c 1\n" in text
+    assert f"ExecStartPre=-+:{program} -u -c 0\n" in text
+    assert "modprobe" not in unit.render(spec(Scope.USER, modprobe=gpus.modprobe((1,))))
 
 
 def test_a_changed_line_breaks_the_seal() -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from vbatch.errors import UsageError
 
+# systemd's state directory of the service: the home of an account that has none of its own.
+STATE_HOME = Path("/var/lib/vbatch")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -19,6 +22,11 @@ class Account:
     gid: int
     home: str
     has_home: bool
+
+    @property
+    def service_home(self) -> str:
+        """The home that the machine's service gives this account: its store and its caches are below it."""
+        return self.home if self.has_home else str(STATE_HOME)
 
 
 def account(name: str | None = None) -> Account:
@@ -32,12 +40,14 @@ def account(name: str | None = None) -> Account:
         entry = pwd.getpwnam(name) if name is not None else pwd.getpwuid(os.geteuid())
     except KeyError:
         raise UsageError(f"there is no user {name}", hint="getent passwd") from None
+    home = Path(entry.pw_dir)
     return Account(
         name=entry.pw_name,
         uid=entry.pw_uid,
         gid=entry.pw_gid,
         home=entry.pw_dir,
-        has_home=_owns(Path(entry.pw_dir), entry.pw_uid),
+        # Whether STATE_HOME exists is the service's own doing: the next install must not decide by it.
+        has_home=home != STATE_HOME and _owns(home, entry.pw_uid),
     )
 
 

@@ -31,12 +31,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """What was recognised. ``where`` never holds a password; ``hint`` is what the person should still do."""
+    """What was recognised. ``where`` never holds a password; ``hint`` is what the person should still do.
+
+    ``folder`` is where an embedded database's file is.
+    """
 
     kind: Kind
     where: str
     unit: str | None = None
     container: Container | None = None
+    folder: Path | None = None
 
     @property
     def words(self) -> str:
@@ -76,7 +80,8 @@ def recognise(url: str) -> Database:
     """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for a URL that is none."""
     parsed = parse_url(url)
     if is_sqlite(parsed):
-        return Database(kind=Kind.EMBEDDED, where=str(sqlite_path(parsed)))
+        file = sqlite_path(parsed)
+        return Database(kind=Kind.EMBEDDED, where=str(file), folder=file.parent)
     host, port = server(parsed)
     if host.startswith("/") or not host:
         socket = Path(host or "/run/postgresql") / f".s.PGSQL.{port}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vbatch.errors import UsageError
-from vbatch.service import database, environment, probe, seal, unit
+from vbatch.service import database, environment, gpus, probe, seal, unit
 from vbatch.service.accounts import Account, account
 from vbatch.service.database import Database, Kind
 from vbatch.service.errors import NotAllowed
@@ -101,7 +100,8 @@ def plan(wish: Wish) -> Plan:
     where = places(wish.scope)
     variables = environment.read(where.environment) | environment.worth_keeping(os.environ)
     search_path = f"{Path(sys.executable).parent}:{SEARCH_PATH}"
-    seen = probe.look(owner, python=sys.executable, search_path=search_path, environment=variables)
+    home = owner.service_home if wish.scope is Scope.SYSTEM else owner.home
+    seen = probe.look(owner, home=home, python=sys.executable, search_path=search_path, environment=variables)
     found = database.recognise(seen.store_url)
     linger = wish.scope is Scope.USER and not systemd.lingers(owner.name)
     spec = unit.UnitSpec(
@@ -113,11 +113,11 @@ def plan(wish: Wish) -> Plan:
         search_path=search_path,
         worker_arguments=tuple(wish.worker_arguments),
         one_per_gpu=bool(wish.gpus),
-        modprobe=shutil.which("nvidia-modprobe") if wish.gpus else None,
+        modprobe=gpus.modprobe(wish.gpus),
         drain_limit=timedelta(seconds=seen.drain_seconds),
         after=found.after,
         remote=found.kind is Kind.REMOTE,
-        folders=(sys.prefix, seen.data_dir, seen.cache_dir),
+        folders=_folders(found, seen),
         target=where.target,
         remarks=(LINGER_REMARK,) if linger or LINGER_REMARK in _text(where.unit) else (),
     )
@@ -139,6 +139,12 @@ def plan(wish: Wish) -> Plan:
         database=found,
         drain_limit=spec.drain_limit,
     )
+
+
+def _folders(found: Database, seen: probe.Seen) -> tuple[str, ...]:
+    """Return the folders whose disks are waited for: of the program, the store, the models and the logs."""
+    store = [str(found.folder)] if found.folder is not None and found.folder.is_absolute() else []
+    return tuple(dict.fromkeys([sys.prefix, *store, *seen.folders]))
 
 
 def _owner(wish: Wish) -> Account:

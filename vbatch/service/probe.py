@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,21 +20,28 @@ from vbatch.errors import ConfigError, ExitCode
 from vbatch.service.accounts import Account
 from vbatch.service.errors import NotAllowed
 
+if TYPE_CHECKING:
+    from vbatch.config import Settings
+
 LIMIT = timedelta(seconds=60)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that the unit depends on. ``store_url`` may hold a password."""
+    """The settings that the unit depends on. ``store_url`` may hold a password.
+
+    ``folders`` are where the worker finds its models and leaves its logs.
+    """
 
     store_url: str
-    data_dir: str
-    cache_dir: str
+    folders: tuple[str, ...]
     drain_seconds: float
     misconfigured: str | None = None
 
 
-def look(account: Account, *, python: str, search_path: str, environment: Mapping[str, str]) -> Seen:
-    """Return the settings that hold in this account.
+def look(
+    account: Account, *, home: str, python: str, search_path: str, environment: Mapping[str, str]
+) -> Seen:
+    """Return the settings that hold in this account with this home.
 
     Raises ConfigError for settings that are wrong, NotAllowed where the account cannot run this Python.
     """
@@ -40,7 +49,7 @@ def look(account: Account, *, python: str, search_path: str, environment: Mappin
     try:
         done = subprocess.run(
             [python, "-P", "-m", __name__],
-            env={"HOME": account.home, "PATH": search_path, "LANG": "C.UTF-8", **environment},
+            env={"HOME": home, "PATH": search_path, "LANG": "C.UTF-8", **environment},
             cwd="/",
             user=account.uid if as_account else None,
             group=account.gid if as_account else None,
@@ -68,6 +77,14 @@ def _cannot_run(account: Account, python: str, reason: str) -> NotAllowed:
     )
 
 
+def _folders(settings: Settings) -> Iterator[Path]:
+    """Yield the folders that may be mounts of their own. A model may also be a name, which is no path."""
+    yield from (settings.cache_dir, settings.state_dir)
+    for model in settings.models.values():
+        if model.path is not None and (path := Path(model.path).expanduser()).is_absolute():
+            yield path
+
+
 def main() -> int:
     """Print the settings of this process as JSON."""
     from vbatch import config
@@ -75,12 +92,11 @@ def main() -> int:
     try:
         settings = config.load()
     except ConfigError as error:
-        seen = Seen(store_url="", data_dir="", cache_dir="", drain_seconds=0, misconfigured=error.message)
+        seen = Seen(store_url="", folders=(), drain_seconds=0, misconfigured=error.message)
     else:
         seen = Seen(
             store_url=settings.store_url,
-            data_dir=str(settings.data_dir),
-            cache_dir=str(settings.cache_dir),
+            folders=tuple(map(str, _folders(settings))),
             drain_seconds=settings.drain_limit.total_seconds(),
         )
     sys.stdout.buffer.write(msgspec.json.encode(seen))

@@ -44,7 +44,7 @@ class UnitSpec:
     search_path: str
     worker_arguments: tuple[str, ...]
     one_per_gpu: bool
-    modprobe: str | None
+    modprobe: tuple[tuple[str, ...], ...]
     drain_limit: timedelta
     after: tuple[str, ...]
     remote: bool
@@ -92,19 +92,22 @@ def _unit(spec: UnitSpec) -> Iterator[Key | str]:
 
 def _service(spec: UnitSpec) -> Iterator[Key | str]:
     vbatch = (spec.python, "-P", "-m", "vbatch")
-    gpu = ("--gpu", "%i") if spec.one_per_gpu else ()
     yield "Type", "notify"
     if spec.scope is Scope.SYSTEM:
         yield "User", spec.account.name
-        yield "WorkingDirectory", "-~"
+        yield "WorkingDirectory", "-~" if spec.account.has_home else "-%S/vbatch"
+    if spec.one_per_gpu:
+        yield "# Doctor and the worker look at the same GPU."
+        yield "Environment", "VBATCH_GPU=%i"
     yield "Environment", word(f"PATH={spec.search_path}")
     yield "EnvironmentFile", "-" + path(str(spec.environment_file))
-    if spec.modprobe is not None and spec.scope is Scope.SYSTEM:
-        yield "# Makes the GPU's device nodes, which at boot only root can do."
-        yield "ExecStartPre", command("-+", spec.modprobe, "-u", "-c", "0")
+    if spec.modprobe and spec.scope is Scope.SYSTEM:
+        yield "# Loads the modules and makes the device nodes, which at boot only root can do."
+        for program, *arguments in spec.modprobe:
+            yield "ExecStartPre", command("-+", program, *arguments)
     yield "# Mends what is provably ours and reports the rest; whether to start is the worker's own decision."
     yield "ExecStartPre", command("-", *vbatch, *_DOCTOR, "--wait", _span(PATIENCE))
-    yield "ExecStart", _with_gpu(command("", *vbatch, "run-worker"), gpu, spec.worker_arguments)
+    yield "ExecStart", command("", *vbatch, "run-worker", *spec.worker_arguments)
     yield "ExecStopPost", command("-", *vbatch, "doctor", "gpu", "queue", "--fix", "--yes")
     yield from _restarts(spec)
     yield "# The worker drains alone; what is left of its engine after that is ended before any restart."
@@ -140,12 +143,10 @@ def _directories(spec: UnitSpec) -> Iterator[Key | str]:
     yield "RuntimeDirectoryMode", "0700"
     yield "Environment", f"VLLM_RPC_BASE_PATH=%t/{_RUNTIME}-%i"
     if spec.scope is Scope.SYSTEM and not spec.account.has_home:
-        yield "# The account has no home of its own: systemd keeps its data and caches."
+        yield "# The account has no home of its own: this is one."
         yield "StateDirectory", "vbatch"
         yield "StateDirectoryMode", "0700"
-        yield "CacheDirectory", "vbatch"
-        yield "CacheDirectoryMode", "0700"
-        yield "Environment", "HOME=%S/vbatch XDG_DATA_HOME=%S XDG_STATE_HOME=%S XDG_CACHE_HOME=%C"
+        yield "Environment", "HOME=%S/vbatch"
 
 
 _RUNTIME = "vbatch-worker"
@@ -155,11 +156,6 @@ def _sandbox(spec: UnitSpec) -> Iterator[Key | str]:
     yield "# What neither CUDA, nor a JIT compiler, nor a batch needs."
     yield from hardening.KEYS
     yield "CapabilityBoundingSet", hardening.CAPABILITIES_OF_ROOT if spec.account.uid == 0 else ""
-
-
-def _with_gpu(line: str, gpu: tuple[str, ...], arguments: tuple[str, ...]) -> str:
-    """Add ``--gpu %i``, whose specifier is meant to be one, and what the person added."""
-    return " ".join([line, *gpu, *map(word, arguments)])
 
 
 def _lines(keys: Iterator[Key | str]) -> list[str]:

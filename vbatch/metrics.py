@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -91,6 +91,7 @@ def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # the start time, which an alert asks for
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return registry
 
@@ -108,7 +109,7 @@ class _WorkerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of ours."""
         now = self._figures()
-        yield InfoMetricFamily("vbatch_worker", "Version, state and loaded model.", value=_labels(now))
+        yield InfoMetricFamily("vbatch_worker", "Version, kind of state, model.", value=_labels(now))
         yield _gauge("vbatch_up", "1 while the worker makes progress or has nothing to do.", int(now.healthy))
         yield _gauges(
             "vbatch_queue_requests",
@@ -144,8 +145,18 @@ class _WorkerCollector(Collector):
         yield _gauges("vbatch_disk_free_bytes", "Room where the worker writes.", "place", now.disk_free)
 
 
+# The words that a worker's state begins with; what follows may be any model's name, which would make a
+# label without bounds.
+STATES = frozenset({"starting", "ready", "idle", "working", "loading", "unloading", "waiting"})
+
+
 def _labels(now: Figures) -> dict[str, str]:
-    return {"version": __version__, "state": now.state, "model": now.model or ""}
+    state = now.state.partition(" ")[0]
+    return {
+        "version": __version__,
+        "state": state if state in STATES else "other",
+        "model": now.model or "",
+    }
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -120,7 +120,7 @@ def test_an_unknown_gpu_is_left_out() -> None:
 
 
 def test_metrics_of_vllm_are_in_the_same_page() -> None:
-    """vLLM registers its own in the process's registry; one stands in for them here."""
+    """vLLM registers its own in the process's registry; one stands in for them: a real engine takes a minute."""
     counter = Counter("vllm:prompt_tokens_stand_in", "Registered as vLLM does.")
     counter.inc(7)
     try:
@@ -160,7 +160,7 @@ def promtool(*arguments: str, cwd: Path) -> str:
 
 def test_promtool_accepts_the_alert_rules() -> None:
     rules = Path(str(files("vbatch.service") / "alerts.yml"))
-    assert "6 rules found" in promtool("check", "rules", str(rules), cwd=rules.parent)
+    assert "8 rules found" in promtool("check", "rules", str(rules), cwd=rules.parent)
 
 
 def test_the_alerts_fire_on_recorded_situations_and_only_then() -> None:
@@ -171,7 +171,26 @@ def test_the_alerts_ask_for_metrics_that_exist() -> None:
     rules = (files("vbatch.service") / "alerts.yml").read_text()
     with serving(FIGURES) as url:
         served = {name for name, _ in samples(get(f"{url}/metrics")[1])}
-    assert set(re.findall(r"vbatch_[a-z_]+", rules)) <= served
+    assert set(re.findall(r"(?:vbatch|process)_[a-z_]+", rules)) <= served
+
+
+def test_the_start_time_is_there_where_vllms_processes_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: a registry of vLLM's metrics alone; a worker that restarts again and again alarms nobody."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with serving(FIGURES) as url:
+        assert samples(get(f"{url}/metrics")[1])["process_start_time_seconds", ""] > 0
+
+
+@pytest.mark.parametrize(
+    ("state", "label"), [("loading a/b", "loading"), ("working", "working"), ("dancing", "other")]
+)
+def test_the_label_of_the_state_is_one_of_a_few_words(state: str, label: str) -> None:
+    """Mutant: the state as it is shown, with the model's name in it: one series for each."""
+    with serving(replace(FIGURES, state=state)) as url:
+        text = get(f"{url}/metrics")[1]
+    assert re.findall(r'^vbatch_worker_info\{.*state="(.*?)"', text, re.MULTILINE) == [label]
 
 
 def test_a_real_worker_is_scraped_while_it_works(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ WORKING = Snapshot(
         (Snapshot(state="loading a/b"), False, "loading a/b"),
         (WORKING, False, "batch_12ab: 1,350 of 3,000 requests (45 %), 160.0/s, 0:00:10 left"),
         (Snapshot(state="working", batch="b", total=7), False, "b: 0 of 7 requests (0 %)"),
+        # The figures are those of the whole queue. Mutant: give them to the batch that was claimed last.
+        (
+            Snapshot(state="working", batch="b", batches=2, total=4010, completed=8),
+            False,
+            "2 batches: 8 of 4,010 requests (0 %)",
+        ),
         (Snapshot(state="working", running=3), True, "stopping: 3 requests may still finish"),
         (Snapshot(state="idle"), False, "idle: no batch is waiting"),
         (

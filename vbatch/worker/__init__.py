@@ -39,7 +39,8 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
     ``store`` must have been made with ``stop.store`` as its stop event, so that a signal ends waiting for
     the database. Raises StoreMisconfigured and EngineUnavailable, which only a person can mend.
     """
-    with on_signals(stop), announced(view, stopping=lambda: stop.requested):
+    said = announced(view, stopping=lambda: stop.requested, drain_limit=options.drain_limit)
+    with on_signals(stop), said:
         try:
             _run(store, options, view, stop)
         except Interrupted:

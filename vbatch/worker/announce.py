@@ -1,4 +1,4 @@
-"""Tell systemd, while anything changes, what the worker does, and that a long start is no hung one."""
+"""Tell systemd what the worker does, and that neither a long start nor a long stop is a hung one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from vbatch.worker.progress import Snapshot, View
 ROUND = timedelta(seconds=1)
 EXTENSION = timedelta(seconds=60)
 LONGEST_MIGRATION = timedelta(hours=1)  # a start that says nothing for longer hangs
+AFTER_DRAIN = timedelta(minutes=1)  # to save, to write files and to unload, when the drain limit is over
 LONGEST_STATUS = 200  # characters: one line of `systemctl status`
 
 
 @contextmanager
-def announced(view: View, *, stopping: Callable[[], bool]) -> Iterator[None]:
-    """Announce from a thread until the block is left. Costs nothing where no service manager listens."""
+def announced(view: View, *, stopping: Callable[[], bool], drain_limit: timedelta) -> Iterator[None]:
+    """Announce from a thread until the block is left. Costs nothing where no service manager listens.
+
+    The unit's own stop limit may be of a time when ``drain_limit`` was lower: a stop is extended up to it.
+    """
     over = threading.Event()
-    thread = threading.Thread(target=_announce, args=(view, stopping, over), name="announce", daemon=True)
+    thread = threading.Thread(
+        target=_announce, args=(view, stopping, drain_limit, over), name="announce", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -49,22 +55,30 @@ def status(snapshot: Snapshot, *, stopping: bool) -> str:
 def _working(snapshot: Snapshot) -> str:
     done = snapshot.completed + snapshot.failed
     percent = 100 * done // snapshot.total if snapshot.total else 0
-    words = f"{snapshot.batch or 'batch'}: {done:,} of {snapshot.total:,} requests ({percent} %)"
+    what = f"{snapshot.batches} batches" if snapshot.batches > 1 else snapshot.batch or "batch"
+    words = f"{what}: {done:,} of {snapshot.total:,} requests ({percent} %)"
     if snapshot.remaining_seconds is None:
         return words
     left = timedelta(seconds=round(snapshot.remaining_seconds))
     return f"{words}, {snapshot.requests_per_second:.1f}/s, {left} left"
 
 
-def _announce(view: View, stopping: Callable[[], bool], over: threading.Event) -> None:
+def _announce(
+    view: View, stopping: Callable[[], bool], drain_limit: timedelta, over: threading.Event
+) -> None:
     last = ""
-    rounds = 0
+    started = stopped = timedelta()  # how long the worker has been starting or stopping
     while not over.wait(ROUND.total_seconds()):
-        rounds += 1
-        snapshot = view.snapshot
-        has_reason = snapshot.waiting_for is not None or rounds * ROUND < LONGEST_MIGRATION
-        if snapshot.state == "starting" and has_reason:
+        snapshot, stops = view.snapshot, stopping()
+        if stops:
+            stopped += ROUND
+            has_reason = stopped < drain_limit + AFTER_DRAIN
+        else:
+            started += ROUND
+            waits = snapshot.waiting_for is not None or started < LONGEST_MIGRATION
+            has_reason = snapshot.state == "starting" and waits
+        if has_reason:
             notify(f"EXTEND_TIMEOUT_USEC={EXTENSION // timedelta(microseconds=1)}")
-        if (words := status(snapshot, stopping=stopping())) != last:
+        if (words := status(snapshot, stopping=stops)) != last:
             last = words
             notify(f"STATUS={words}")

@@ -251,7 +251,12 @@ class WorkLoop:
     async def _show_queue(self) -> None:
         context = self._context
         progress = await context.in_store(catalog.progress, context.store)
-        context.view.update(total=progress.total, completed=progress.completed, failed=progress.failed)
+        context.view.update(
+            batches=progress.unfinished_batches,
+            total=progress.total,
+            completed=progress.completed,
+            failed=progress.failed,
+        )
 
 
 def _unavailable(model: str, error: EngineStartFailed) -> EngineUnavailable:

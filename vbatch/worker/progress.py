@@ -19,7 +19,7 @@ GPU_FRESH = timedelta(seconds=10)
 class Snapshot:
     """The worker at one moment. Rates are per second over the last minute; counts are requests.
 
-    ``total``, ``completed`` and ``failed`` are of all unfinished batches together; ``saved`` and the tokens
+    ``total``, ``completed`` and ``failed`` are of all unfinished ``batches`` together; ``saved`` and the tokens
     are this worker's, since its start; ``saved_at`` is monotonic time. ``remaining_seconds`` is None while
     nothing is known.
     """
@@ -28,6 +28,7 @@ class Snapshot:
     worker: str | None = None
     model: str | None = None
     batch: str | None = None
+    batches: int = 0
     total: int = 0
     completed: int = 0
     failed: int = 0

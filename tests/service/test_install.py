@@ -60,7 +60,7 @@ def test_a_hand_edited_unit_is_kept_until_forced(guest: Guest) -> None:
     assert guest.machine.read(TEMPLATE) == edited
     refused = guest.sudo("uninstall-service", check=False)
     assert refused.returncode == 1
-    assert "hint: vbatch uninstall-service --force" in refused.stderr
+    assert "vbatch uninstall-service --force --system" in refused.stderr
     guest.sudo("install-service", "--no-now", "--force")
     assert "WatchdogSec=3min" in guest.machine.read(TEMPLATE)
 

@@ -122,7 +122,7 @@ def install_service(
         list[str] | None,
         typer.Argument(
             metavar="-- RUN_WORKER_OPTIONS",
-            help="Options of `vbatch run-worker` for the service, after a double dash.",
+            help="Options of `vbatch run-worker` for the service, after a double dash.  [default: as installed]",
             show_default=False,
         ),
     ] = None,
@@ -130,12 +130,19 @@ def install_service(
     system: SystemScope = False,
     gpu: Annotated[
         list[int] | None,
-        typer.Option("--gpu", metavar="N", min=0, help="Use this GPU; repeatable.  [default: every GPU]"),
+        typer.Option(
+            "--gpu",
+            metavar="N",
+            min=0,
+            help="Use this GPU; repeatable.  [default: as installed, else every GPU]",
+        ),
     ] = None,
     run_as: Annotated[
         str | None,
         typer.Option(
-            "--run-as", metavar="USER", help="The account of a system service.  [default: who called sudo]"
+            "--run-as",
+            metavar="USER",
+            help="The account of a system service.  [default: as installed, else who called sudo]",
         ),
     ] = None,
     dry_run: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from vbatch.cli.output import Mode, Output
 from vbatch.errors import UsageError
-from vbatch.service import gpus, install, plan, uninstall
+from vbatch.service import again, install, plan, uninstall
+from vbatch.service.accounts import account
 from vbatch.service.install import Installed
 from vbatch.service.plan import FileState, Plan, Wish
 from vbatch.service.scope import Scope
@@ -36,13 +38,14 @@ def install_service(
     output = Output.of(json=json)
     wish = Wish(
         scope=_scope(user=user, system=system),
-        gpus=tuple(sorted(set(wanted_gpus))) or gpus.present(),
+        gpus=tuple(wanted_gpus),
         run_as=run_as,
         worker_arguments=tuple(worker_arguments),
         start=start,
         force=force,
     )
     planned = plan.plan(wish)
+    _warn(output, planned)
     if dry_run:
         _show_plan(output, planned)
         return
@@ -53,10 +56,25 @@ def install_service(
             f"{planned.places.unit} was changed by hand and stays as it is; {_edit(planned)} keeps changes "
             "apart from it, --force replaces it"
         )
-    if os.geteuid() == 0 and planned.scope is Scope.SYSTEM and planned.account.uid == 0:
-        output.note("the worker will run as root; --run-as USER gives it another account")
     done = install.install(planned, report=_Steps(output))
     output.show(_InstalledScreen(done))
+
+
+def _warn(output: Output, planned: Plan) -> None:
+    """Say what is not as a person would want it, though it is no reason to refuse."""
+    for fault in planned.unit.faults:
+        output.warn(f"a drop-in of yours is not what systemd expects; {_edit(planned)} mends it: {fault}")
+    if planned.rival is not None:
+        other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
+        output.warn(
+            f"there is a {other} service of vbatch, too ({planned.rival}): both want the same queue and GPU; "
+            f"to remove that one: {again.in_scope(other, 'uninstall-service')}"
+        )
+    if planned.idle_gpus:
+        numbers = ", ".join(map(str, planned.idle_gpus))
+        output.note(f"GPU {numbers}: no worker, as installed before; --gpu N for each GPU names others")
+    if planned.scope is Scope.SYSTEM and planned.account.uid == 0:
+        output.note("the worker will run as root; --run-as USER gives it another account")
 
 
 def uninstall_service(*, user: bool, system: bool, force: bool, json: bool) -> None:
@@ -113,6 +131,8 @@ def _plan_lines(planned: Plan) -> list[str]:
         *(f"  no longer    {name}" for name in planned.surplus),
         f"  database     {planned.database.words}",
     ]
+    if planned.unit.spec.worker_arguments:
+        lines.append(f"  options      {shlex.join(planned.unit.spec.worker_arguments)}")
     if planned.linger:
         lines.append(f"  linger       {planned.account.name}'s services start at boot, without a login")
     return lines
@@ -189,7 +209,7 @@ class _InstalledScreen:
             lines.append(f"  {planned.database.hint}")
         if not self.done.instances:
             lines.append(f"  start it now    {systemctl} start {' '.join(planned.instances)}")
-        lines.append("  give it work    vbatch submit prompts.jsonl")
+        lines.append(f"  give it work    {_vbatch_of(planned)} submit prompts.jsonl")
         lines.append(f"  look on         {journal} -fu {first}")
         return lines
 
@@ -209,6 +229,7 @@ class _UninstalledScreen:
             "stopped": list(self.done.instances),
             "removed": list(self.done.removed),
             "kept": list(self.done.kept),
+            "lingers": self.done.lingers,
         }
 
     def screen(self) -> RenderableType:
@@ -219,9 +240,21 @@ class _UninstalledScreen:
         return "\n".join([*stopped, *removed, *self._kept(), "the queue, the results and the models stay"])
 
     def _kept(self) -> list[str]:
-        return [f"kept {file}: it is yours" for file in self.done.kept]
+        kept = [f"kept {file}: it is yours" for file in self.done.kept]
+        if (user := self.done.lingers) is not None:
+            kept.append(f"kept linger of {user}; an administrator switches it off:")
+            kept.append(f"  sudo loginctl disable-linger {user}")
+        return kept
 
 
 def _edit(planned: Plan) -> str:
-    flag = " --user" if planned.scope is Scope.USER else ""
-    return f"systemctl{flag} edit {planned.places.unit.name}"
+    systemctl = "systemctl --user" if planned.scope is Scope.USER else "sudo systemctl"
+    return f"{systemctl} edit {planned.places.unit.name}"
+
+
+def _vbatch_of(planned: Plan) -> str:
+    """Return how the person calls vbatch so that it uses the service's store: in the service's account."""
+    owner = planned.account
+    if planned.scope is Scope.USER or owner == account():
+        return "vbatch"
+    return f"sudo -u {shlex.quote(owner.name)} HOME={shlex.quote(owner.service_home)} {again.command()}"

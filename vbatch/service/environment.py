@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from vbatch import config
 from vbatch.service import quoting, seal
 
-# What decides where the store, the models and the caches are. Not: which GPU, that is the instance's.
-_NAMES = frozenset({"XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"})
-_PREFIXES = ("HF_", "VLLM_")
+# What decides where the store, the models and the caches are, and how they and CUDA are reached. Not: which
+# GPU, that is the instance's.
+_NAMES = frozenset(
+    {
+        *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+        *("CUDA_HOME", "LD_LIBRARY_PATH"),
+    }
+)
+_PREFIXES = ("HF_", "VLLM_", "PG")  # libpq reads PGPASSFILE, PGSSLMODE and many more
+_SUFFIXES = ("_PROXY", "_proxy")
 _NOT_KEPT = frozenset({"VBATCH_GPU", "VBATCH_DEBUG"})
 
 _HEADER = (
@@ -24,18 +31,18 @@ def worth_keeping(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if value and (name in ours or name in _NAMES or name.startswith(_PREFIXES))
+        if value
+        and (name in ours or name in _NAMES or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES))
     }
 
 
-def read(file: Path) -> dict[str, str]:
-    """Return what the file sets; nothing where there is none."""
-    try:
-        return quoting.read_environment_file(file.read_text())
-    except FileNotFoundError:
-        return {}
+def updated(text: str, changed: Mapping[str, str]) -> str:
+    """Return the file's text with these variables set.
 
-
-def render(variables: Mapping[str, str]) -> str:
-    """Return the file's text, sealed."""
-    return seal.seal(_HEADER + quoting.environment_file(variables))
+    A file that nobody touched is written anew, sealed. To one that a person edited they are added, for the
+    last assignment wins; it stays the person's own, with comments and all.
+    """
+    if not text or seal.intact(text):
+        known = quoting.read_environment_file(text)
+        return seal.seal(_HEADER + quoting.environment_file(known | dict(changed)))
+    return text + ("" if text.endswith("\n") else "\n") + quoting.environment_file(changed)

@@ -1,10 +1,18 @@
-"""Write and remove small files so that a power cut a second later finds them whole."""
+"""Read, write and remove small files so that a power cut a second later finds them whole."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+
+def text_of(file: Path) -> str:
+    """Return the file's text; none where there is no file."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def write(file: Path, text: str, *, mode: int) -> None:

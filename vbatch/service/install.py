@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vbatch.service import files
 from vbatch.service.errors import ServiceFailed, SystemdRefused
-from vbatch.service.plan import Plan
+from vbatch.service.plan import LINGER_REMARK, FileState, Plan
 from vbatch.service.systemd import Systemd
+from vbatch.service.unit import render
 
 READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)
@@ -47,10 +48,14 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     where = plan.places
     if plan.environment.write:
         files.write(where.environment, plan.environment.text, mode=0o600)
-    if plan.unit.write:
-        files.write(where.unit, plan.unit.text, mode=0o644)
-        systemd.systemctl("daemon-reload")
     refused = _switch_linger_on(systemd, plan) if plan.linger else None
+    text, write = plan.unit.text, plan.unit.write
+    if plan.linger and refused is None:  # only what was switched on with the unit goes with it
+        text = render(replace(plan.unit.spec, remarks=(LINGER_REMARK,)))
+        write = write or plan.unit.state is FileState.CURRENT
+    if write:
+        files.write(where.unit, text, mode=0o644)
+        systemd.systemctl("daemon-reload")
     if plan.surplus:
         stop(systemd, plan.surplus, report=report, limit=plan.drain_limit + READY_LIMIT)
         systemd.systemctl("disable", *plan.surplus)
@@ -59,7 +64,7 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     if missing:
         systemd.systemctl("enable", *missing)
         files.sync_folder(where.units / f"{where.target}.wants")
-    rewritten = plan.environment.write or plan.unit.write
+    rewritten = plan.environment.write or write
     started: tuple[Started, ...] = ()
     if plan.start:
         systemd.systemctl("restart" if rewritten else "start", "--no-block", *plan.instances)
@@ -100,7 +105,7 @@ def _switch_linger_on(systemd: Systemd, plan: Plan) -> str | None:
 
 
 def _wait_until_ready(systemd: Systemd, unit: str, *, report: Report, limit: timedelta) -> Started:
-    """Wait for READY=1, which ends the start job. A start that is not tried again leaves it failed."""
+    """Wait for READY=1, which ends the start job. A start that is not tried again leaves it failed or inactive."""
     deadline = time.monotonic() + limit.total_seconds()
     while True:
         seen = systemd.show(unit, "ActiveState", "Job", "StatusText", "Result", "ExecMainStatus")
@@ -108,7 +113,7 @@ def _wait_until_ready(systemd: Systemd, unit: str, *, report: Report, limit: tim
         pending = seen.get("Job", "0") not in ("", "0")
         if seen["ActiveState"] == "active" and not pending:
             return Started(unit=unit, ready=True, status=status)
-        if seen["ActiveState"] == "failed" and not pending:
+        if seen["ActiveState"] in _AT_REST and not pending:
             raise _failure(systemd, unit, f"{seen['Result']}, exit {seen['ExecMainStatus']}")
         if time.monotonic() > deadline:
             return Started(unit=unit, ready=False, status=status)

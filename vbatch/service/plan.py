@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from vbatch.errors import UsageError
-from vbatch.service import database, environment, gpus, probe, seal, unit
+from vbatch.service import again, database, environment, gpus, installed, probe, quoting, seal, unit
 from vbatch.service.accounts import Account, account
 from vbatch.service.database import Database, Kind
 from vbatch.service.errors import NotAllowed
-from vbatch.service.scope import Places, Scope, instance, places
+from vbatch.service.files import text_of
+from vbatch.service.installed import Before
+from vbatch.service.scope import TEMPLATE, Places, Scope, instance, places
 from vbatch.service.systemd import Systemd, require_running
+from vbatch.service.unit import UnitSpec
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -36,10 +40,13 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the person asked for. ``gpus`` are the ones to use; none means one worker that owns no GPU."""
+    """What the person asked for. Account, GPUs and options that are not given stay as they are installed.
+
+    Where nothing is installed they are the person's own, every GPU, and none.
+    """
 
     scope: Scope
-    gpus: Sequence[int]
+    gpus: Sequence[int] = ()
     run_as: str | None = None
     worker_arguments: Sequence[str] = ()
     start: bool = True
@@ -48,12 +55,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPlan:
-    """The unit file. ``diff`` is what would change in an installed one."""
+    """The unit file. ``diff`` is what would change in an installed one; ``faults`` are of a person's drop-ins."""
 
+    spec: UnitSpec
     text: str
     state: FileState
     diff: str
     drop_ins: tuple[str, ...]
+    faults: tuple[str, ...]
     write: bool
 
 
@@ -72,7 +81,10 @@ class EnvironmentPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would be done. ``surplus`` instances are enabled now and would be no longer."""
+    """What would be done. ``surplus`` instances are enabled now and would be no longer.
+
+    ``idle_gpus`` are there and get no worker; ``rival`` is the unit of the other scope, if there is one.
+    """
 
     scope: Scope
     places: Places
@@ -85,7 +97,13 @@ class Plan:
     linger: bool
     start: bool
     database: Database
-    drain_limit: timedelta
+    idle_gpus: tuple[int, ...]
+    rival: Path | None
+
+    @property
+    def drain_limit(self) -> timedelta:
+        """How long a stop may take the running requests to finish."""
+        return self.unit.spec.drain_limit
 
 
 def plan(wish: Wish) -> Plan:
@@ -94,51 +112,60 @@ def plan(wish: Wish) -> Plan:
     Raises NoSystemd, NotAllowed, UsageError, UnitInvalid, and ConfigError for settings that the service
     would stumble over.
     """
+    _refuse_drain(wish)
     require_running(wish.scope)
-    owner = _owner(wish)
     systemd = Systemd(wish.scope)
     where = places(wish.scope)
-    variables = environment.read(where.environment) | environment.worth_keeping(os.environ)
+    enabled = systemd.enabled_instances(where.units, where.target)
+    before = installed.read(text_of(where.unit), enabled)
+    owner = _owner(wish, before)
+    wanted = _gpus(wish, before)
+    kept, given = text_of(where.environment), environment.worth_keeping(os.environ)
+    variables = quoting.read_environment_file(kept) | given
     search_path = f"{Path(sys.executable).parent}:{SEARCH_PATH}"
     home = owner.service_home if wish.scope is Scope.SYSTEM else owner.home
     seen = probe.look(owner, home=home, python=sys.executable, search_path=search_path, environment=variables)
     found = database.recognise(seen.store_url)
     linger = wish.scope is Scope.USER and not systemd.lingers(owner.name)
-    spec = unit.UnitSpec(
+    spec = UnitSpec(
         scope=wish.scope,
         systemd=systemd.version(),
         python=sys.executable,
         account=owner,
         environment_file=where.environment,
         search_path=search_path,
-        worker_arguments=tuple(wish.worker_arguments),
-        one_per_gpu=bool(wish.gpus),
-        modprobe=gpus.modprobe(wish.gpus),
+        worker_arguments=tuple(wish.worker_arguments) or before.worker_arguments,
+        one_per_gpu=bool(wanted),
+        modprobe=gpus.modprobe(wanted),
         drain_limit=timedelta(seconds=seen.drain_seconds),
         after=found.after,
         remote=found.kind is Kind.REMOTE,
         folders=_folders(found, seen),
         target=where.target,
-        remarks=(LINGER_REMARK,) if linger or LINGER_REMARK in _text(where.unit) else (),
+        remarks=(LINGER_REMARK,) if LINGER_REMARK in text_of(where.unit) else (),
     )
-    text = unit.render(spec)
-    systemd.verify(text)
-    wanted = tuple(instance(gpu) for gpu in (wish.gpus or (0,)))
-    enabled = systemd.enabled_instances(where.units, where.target)
+    instances = tuple(instance(gpu) for gpu in (wanted or (0,)))
     return Plan(
         scope=wish.scope,
         places=where,
         account=owner,
         systemd=spec.systemd,
-        unit=_unit_plan(where, text, force=wish.force),
-        environment=_environment_plan(where, variables),
-        instances=wanted,
-        surplus=tuple(name for name in enabled if name not in wanted),
+        unit=_unit_plan(where, spec, systemd, force=wish.force),
+        environment=_environment_plan(kept, given),
+        instances=instances,
+        surplus=tuple(name for name in enabled if name not in instances),
         linger=linger,
         start=wish.start,
         database=found,
-        drain_limit=spec.drain_limit,
+        idle_gpus=tuple(gpu for gpu in gpus.present() if gpu not in wanted) if not wish.gpus else (),
+        rival=_rival(wish.scope, owner),
     )
+
+
+def _refuse_drain(wish: Wish) -> None:
+    options = itertools.takewhile(lambda option: option != "--", wish.worker_arguments)
+    if "--drain" in options:
+        raise UsageError("a service that ends when the queue is empty would not be there for the next batch")
 
 
 def _folders(found: Database, seen: probe.Seen) -> tuple[str, ...]:
@@ -147,7 +174,26 @@ def _folders(found: Database, seen: probe.Seen) -> tuple[str, ...]:
     return tuple(dict.fromkeys([sys.prefix, *store, *seen.folders]))
 
 
-def _owner(wish: Wish) -> Account:
+def _gpus(wish: Wish, before: Before) -> tuple[int, ...]:
+    """Return the GPUs to use, one worker each; none means one worker that owns no GPU."""
+    wanted = tuple(sorted(set(wish.gpus))) or before.gpus or gpus.present()
+    if before.one_per_gpu and not wanted:
+        raise UsageError(
+            "the installed service has one worker for each GPU, and no GPU can be seen: is its driver loaded?",
+            hint=f"vbatch doctor gpu, or name them: {again.in_scope(wish.scope, 'install-service')} --gpu 0",
+        )
+    return wanted
+
+
+def _rival(scope: Scope, owner: Account) -> Path | None:
+    """Return the installed unit of the other scope: both would work on one queue and want one GPU."""
+    other = places(Scope.SYSTEM).unit
+    if scope is Scope.SYSTEM:
+        other = Path(owner.home, ".config/systemd/user", TEMPLATE)
+    return other if other.exists() else None
+
+
+def _owner(wish: Wish, before: Before) -> Account:
     if wish.scope is Scope.USER:
         if wish.run_as is not None:
             raise UsageError("a user service runs as its user", hint="--run-as goes with --system")
@@ -155,32 +201,38 @@ def _owner(wish: Wish) -> Account:
     if os.geteuid() != 0:
         raise NotAllowed(
             "the machine's own services are root's to install",
-            hint="sudo vbatch install-service --system, or without root: vbatch install-service --user",
+            hint=f"{again.in_scope(Scope.SYSTEM, 'install-service')}, or without root: "
+            f"{again.in_scope(Scope.USER, 'install-service')}",
         )
-    return account(wish.run_as)
+    return account(wish.run_as or before.account)
 
 
-def _unit_plan(where: Places, text: str, *, force: bool) -> UnitPlan:
-    installed = _text(where.unit)
-    if not installed:
+def _unit_plan(where: Places, spec: UnitSpec, systemd: Systemd, *, force: bool) -> UnitPlan:
+    """Compare and verify. A fault in a person's drop-in is told, and is no reason not to renew our unit."""
+    text, there = unit.render(spec), text_of(where.unit)
+    if not there:
         state = FileState.MISSING
-    elif installed == text:
+    elif there == text:
         state = FileState.CURRENT
     else:
-        state = FileState.OUTDATED if seal.intact(installed) else FileState.EDITED
+        state = FileState.OUTDATED if seal.intact(there) else FileState.EDITED
+    systemd.verify(text)
+    drop_ins = tuple(sorted(str(file) for file in where.drop_ins.glob("*.conf")))
     return UnitPlan(
+        spec=spec,
         text=text,
         state=state,
-        diff=_diff(where.unit, installed, text) if installed else "",
-        drop_ins=tuple(sorted(str(file) for file in where.drop_ins.glob("*.conf"))),
+        diff=_diff(where.unit, there, text) if there else "",
+        drop_ins=drop_ins,
+        faults=systemd.complaints(text) if drop_ins else (),
         write=state in (FileState.MISSING, FileState.OUTDATED) or (state is FileState.EDITED and force),
     )
 
 
-def _environment_plan(where: Places, variables: Mapping[str, str]) -> EnvironmentPlan:
-    installed = environment.read(where.environment)
-    changed = sorted(name for name, value in variables.items() if installed.get(name) != value)
-    return EnvironmentPlan(text=environment.render(variables), names=tuple(changed))
+def _environment_plan(kept: str, given: Mapping[str, str]) -> EnvironmentPlan:
+    known = quoting.read_environment_file(kept)
+    changed = {name: value for name, value in sorted(given.items()) if known.get(name) != value}
+    return EnvironmentPlan(text=environment.updated(kept, changed), names=tuple(changed))
 
 
 def _diff(file: Path, before: str, after: str) -> str:
@@ -188,10 +240,3 @@ def _diff(file: Path, before: str, after: str) -> str:
         before.splitlines(), after.splitlines(), f"{file} (installed)", f"{file} (new)", lineterm=""
     )
     return "\n".join(lines)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        return ""

@@ -7,18 +7,21 @@ systemd.exec(5) for environment files, which have rules of their own.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 
 from vbatch.errors import UsageError
 from vbatch.text import harmless
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+,./:=-]+")
+_QUOTED = re.compile(r"""  "(?:[^"\\]|\\[\s\S])*"  |  '[^']*'  """, re.X)
 _LINE = re.compile(
-    r"""^[ \t]*(?:
+    rf"""^[ \t]*(?:
         [#;].* |
-        (?P<name>[A-Za-z_][A-Za-z0-9_]*)=[ \t]*
-        (?: "(?P<double>(?:[^"\\]|\\[\s\S])*)" | '(?P<single>[^']*)' | (?P<bare>[^"'\n].*?)? )
-    )[ \t]*$""",
+        (?P<name>[A-Za-z_][A-Za-z0-9_]*)=
+        (?P<quoted>(?:[ \t]*(?:{_QUOTED.pattern}))*)[ \t]*
+        (?P<bare>(?!["'])(?:[^\\\n]|\\[\s\S])*)
+    )$""",
     re.M | re.X,
 )
 _IN_QUOTES = str.maketrans({character: "\\" + character for character in '\\"`$'})
@@ -31,6 +34,14 @@ def word(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def words(text: str) -> list[str]:
+    """Read back what ``word`` wrote, and any line that a person quoted alike; of other lines, nothing."""
+    try:
+        return [found.replace("%%", "%") for found in shlex.split(text)]
+    except ValueError:
+        return []
 
 
 def command(prefix: str, program: str, *arguments: str) -> str:
@@ -59,13 +70,25 @@ def environment_file(variables: Mapping[str, str]) -> str:
 
 
 def read_environment_file(text: str) -> dict[str, str]:
-    """Read the assignments of an environment file, as written here or by a person in the usual forms."""
+    """Read the assignments of an environment file as systemd does (parse_env_file_internal in its source)."""
     found: dict[str, str] = {}
     for line in _LINE.finditer(text):
         if line["name"] is not None:
-            double, single, bare = line["double"], line["single"], line["bare"]
-            found[line["name"]] = re.sub(r"\\([\s\S])", r"\1", double) if double else single or bare or ""
+            quoted = "".join(map(_unquote, _QUOTED.findall(line["quoted"])))
+            found[line["name"]] = quoted + re.sub(r"\\([\s\S])", _kept, line["bare"].rstrip(" \t"))
     return found
+
+
+def _unquote(text: str) -> str:
+    """Within double quotes a backslash is one, except before what needs it; within single quotes it always is."""
+    if text.startswith("'"):
+        return text[1:-1]
+    return re.sub(r'\\(["\\$`\n])', _kept, text[1:-1])
+
+
+def _kept(escaped: re.Match[str]) -> str:
+    """Return the character that a backslash kept from its meaning; the end of a line vanishes with it."""
+    return escaped[1].replace("\n", "")
 
 
 def _refuse_controls(text: str) -> None:

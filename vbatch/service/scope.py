@@ -33,6 +33,11 @@ class Places:
         return self.units / TEMPLATE
 
     @property
+    def wants(self) -> Path:
+        """Where the links are of the instances that start with the target."""
+        return self.units / f"{self.target}.wants"
+
+    @property
     def drop_ins(self) -> Path:
         """Where ``systemctl edit`` keeps a person's changes."""
         return self.units / f"{TEMPLATE}.d"

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from vbatch.service import again
 from vbatch.service.errors import NoSystemd, SystemdRefused, UnitInvalid
-from vbatch.service.scope import TEMPLATE, Scope, instance
+from vbatch.service.scope import TEMPLATE, UNIT, Scope, instance
 from vbatch.text import harmless
 
 BOOTED = Path("/run/systemd/system")  # exists exactly where systemd is PID 1: sd_booted(3)
@@ -76,19 +77,26 @@ class Systemd:
         return done.stdout.splitlines()
 
     def verify(self, text: str) -> None:
-        """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints."""
-        strict = ("--recursive-errors=no",) if self.version() >= STRICT_VERIFY else ()
-        with tempfile.TemporaryDirectory(prefix="vbatch-unit-") as folder:
-            unit = Path(folder) / TEMPLATE
-            unit.write_text(text)
-            done = self._run("systemd-analyze", *self._scoped, "verify", "--man=no", *strict, str(unit))
-        complaints = [line for line in done.stderr.splitlines() if TEMPLATE.partition("@")[0] in line]
-        if done.returncode != 0 or complaints:
+        """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints.
+
+        It is read under a name of its own, which no drop-in of a person is for.
+        """
+        if complaints := self.complaints(text, name=f"{UNIT}-new@.service"):
             raise UnitInvalid(
-                "systemd-analyze verify does not accept the unit: "
-                + harmless(done.stderr.strip(), keep="\n"),
+                "systemd-analyze verify does not accept the unit: " + "\n".join(complaints),
                 hint="vbatch install-service --dry-run > unit.txt   # and report it with that file",
             )
+
+    def complaints(self, text: str, *, name: str = TEMPLATE) -> tuple[str, ...]:
+        """Return what systemd-analyze says against the unit of this name, with the drop-ins that it has."""
+        strict = ("--recursive-errors=no",) if self.version() >= STRICT_VERIFY else ()
+        with tempfile.TemporaryDirectory(prefix="vbatch-unit-") as folder:
+            unit = Path(folder) / name
+            unit.write_text(text)
+            done = self._run("systemd-analyze", *self._scoped, "verify", "--man=no", *strict, str(unit))
+        said = [harmless(line) for line in done.stderr.splitlines()]
+        of_unit = tuple(line for line in said if UNIT in line)
+        return of_unit or (tuple(said) or (f"exit {done.returncode}",) if done.returncode != 0 else ())
 
     def exposure(self, text: str) -> float:
         """Return the unit's exposure by systemd-analyze security: 0 (sealed) to 10 (open)."""
@@ -159,7 +167,7 @@ def require_running(scope: Scope) -> None:
 
 def _no_systemd() -> NoSystemd:
     """Say what runs this machine instead, and what to do there."""
-    worker = "vbatch run-worker"
+    worker = again.command("run-worker")
     if "microsoft" in Path("/proc/sys/kernel/osrelease").read_text().lower():
         return NoSystemd(
             "this is WSL without systemd",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service import files, seal
+from vbatch.service import again, files, seal
 from vbatch.service.errors import NotAllowed, SystemdRefused, UnitEdited
+from vbatch.service.files import text_of
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
 from vbatch.service.scope import Places, Scope, instance, places
@@ -21,61 +22,80 @@ STOP_LIMIT = timedelta(hours=1)  # systemd ends a worker at the unit's own stop 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uninstalled:
-    """What was removed, and what was kept because a person made or changed it."""
+    """What was removed, and what was kept because a person made or changed it.
+
+    ``lingers`` names the user whose linger came with the unit, where only an administrator may switch it off.
+    """
 
     scope: Scope
     instances: tuple[str, ...]
     removed: tuple[str, ...]
     kept: tuple[str, ...]
+    lingers: str | None = None
 
 
 def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstalled:
-    """Stop the workers (they drain), disable them, remove the unit and the environment file.
+    """Stop the workers (they drain), disable them, remove the environment file and, last, the unit.
 
-    Raises UnitEdited for a unit that was changed by hand, unless forced; NotAllowed, NoSystemd.
+    Goes by whatever is there of the three: an earlier call may have been cut off, or a person was here. Raises
+    UnitEdited for a unit that was changed by hand, unless forced; NotAllowed, NoSystemd.
     """
     require_running(scope)
     if scope is Scope.SYSTEM and os.geteuid() != 0:
         raise NotAllowed(
-            "the machine's own services are root's to remove", hint="sudo vbatch uninstall-service --system"
+            "the machine's own services are root's to remove", hint=again.in_scope(scope, "uninstall-service")
         )
     where = places(scope)
     kept = [str(file) for file in sorted(where.drop_ins.glob("*"))]
-    if not where.unit.exists():
-        return Uninstalled(scope=scope, instances=(), removed=(), kept=tuple(kept))
-    text = where.unit.read_text()
-    if not seal.intact(text) and not force:
-        raise UnitEdited(f"{where.unit} was changed by hand", hint="vbatch uninstall-service --force")
+    text = text_of(where.unit)
+    if text and not seal.intact(text) and not force:
+        raise UnitEdited(
+            f"{where.unit} was changed by hand", hint=again.in_scope(scope, "uninstall-service", "--force")
+        )
+    removed: list[str] = []
     systemd = Systemd(scope)
     enabled = systemd.enabled_instances(where.units, where.target)
     names = tuple(sorted({*enabled, *systemd.units(instance("*"))}))
     if names:
         stop(systemd, names, report=report, limit=STOP_LIMIT)
-        systemd.systemctl("disable", *names)
         with suppress(SystemdRefused):  # none of them had failed
             systemd.systemctl("reset-failed", *names)
-    where.unit.unlink()
-    removed = [str(where.unit)]
-    if _is_ours(where.environment):
+    for name in enabled:
+        (where.wants / name).unlink()  # systemctl disable refuses it where the unit's file is gone
+    if seal.intact(text_of(where.environment)):
         where.environment.unlink()
         removed.append(str(where.environment))
     elif where.environment.exists():
         kept.append(str(where.environment))
-    systemd.systemctl("daemon-reload")
-    if LINGER_REMARK in text:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        systemd.linger(user, on=False)
-        removed.append(f"linger of {user}")
+    lingers = _switch_linger_off(systemd, removed) if LINGER_REMARK in text else None
+    if text:
+        where.unit.unlink()
+        removed.insert(0, str(where.unit))
+    elif enabled:
+        removed.append(f"{where.wants}/{instance('*')}")
+    try:
+        systemd.systemctl("daemon-reload")
+    except SystemdRefused:
+        if scope is Scope.SYSTEM:
+            raise  # but the systemd of a user who is not logged in may have ended with the linger
     files.remove_if_empty(*_folders(where))
-    return Uninstalled(scope=scope, instances=names, removed=tuple(removed), kept=tuple(kept))
+    return Uninstalled(
+        scope=scope, instances=names, removed=tuple(removed), kept=tuple(kept), lingers=lingers
+    )
 
 
-def _is_ours(file: Path) -> bool:
-    return file.exists() and seal.intact(file.read_text())
+def _switch_linger_off(systemd: Systemd, removed: list[str]) -> str | None:
+    """Have the user's services start at the login again; return the user where systemd refuses that."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        systemd.linger(user, on=False)
+    except SystemdRefused:
+        return user
+    removed.append(f"linger of {user}")
+    return None
 
 
 def _folders(where: Places) -> tuple[Path, ...]:
     """Return the folders that installing may have made, innermost first."""
-    wants = where.units / f"{where.target}.wants"
-    own = (where.drop_ins, wants, where.settings)
+    own = (where.drop_ins, where.wants, where.settings)
     return own if where.units.is_relative_to("/etc") else (*own, where.units, *where.units.parents[:2])

@@ -15,9 +15,18 @@ from tests.rigs.commands import chats
 from tests.rigs.guest import HOME, PERSON, Guest
 from tests.rigs.readme import README, Step, block, parse_steps
 from tests.test_docs import pattern, shape
+from vbatch.store.url import parse_url, server
 
-ENVIRONMENT = {"VBATCH_ENGINE": "echo", "VBATCH_ECHO_LATENCY_MS": "250"}
 PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
+
+# What sudo makes of a command: a search path without the virtual environment, and none of the person's variables
+# but what the test needs. Its words are the person's shell's to expand.
+SUDO = f"""
+sudo() {{
+    env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SUDO_USER={PERSON} \\
+        VBATCH_ENGINE=echo VBATCH_ECHO_LATENCY_MS=250 "$@"
+}}
+"""
 
 
 def guest_blocks() -> list[list[Step]]:
@@ -46,13 +55,12 @@ def test_the_screens_of_a_service(guest: Guest) -> None:
 
 
 def play(guest: Guest, command: str) -> str:
-    """Run a command as the person would type it, or as root where it begins with sudo."""
-    as_root = command.startswith("sudo ")
+    """Run a command as the person would type it. Mutant of the README: sudo vbatch, which sudo does not find."""
     done = guest.machine.run(
-        ["bash", "-c", command.removeprefix("sudo ") + " 2>&1"],
-        user=None if as_root else PERSON,
+        ["bash", "-c", f"{SUDO}\n{command} 2>&1"],
+        user=None if command.startswith("sudo ") else PERSON,
         home=HOME,
-        env={"PATH": PATH, **(ENVIRONMENT | {"SUDO_USER": PERSON} if as_root else {})},
+        env={"PATH": PATH},
         timeout=120,
     )
     return done.stdout
@@ -66,6 +74,10 @@ def test_the_compose_file() -> None:
     assert postgres["restart"] == "unless-stopped"
     assert postgres["healthcheck"]["test"][:4] == ["CMD", "psql", "-h", "127.0.0.1"]
     assert postgres["ports"] == ["127.0.0.1:4332:5432"]
+    url = re.search(r"VBATCH_DATABASE_URL=(postgresql://vbatch:PASSWORD@\S+)`", README.read_text())
+    assert url is not None
+    assert server(parse_url(url[1])) == ("127.0.0.1", 4332)
+    assert parse_url(url[1]).database == postgres["environment"]["POSTGRES_DB"]
     if (
         shutil.which("docker")
         and subprocess.run(["docker", "compose", "version"], check=False).returncode == 0

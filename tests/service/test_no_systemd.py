@@ -30,7 +30,7 @@ WSL = "echo 6.6.87.2-microsoft-standard-WSL2 >/run/release; mount --bind /run/re
 @pytest.mark.parametrize(
     ("make", "message", "hint"),
     [
-        ("true", "is not run by systemd", "vbatch run-worker"),
+        ("true", "is not run by systemd", "cron can start it: @reboot /"),
         ("touch /run/.containerenv", "a container without systemd", "--restart unless-stopped"),
         (WSL, "WSL without systemd", "systemd=true"),
     ],

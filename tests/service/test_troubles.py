@@ -128,6 +128,26 @@ def test_stopping_in_the_middle_of_a_batch_drains(guest: Guest, tmp_path: Path) 
     assert lost_or_doubled(guest.lines(tmp_path, guest.batch(batch_id)), 48) == []
 
 
+def test_a_drain_limit_that_was_raised_later_is_no_reason_to_cut_a_stop_off(guest: Guest) -> None:
+    """The unit's TimeoutStopSec is of the drain limit at its installation. Mutant: no EXTEND_TIMEOUT at a stop."""
+    guest.install(env={"VBATCH_ECHO_LATENCY_MS": "7000", "VBATCH_MAX_INFLIGHT": "4"})
+    guest.drop_in("[Service]\nTimeoutStopSec=3s\nExecStopPost=\n")
+    batch_id = guest.submit(4)
+    guest.machine.wait_for("the requests run", guest.says("0 of 4 requests"))
+    guest.machine.run(["systemctl", "stop", UNIT])
+    assert guest.unit("Result") == "success"
+    assert guest.batch(batch_id)["request_counts"] == {"total": 4, "completed": 4, "failed": 0}
+
+
+def test_a_model_is_there_before_there_is_work(guest: Guest) -> None:
+    """At each boot. Mutant: a unit without the options that the person gave."""
+    guest.install("--preload", "a-model")
+    guest.machine.cut_power()
+    guest.machine.boot()
+    guest.machine.wait_for("it is ready", guest.is_active())
+    guest.machine.wait_for("the model is loaded", guest.journal_has("engine.loaded model=a-model"))
+
+
 def test_an_upgrade_with_a_migration_in_the_middle_of_a_batch(guest: Guest) -> None:
     """The next version's schema is newer; reload-or-restart takes it up and works on."""
     guest.install(env=SLOW)

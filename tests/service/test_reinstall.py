@@ -18,10 +18,10 @@ ODD = "a \"b\" \\c $HOME %h `d` 'e'"
 
 
 def test_a_unit_tells_what_it_was_made_for() -> None:
-    text = unit.render(spec(worker_arguments=("--preload", ODD, "--", "--max-model-len", "7")))
+    text = unit.render(spec(worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b")))
     assert installed.read(text, ["vbatch-worker@3.service", "vbatch-worker@1.service"]) == Before(
         account="daemon",
-        worker_arguments=("--preload", ODD, "--", "--max-model-len", "7"),
+        worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b"),
         one_per_gpu=True,
         gpus=(1, 3),
     )

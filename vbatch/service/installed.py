@@ -10,7 +10,7 @@ from vbatch.service import quoting
 from vbatch.service.scope import instance
 
 _ACCOUNT = re.compile(r"^User=(.+)$", re.MULTILINE)
-_WORKER = re.compile(r"^ExecStart=.* run-worker( .*)?$", re.MULTILINE)
+_WORKER = re.compile(r"^ExecStart=.*? -m vbatch run-worker( .*)?$", re.MULTILINE)
 _GPU = re.compile(r"^Environment=VBATCH_GPU=%i$", re.MULTILINE)
 _NUMBERED = re.compile(re.escape(instance("N")).replace("N", r"(\d+)"))
 

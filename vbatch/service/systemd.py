@@ -84,7 +84,7 @@ class Systemd:
         if complaints := self.complaints(text, name=f"{UNIT}-new@.service"):
             raise UnitInvalid(
                 "systemd-analyze verify does not accept the unit: " + "\n".join(complaints),
-                hint="vbatch install-service --dry-run > unit.txt   # and report it with that file",
+                hint="systemctl --version   # and report it with the lines above",
             )
 
     def complaints(self, text: str, *, name: str = TEMPLATE) -> tuple[str, ...]:

@@ -60,8 +60,10 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
         stop(systemd, names, report=report, limit=STOP_LIMIT)
         with suppress(SystemdRefused):  # none of them had failed
             systemd.systemctl("reset-failed", *names)
-    for name in enabled:
-        (where.wants / name).unlink()  # systemctl disable refuses it where the unit's file is gone
+    if names and text:
+        systemd.systemctl("disable", *names)
+    for name in enabled:  # systemctl refuses to disable what has no unit file any more
+        (where.wants / name).unlink(missing_ok=True)
     if seal.intact(text_of(where.environment)):
         where.environment.unlink()
         removed.append(str(where.environment))

@@ -80,7 +80,7 @@ def _show_lines(output: Output, store: Store, batch: Batch) -> None:
 
 
 def _look(store: Store, batch: Batch) -> Batch:
-    """Look again. The kinds of failure are left for the end: counting them reads every result."""
+    """Look again. The kinds of failure are left for the end: counting them reads every chunk that has one."""
     time.sleep(LOOK)
     return catalog.by_pk(store, pk=batch.pk)
 

@@ -15,6 +15,7 @@ from tests.store.filling import count, rows
 from vbatch.store import Store
 
 WORKERS = 8
+BESIDE = 2  # batches submitted meanwhile
 LONGEST_WAIT = 10  # seconds to wait for the others: such a wait is told, and is no failure
 
 
@@ -32,13 +33,13 @@ def test_eight_workers_record_each_chunk_once(store: Store, tmp_path: Path) -> N
     told: list[str] = []
     workers = [start_worker(batch.url, tmp_path) for _ in range(WORKERS)]
     try:
-        while batch.batch.status != "completed":
-            source = home.write(f"beside-{len(beside)}", chats(300))
-            submitted = home.run("submit", source)
-            beside.append(submitted.stdout.strip())
+        for number in range(BESIDE):
+            submitted = home.run("submit", home.write(f"beside-{number}", chats(300)))
             status = home.run("status", batch.id, "--json")
             assert json.loads(status.stdout)["id"] == batch.id
+            beside.append(submitted.stdout.strip())
             told += [submitted.stderr, status.stderr]
+        wait_until(lambda: batch.batch.status == "completed", timeout=120)
         wait_until(lambda: all(home.finished(batch_id) == 300 for batch_id in beside), timeout=120)
         assert all(worker.is_alive() for worker in workers)
     finally:
@@ -51,12 +52,12 @@ def test_eight_workers_record_each_chunk_once(store: Store, tmp_path: Path) -> N
         for words in told
         for seconds in re.findall(r"waiting for the store: .* \((\d+) s\)", words)
     ]
-    print(f"{len(beside)} batches submitted meanwhile; {len(waits)} waits, {max(waits, default=0)} s at most")
+    print(f"{len(waits)} waits for the store, {max(waits, default=0)} s at most")
     lines = batch.lines()
     assert not lines.lost(expected)
     assert not lines.doubled
     assert not lines.errors
-    assert count(store, "result") == len(expected) + 300 * len(beside)
+    assert count(store, "result") == len(expected) + 300 * BESIDE
     assert rows(store, "SELECT DISTINCT epoch, state FROM chunk") == [(1, "done")]
     assert not failures(tmp_path)
     assert max(waits, default=0) < LONGEST_WAIT

@@ -24,7 +24,7 @@ from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
 from vbatch.doctor.running import Conduct, examine
 from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
-from vbatch.store import Store, queue, registry
+from vbatch.store import Store, deaths, queue, registry
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_suspects_are_told(facts: Facts, store: Store) -> None:
     who = dead_worker(store)
     for _ in range(2):
         leases = claim(store, who, chunks=9)
-        queue.record_crash(
+        deaths.record_crash(
             store,
             worker=who,
             suspects_of={lease.key: [request.seq for request in lease.requests] for lease in leases},

@@ -14,7 +14,7 @@ from vbatch import config, processes
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
 from vbatch.identity import ProcessIdentity
-from vbatch.store import Store, queue, registry
+from vbatch.store import Store, deaths, queue, registry
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_one_that_was_recovered_meanwhile_is_told_of_all_the_same(facts: Facts, 
     take_in(store, 600)
     who = register(store, of_boot("before"))
     claim(store, who)
-    queue.reclaim(store, worker=who, beat=None)
+    deaths.reclaim(store, worker=who, beat=None)
     register(store, processes.current())
     told = story.tell(facts)
     assert told is not None
@@ -104,7 +104,7 @@ def test_one_that_died_alone_was_not_cut_off(facts: Facts, store: Store) -> None
 def test_one_that_was_recovered_on_its_own_boot_was_not_cut_off(facts: Facts, store: Store) -> None:
     """It was killed, and the next worker saw that. Mutant: a reclaim that always writes the last beat down."""
     who = register(store, of_boot("before"))
-    queue.reclaim(store, worker=who, beat=None, vanished=True)
+    deaths.reclaim(store, worker=who, beat=None, vanished=True)
     assert story.tell(facts) is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, answers, catalog, endings, paging, queue
+from vbatch.store import Store, answers, catalog, deaths, endings, paging, queue
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
@@ -78,7 +78,7 @@ def test_failed_requests_come_with_model_and_body(store: Store) -> None:
 
 def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     batch = take_in(store, ["bad"] * 300 + ["good"] * 300)
-    queue.fail_model(store, worker="w", model="bad", code="model_not_loaded", message="too big")
+    deaths.fail_model(store, worker="w", model="bad", code="model_not_loaded", message="too big")
     who = worker(store)
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
@@ -94,8 +94,8 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
     for _ in range(4):
         for lease in claim(store, who):
             accused = {lease.key: [lease.requests[0].seq]}
-            queue.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
-    queue.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
+            deaths.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
+    deaths.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
     messages = {
         answer.result.error_message if answer.result else answer.error_message
         for answer in answers.finished(store, pk=batch.pk)

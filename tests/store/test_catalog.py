@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, queue, registry
+from vbatch.store import Store, answers, catalog, deaths, endings, queue, registry
 from vbatch.store.records import Batch
 
 
@@ -205,7 +205,7 @@ def test_a_finalizer_that_was_replaced_cannot_finish(store: Store) -> None:
     work_off(store, batch)
     slow, quick = worker(store, pid=1), worker(store, pid=2)
     endings.start_finalizing(store, pk=batch.pk, by=slow)
-    queue.reclaim(store, worker=slow, beat=None)
+    deaths.reclaim(store, worker=slow, beat=None)
     endings.start_finalizing(store, pk=batch.pk, by=quick)
     late = endings.finish(store, pk=batch.pk, by=slow, output_path="/slow", error_path="/slow")
     assert late.status is BatchStatus.FINALIZING

@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, rows, take_in, worker
 from vbatch import processes
 from vbatch.identity import ProcessIdentity
-from vbatch.store import Store, queue, registry
+from vbatch.store import Store, deaths, queue, registry
 from vbatch.store.records import ChunkKey
 
 
@@ -114,11 +114,11 @@ def test_a_worker_that_was_thought_dead_counts_as_alive_once_it_claims(store: St
     who = worker(store)
     claim(store, who)
     (seen,) = registry.live(store)
-    queue.reclaim(store, worker=who, beat=seen.beat)
+    deaths.reclaim(store, worker=who, beat=seen.beat)
     assert registry.live(store) == []
     assert len(claim(store, who)) == 1
     assert [found.id for found in registry.live(store)] == [who]
-    assert queue.reclaim(store, worker=who, beat=None) == 1
+    assert deaths.reclaim(store, worker=who, beat=None) == 1
 
 
 def _claim_all(url: str, start: Connection, found: Connection) -> None:

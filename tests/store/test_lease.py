@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.store.filling import answer, answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, endings, queue, registry
+from vbatch.store import Store, answers, catalog, deaths, endings, queue, registry
 from vbatch.store.records import ChunkKey, RequestCounts, Result
 
 
@@ -67,7 +67,7 @@ def test_a_frozen_worker_writes_nothing(store: Store) -> None:
     batch = take_in(store, 2)
     frozen, other = worker(store, pid=1), worker(store, pid=2)
     (stale,) = claim(store, frozen)
-    queue.reclaim(store, worker=frozen, beat=0)
+    deaths.reclaim(store, worker=frozen, beat=0)
     (fresh,) = claim(store, other)
     flushed = queue.flush(store, worker=frozen, results=answers_to(stale, text="stale"))
     assert (flushed.recorded, flushed.rejected) == (0, {stale.key})
@@ -83,7 +83,7 @@ def test_a_frozen_worker_that_leases_its_chunk_again_is_fenced_from_its_own_past
     take_in(store, 2)
     who = worker(store)
     (stale,) = claim(store, who)
-    queue.reclaim(store, worker=who, beat=None)
+    deaths.reclaim(store, worker=who, beat=None)
     (fresh,) = claim(store, who)
     assert fresh.key == stale.key
     assert queue.flush(store, worker=who, results=answers_to(stale)).rejected == {stale.key}
@@ -189,7 +189,7 @@ def test_a_dead_workers_chunks_come_back(store: Store) -> None:
     dead, other = worker(store, pid=1), worker(store, pid=2)
     claim(store, dead, chunks=2)
     (kept,) = claim(store, other)
-    assert queue.reclaim(store, worker=dead, beat=None) == 2
+    assert deaths.reclaim(store, worker=dead, beat=None) == 2
     assert [found.id for found in registry.live(store)] == [other]
     assert queue.still_ours(store, worker=other, leases=[(kept.key, kept.epoch)]) == {kept.key}
     assert {lease.key.n for lease in claim(store, other, chunks=9, held=[kept.key])} == {0, 1}
@@ -202,23 +202,23 @@ def test_a_beat_since_then_protects_a_worker(store: Store) -> None:
     claim(store, who)
     (seen,) = registry.live(store)
     registry.beat(store, worker=who, model="m", note=None)
-    assert queue.reclaim(store, worker=who, beat=seen.beat) == 0
+    assert deaths.reclaim(store, worker=who, beat=seen.beat) == 0
     assert [found.id for found in registry.live(store)] == [who]
     (seen,) = registry.live(store)
-    assert queue.reclaim(store, worker=who, beat=seen.beat) == 1
+    assert deaths.reclaim(store, worker=who, beat=seen.beat) == 1
 
 
 def test_reclaiming_twice_is_reclaiming_once(store: Store) -> None:
     take_in(store, 1)
     who = worker(store)
     claim(store, who)
-    assert [queue.reclaim(store, worker=who, beat=None) for _ in range(2)] == [1, 0]
+    assert [deaths.reclaim(store, worker=who, beat=None) for _ in range(2)] == [1, 0]
     assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
 
 
 def test_a_worker_that_held_nothing_is_only_written_off(store: Store) -> None:
     who = worker(store)
-    assert queue.reclaim(store, worker=who, beat=None) == 0
+    assert deaths.reclaim(store, worker=who, beat=None) == 0
     assert registry.live(store) == []
 
 
@@ -226,12 +226,12 @@ def test_only_vanishing_on_this_boot_counts_as_a_loss(store: Store) -> None:
     take_in(store, 300)
     first, second = worker(store, pid=1), worker(store, pid=2)
     claim(store, first)
-    queue.reclaim(store, worker=first, beat=None, vanished=True)
+    deaths.reclaim(store, worker=first, beat=None, vanished=True)
     assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(1,)]
     (lease,) = claim(store, second)
     queue.flush(store, worker=second, results=answers_to(lease, lease.requests[:1]))
     assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]  # it made progress in between
-    queue.reclaim(store, worker=second, beat=None, vanished=False)
+    deaths.reclaim(store, worker=second, beat=None, vanished=False)
     assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]
 
 
@@ -241,13 +241,13 @@ def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
     (running,) = claim(store, who, model="bad")
     queue.flush(store, worker=who, results=answers_to(running, running.requests[:5]))
     assert (
-        queue.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        deaths.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
         == 44
     )
     assert counts(store, batch.id) == (5, 44)
     queue.release(store, worker=who, keys=[running.key])
     assert (
-        queue.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        deaths.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
         == 251
     )
     assert counts(store, batch.id) == (5, 295)
@@ -264,7 +264,7 @@ def test_a_model_that_another_worker_has_loaded_is_left_to_it(store: Store) -> N
     small, big = worker(store, pid=1), worker(store, pid=2)
     claim(store, big)
     assert (
-        queue.fail_model(store, worker=small, model="m", code="model_not_loaded", message="too big") is None
+        deaths.fail_model(store, worker=small, model="m", code="model_not_loaded", message="too big") is None
     )
     assert counts(store, batch.id) == (0, 0)
 

@@ -29,7 +29,7 @@ from sqlmodel import SQLModel
 
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, queue, registry
+from vbatch.store import Store, answers, catalog, deaths, endings, ingest, queue, registry
 from vbatch.store.records import ChunkKey, Lease
 from vbatch.store.suspects import SPLIT_AT
 
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
         registry.beat(self.store, worker=who, model=None, note=None) if beat_since else None
         before = self.codes()
         self.store.forget = lost
-        queue.reclaim(self.store, worker=who, beat=seen if beat_since else None, vanished=vanished)
+        deaths.reclaim(self.store, worker=who, beat=seen if beat_since else None, vanished=vanished)
         self.store.forget = False
         if beat_since and seen is not None:
             return
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         accused = sorted(data.draw(st.sets(st.sampled_from(running), min_size=1)))
         before = self.codes()
         self.store.forget = lost
-        queue.record_crash(
+        deaths.record_crash(
             self.store, worker=entry.worker, suspects_of={entry.lease.key: accused}, cause="SIGSEGV"
         )
         self.store.forget = False
@@ -299,7 +299,7 @@ class Machine(RuleBasedStateMachine):
         )
         waiting = {batch.pk: self.ready(batch, model) for batch in self.batches.values()}
         self.store.forget = lost
-        failed = queue.fail_model(
+        failed = deaths.fail_model(
             self.store, worker=who, model=model, code="model_not_loaded", message="too big"
         )
         self.store.forget = False

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, catalog, endings, failures, queue, registry
+from vbatch.store import Store, answers, catalog, deaths, endings, failures, queue, registry
 from vbatch.store.records import Lease
 from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
 
@@ -158,7 +158,7 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
         busy.store, worker=busy.who, leases=[(busy.lease.key, busy.lease.epoch)]
     ),
     "release": lambda busy: queue.release(busy.store, worker=busy.who, keys=[busy.lease.key]),
-    "reclaim": lambda busy: queue.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
+    "reclaim": lambda busy: deaths.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
     "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
     "live": lambda busy: registry.live(busy.store),
     "working_on": lambda busy: registry.working_on(busy.store, pk=busy.pk),
@@ -167,7 +167,7 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "expire": lambda busy: endings.expire(busy.store, now=datetime.now(UTC)),
     "progress": lambda busy: catalog.progress(busy.store),
     "request_cancel": lambda busy: endings.request_cancel(busy.store, pk=busy.pk),
-    "record_crash": lambda busy: queue.record_crash(
+    "record_crash": lambda busy: deaths.record_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
     ),
     "finished": lambda busy: list(answers.finished(busy.store, pk=busy.pk)),

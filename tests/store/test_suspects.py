@@ -13,7 +13,7 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, queue
+from vbatch.store import Store, answers, catalog, deaths, queue
 from vbatch.store.records import ChunkKey, Lease
 from vbatch.store.suspects import LOSSES, SPLIT_AT
 
@@ -44,7 +44,7 @@ class Engine:
             if self.poisons & {request.line for request in running}:
                 self.deaths += 1
                 accused = {lease.key: [request.seq for request in running]}
-                queue.record_crash(self.store, worker=self.who, suspects_of=accused, cause="SIGSEGV")
+                deaths.record_crash(self.store, worker=self.who, suspects_of=accused, cause="SIGSEGV")
                 return
             queue.flush(self.store, worker=self.who, results=answers_to(lease, running))
 
@@ -88,11 +88,11 @@ def test_the_last_request_of_a_chunk_is_not_convicted_for_being_the_last(store: 
     who = worker(store)
     (lease,) = claim(store, who)
     accused = {lease.key: [request.seq for request in lease.requests]}
-    queue.record_crash(store, worker=who, suspects_of=accused, cause="killed from outside")
+    deaths.record_crash(store, worker=who, suspects_of=accused, cause="killed from outside")
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:-1]))
     alone = {lease.key: [lease.requests[-1].seq]}
-    queue.record_crash(store, worker=who, suspects_of=alone, cause="killed from outside")
+    deaths.record_crash(store, worker=who, suspects_of=alone, cause="killed from outside")
     assert convicted(store, batch.pk) == {}
     (last,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(last))
@@ -106,7 +106,7 @@ def split_in_two(store: Store) -> list[Lease]:
     for _ in range(SPLIT_AT):
         (lease,) = claim(store, who)
         accused = {lease.key: [request.seq for request in lease.requests]}
-        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
     leases = []
     for _ in range(2):
         (lease,) = claim(store, who, chunks=9)
@@ -137,7 +137,7 @@ def test_who_holds_something_gets_no_suspect(store: Store) -> None:
     for _ in range(SPLIT_AT):
         (lease,) = claim(store, second)
         accused = {lease.key: [request.seq for request in lease.requests]}
-        queue.record_crash(store, worker=second, suspects_of=accused, cause="SIGSEGV")
+        deaths.record_crash(store, worker=second, suspects_of=accused, cause="SIGSEGV")
     assert claim(store, first, held=[kept.key]) == []
     queue.flush(store, worker=first, results=answers_to(kept))
     assert len(claim(store, first, chunks=2)) == 1
@@ -162,7 +162,7 @@ def test_one_death_accuses_nobody(store: Store) -> None:
     take_in(store, 3)
     who = worker(store)
     (lease,) = claim(store, who)
-    queue.record_crash(store, worker=who, suspects_of={lease.key: [0, 1, 2]}, cause="out of memory")
+    deaths.record_crash(store, worker=who, suspects_of={lease.key: [0, 1, 2]}, cause="out of memory")
     assert rows(store, "SELECT state, crashes, total FROM chunk") == [("ready", 1, 3)]
     assert count(store, "result") == 0
 
@@ -174,7 +174,7 @@ def test_one_request_of_each_of_two_chunks_convicts_neither(store: Store) -> Non
     for _ in range(2):
         leases = claim(store, who, chunks=2)
         accused = {lease.key: [lease.requests[0].seq] for lease in leases}
-        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
     assert convicted(store, batch.pk) == {}
     assert count(store, "result") == 0
 
@@ -185,7 +185,7 @@ def test_what_was_not_in_the_engine_is_cleared(store: Store) -> None:
     for _ in range(2):
         (lease,) = claim(store, who)
         accused = [request.seq for request in lease.requests if 10 <= request.seq <= 13]
-        queue.record_crash(store, worker=who, suspects_of={lease.key: accused}, cause="SIGSEGV")
+        deaths.record_crash(store, worker=who, suspects_of={lease.key: accused}, cause="SIGSEGV")
     assert rows(
         store,
         "SELECT first_seq, last_seq, crashes, total FROM chunk WHERE state = 'ready' ORDER BY first_seq",
@@ -206,9 +206,9 @@ def test_a_crash_over_a_chunk_that_is_not_ours_is_ignored(store: Store) -> None:
     take_in(store, 3)
     who = worker(store)
     (lease,) = claim(store, who)
-    queue.reclaim(store, worker=who, beat=None)
-    queue.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
-    queue.record_crash(store, worker=who, suspects_of={ChunkKey(99, 0): [0]}, cause="SIGSEGV")
+    deaths.reclaim(store, worker=who, beat=None)
+    deaths.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
+    deaths.record_crash(store, worker=who, suspects_of={ChunkKey(99, 0): [0]}, cause="SIGSEGV")
     assert rows(store, "SELECT state, crashes FROM chunk") == [("ready", 0)]
 
 
@@ -224,7 +224,7 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
 
     def die(who: str, lease: Lease) -> None:
         accused = {lease.key: [request.seq for request in lease.requests]}
-        queue.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
 
     for who, lease in [(who, claim(store, who)[0]) for who in whos]:
         die(who, lease)
@@ -253,7 +253,7 @@ def vanish(store: Store, number: int) -> Lease | None:
     """A worker takes what is first and dies with its whole process."""
     who = worker(store, pid=number)
     leases = claim(store, who)
-    queue.reclaim(store, worker=who, beat=None, vanished=True)
+    deaths.reclaim(store, worker=who, beat=None, vanished=True)
     return leases[0] if leases else None
 
 
@@ -271,11 +271,11 @@ def test_a_request_that_kills_whole_workers_is_found(store: Store, chunks: int) 
         if not leases:
             break
         if poison in {request.line for lease in leases for request in lease.requests}:
-            queue.reclaim(store, worker=who, beat=None, vanished=True)
+            deaths.reclaim(store, worker=who, beat=None, vanished=True)
         else:
             for lease in leases:
                 queue.flush(store, worker=who, results=answers_to(lease))
-            queue.reclaim(store, worker=who, beat=None)
+            deaths.reclaim(store, worker=who, beat=None)
     assert set(convicted(store, batch.pk)) == {poison}
     counts = catalog.find(store, batch.id).counts
     assert (counts.completed, counts.failed) == (7, 1)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.errors import ConfigError, EngineUnavailable
-from vbatch.store import catalog, endings, queue, registry
+from vbatch.store import catalog, deaths, endings, queue, registry
 from vbatch.store.records import Waiting
 from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
@@ -210,7 +210,7 @@ class WorkLoop:
         """
         context = self._context
         failed = await context.in_store(
-            queue.fail_model,
+            deaths.fail_model,
             context.store,
             worker=context.worker,
             model=model,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vbatch import orphans, processes
 from vbatch.identity import ProcessIdentity
-from vbatch.store import Store, ingest, queue, registry
+from vbatch.store import Store, deaths, ingest, registry
 from vbatch.store.records import Worker
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def recover(store: Store, watch: Watch, *, me: str) -> int:
     chunks = release_chunks(store)
     for worker in registry.live(store):
         if worker.id != me and watch.lapsed(worker):
-            reclaimed = queue.reclaim(store, worker=worker.id, beat=worker.beat)
+            reclaimed = deaths.reclaim(store, worker=worker.id, beat=worker.beat)
             log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
             chunks += reclaimed
     return chunks
@@ -72,7 +72,7 @@ def release_chunks(store: Store) -> int:
     here = processes.current()
     chunks = 0
     for worker in gone(store):
-        reclaimed = queue.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
+        reclaimed = deaths.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
         log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
         chunks += reclaimed
     return chunks

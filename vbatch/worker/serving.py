@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
-from vbatch.store import queue
+from vbatch.store import deaths, queue
 from vbatch.store.records import ChunkKey, Lease, Result, Waiting
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
@@ -217,7 +217,7 @@ class Serving:
             held = self._inflight.held
             if accused := {key: seqs for key, seqs in crashed.items() if key in held}:
                 await self._context.in_store(
-                    queue.record_crash, store, worker=worker, suspects_of=accused, cause=self.deaths_cause
+                    deaths.record_crash, store, worker=worker, suspects_of=accused, cause=self.deaths_cause
                 )
             if innocent := held - accused.keys():
                 await self._context.in_store(queue.release, store, worker=worker, keys=innocent)

@@ -1,6 +1,6 @@
 """What happened to this machine, in one line: told from vbatch's own records, so that no root is needed.
 
-A worker writes a beat about every 20 seconds, and its end when it stops. One of an earlier boot without an end
+A worker writes a beat every 5 seconds, and its end when it stops. One of an earlier boot without an end
 was cut off: by the power, a reset, or a crash of the whole machine. Unless another one went on for a while after
 it: then it ended alone.
 """
@@ -27,9 +27,7 @@ MEANINGS = {
     ),
 }
 
-AT_ONCE = timedelta(
-    minutes=2
-)  # between the last beats of workers that one power cut ended: they beat each 20 s
+AT_ONCE = timedelta(minutes=2)  # between the last beats of workers that one power cut ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ def test_next_worker_goes_on_at_once_after_sigkill(home: Home) -> None:
 
 
 def test_frozen_worker_writes_nothing_after_its_lease(home: Home) -> None:
-    """Mutant: a flush that asks neither whose the chunk is nor whether it is done; the thawed worker's answers then count.
+    """Mutant: a flush that asks neither whose a chunk is nor whether it is done; the thawed worker's answers count.
 
     That the epoch matters, too, is tested where it can be told from the rest: ``tests/store/test_lease.py``.
     """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from vbatch.errors import Interrupted
 from vbatch.worker.notify import notify, watchdog_interval
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class Heartbeat:
             if self._pulse.alive:
                 try:
                     self._beat()
+                except Interrupted:  # a stop ends the waiting for a store that is away
+                    return
                 except Exception:
                     log.exception("heartbeat failed")
             else:

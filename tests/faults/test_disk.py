@@ -55,14 +55,14 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -
 
     Mutant: ``PRAGMA synchronous=NORMAL`` with WAL in store/connections.py (see the next test).
     """
-    expected = chats(4000)
+    expected = chats(6000)
     url = f"sqlite:///{disk.mount_point / 'store' / 'vbatch.db'}"
     home = Home(disk.mount_point, url, {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)})
     batch_id = home.submit(expected)
     disk.cut_power()
-    assert home.batch(batch_id)["request_counts"] == {"total": 4000, "completed": 0, "failed": 0}
+    assert home.batch(batch_id)["request_counts"] == {"total": 6000, "completed": 0, "failed": 0}
     for cut in range(CUTS):
-        worker = start_worker(url, tmp_path, max_inflight=32)
+        worker = start_worker(url, tmp_path, max_inflight=32, echo_latency=timedelta(milliseconds=20))
         before = home.finished(batch_id)
         wait_until(lambda seen=before: home.finished(batch_id) > seen)
         acknowledged = home.finished(batch_id)

@@ -293,6 +293,24 @@ def test_terminated_backends_are_not_noticed(own_postgres: Postgres) -> None:
     store.close()
 
 
+def test_a_file_that_cannot_be_opened_for_no_lasting_reason_is_waited_for(tmp_path: Path) -> None:
+    """Its journal cannot be had. Mutant: SQLITE_CANTOPEN is permanent; a moment's fault then ends a service."""
+    journal = tmp_path / "vbatch.db-journal"
+    said: list[str | None] = []
+
+    def waited(reason: str | None, _seconds: float) -> None:
+        said.append(reason)
+        if len(said) == 2:
+            journal.unlink()
+
+    store = Store(f"sqlite:///{tmp_path / 'vbatch.db'}", patience=ENDLESS, on_wait=waited)
+    store.prepare()
+    journal.symlink_to(tmp_path / "gone" / "journal")
+    take_in(store)
+    assert said == ["the file cannot be opened", "the file cannot be opened", None]
+    store.close()
+
+
 def test_a_lock_of_another_transaction_is_told_and_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ known to be permanent is taken for transient, because waiting is the safe mistak
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import psycopg
 from sqlalchemy import URL
@@ -162,12 +164,19 @@ def _diagnose_sqlite(error: sqlite3.Error, url: URL) -> Transient | StoreMisconf
     if code in _SQLITE_PERMANENT:
         path = sqlite_path(url)
         words, fault = _SQLITE_PERMANENT[code]
+        if fault is Fault.CANNOT_OPEN and _may_be_opened(path):  # seen once, in the moment after a power cut
+            return Transient(words, fault)
         return StoreMisconfigured(
             f"The store {path} cannot be used: {words}.",
             hint=shlex.join(["ls", "-ld", str(path), str(path.parent)]),
             fault=fault,
         )
     return None
+
+
+def _may_be_opened(path: Path) -> bool:
+    """Whether nothing that a person could mend keeps us from this file and from a journal beside it."""
+    return path.is_file() and os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
 
 
 def _diagnose_postgresql(error: psycopg.Error, url: URL) -> Transient | StoreMisconfigured | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.store.filling import claim, rows, take_in
+from tests.store.filling import claim, rows, take_in, worker
 from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed, echo
 from vbatch.errors import ExitCode, VbatchError
@@ -24,11 +24,11 @@ from vbatch.worker.pulse import Pulse
 def context(store: Store, tmp_path: Path) -> Iterator[Context]:
     """A worker's surroundings, its options those of a drain on the echo engine."""
     options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine="echo", drain=True)
-    worker = registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+    me = registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
     context = Context(
         store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
         options=options,
-        worker=worker,
+        worker=me,
         view=View(),
         stop=Stop(),
         pulse=Pulse(),
@@ -38,14 +38,14 @@ def context(store: Store, tmp_path: Path) -> Iterator[Context]:
     context.store.close()
 
 
-def work(context: Context) -> None:
-    """Work until the queue is empty."""
+def work(context: Context, *beside: Coroutine[None, None, None]) -> None:
+    """Work until the queue is empty, or until what goes on beside it asks for a stop."""
 
     async def drain() -> None:
         context.stop.attach(asyncio.get_running_loop())
         context.pulse.begin()
         async with asyncio.timeout(30):
-            await WorkLoop(context).run()
+            await asyncio.gather(WorkLoop(context).run(), *beside)
 
     asyncio.run(drain())
 
@@ -102,6 +102,28 @@ def test_a_fault_after_another_model_was_loaded_is_the_models(
     good, bad = batch_of(store, tmp_path, "good"), batch_of(store, tmp_path, "bad")
     work(context)
     assert (counts(store, good), counts(store, bad)) == ((10, 0), (0, 10))
+
+
+def test_a_model_that_is_left_to_others_holds_nothing_up(
+    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame]
+) -> None:
+    """Another worker has it loaded, and its batch goes first.
+
+    Mutant: an engine that is not given work because the best that waits is for a model that is not loaded here.
+    """
+    unloadable["bad"] = Blame.MODEL
+    body = b'{"model": "bad", "messages": [{"role": "user", "content": "hello"}]}'
+    elsewhere = take_in(store, ["bad"] * 600, body=body, priority=1).pk
+    claim(store, worker(store), model="bad")
+    good = batch_of(store, tmp_path, "good")
+
+    async def until_answered() -> None:
+        while counts(store, good) != (10, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        context.stop.request()
+
+    work(context, until_answered())
+    assert counts(store, elsewhere) == (0, 0), "nothing of it is failed here"
 
 
 @pytest.mark.parametrize("blame", [Blame.MACHINE, Blame.UNKNOWN, Blame.FLAGS])

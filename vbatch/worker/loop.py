@@ -128,7 +128,7 @@ class WorkLoop:
         return True
 
     async def _serve(self, engine: Engine, model: str) -> None:
-        serving = Serving(self._context, engine, model, saved=self._finalizer.poke)
+        serving = Serving(self._context, engine, model, loadable=self._loadable, saved=self._finalizer.poke)
         self._at_rest = False
         ended = await serving.run()
         self._at_rest = True
@@ -193,8 +193,8 @@ class WorkLoop:
 
     def _loadable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         now = time.monotonic()
-        self._refused = {model: refusal for model, refusal in self._refused.items() if refusal.holds(now)}
-        return [entry for entry in waiting if entry.model not in self._refused]
+        refused = {model for model, refusal in self._refused.items() if refusal.holds(now)}
+        return [entry for entry in waiting if entry.model not in refused]
 
     def _lament(self, waiting: Sequence[Waiting]) -> None:
         """Raise EngineUnavailable where nothing waits but for models that could not be loaded, and none ever was."""

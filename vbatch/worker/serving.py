@@ -39,11 +39,20 @@ class Serving:
     answers held meanwhile are bounded by what was leased.
     """
 
-    def __init__(self, context: Context, engine: Engine, model: str, *, saved: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        engine: Engine,
+        model: str,
+        *,
+        loadable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
+        saved: Callable[[], None],
+    ) -> None:
         options = context.options
         self._context = context
         self._engine = engine
         self._model = model
+        self._loadable = loadable
         self._saved = saved
         self._limit = options.max_inflight or engine.max_inflight
         self._inflight = Inflight(engine, limit=self._limit, request_timeout=options.request_timeout)
@@ -112,7 +121,7 @@ class Serving:
 
     def _claim_in_store(self, chunks: int, held: frozenset[ChunkKey]) -> list[Lease]:
         store = self._context.store
-        if choose(queue.waiting(store), loaded=self._model) != self._model:
+        if choose(self._loadable(queue.waiting(store)), loaded=self._model) != self._model:
             return []
         return queue.claim(store, worker=self._context.worker, model=self._model, chunks=chunks, held=held)
 

@@ -134,7 +134,7 @@ def test_another_users_process_is_left_alone(store: Store) -> None:
 def test_a_process_in_another_pid_namespace_is_left_alone(store: Store) -> None:
     """Mutant: no comparison of pid namespaces (``liveness``): the same number is somebody else here."""
     with engines.child("unshare", "--pid", "--fork", "sleep", "600") as outer, engines.orphan() as innocent:
-        (inner,) = processes.children(outer.pid)
+        (inner,) = processes.descendants(outer.pid, deep=False)
         namespace = Path(f"/proc/{inner}/ns/pid").stat().st_ino
         assert namespace != innocent.identity.pid_namespace
         written_inside = replace(innocent.identity, pid_namespace=namespace)

@@ -107,17 +107,10 @@ def cgroup(pid: int) -> str | None:
     return None
 
 
-def children(pid: int) -> list[int]:
-    """Return the pids of its living children."""
+def descendants(pid: int, *, deep: bool = True) -> list[int]:
+    """Return the pids of its living children and, where ``deep``, of their children, and so on."""
     with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children()]
-    return []
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the pids of its living children, their children, and so on."""
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        return [child.pid for child in psutil.Process(pid).children(recursive=deep)]
     return []
 
 

@@ -132,6 +132,6 @@ def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        (child,) = processes.children(parent.pid)
+        (child,) = processes.descendants(parent.pid, deep=False)
         parent.kill()
     wait_until(lambda: processes.identify(child) is None, timeout=10)

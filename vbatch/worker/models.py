@@ -129,5 +129,5 @@ def _record(context: Context, pids: Sequence[int]) -> None:
 
 def end_children() -> None:
     """End every child of this process: an engine that is being loaded, or must not outlive us."""
-    for pid in processes.children(os.getpid()):
+    for pid in processes.descendants(os.getpid(), deep=False):
         processes.kill_child(pid)

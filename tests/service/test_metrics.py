@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ from prometheus_client import REGISTRY, Counter
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.rigs import promtool
 from tests.rigs.commands import Home, chats, wait_until
 from vbatch.metrics import Exposition, Figures
 
@@ -147,10 +147,11 @@ def test_it_leaves_nothing_behind() -> None:
     assert REGISTRY.get_sample_value("vbatch_up") is None
 
 
-def promtool(*arguments: str, cwd: Path) -> str:
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+def checked(*arguments: str, cwd: Path) -> str:
+    try:
+        tool = promtool.find()
+    except promtool.Unavailable as reason:
+        pytest.skip(str(reason))
     done = subprocess.run(
         [tool, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60
     )
@@ -160,11 +161,11 @@ def promtool(*arguments: str, cwd: Path) -> str:
 
 def test_promtool_accepts_the_alert_rules() -> None:
     rules = Path(str(files("vbatch.service") / "alerts.yml"))
-    assert "8 rules found" in promtool("check", "rules", str(rules), cwd=rules.parent)
+    assert "8 rules found" in checked("check", "rules", str(rules), cwd=rules.parent)
 
 
 def test_the_alerts_fire_on_recorded_situations_and_only_then() -> None:
-    promtool("test", "rules", "alerts_test.yml", cwd=Path(__file__).parent)
+    checked("test", "rules", "alerts_test.yml", cwd=Path(__file__).parent)
 
 
 def test_the_alerts_ask_for_metrics_that_exist() -> None:

@@ -35,6 +35,7 @@ GOOD = line("first")
         (line(body=None), "missing_required_parameter", "'body' is missing"),
         (line(""), "missing_required_parameter", "'custom_id' is empty"),
         (line(custom_id=7), "invalid_type", "'custom_id' must be a string"),
+        (line(custom_id=7, body={"model": None}), "invalid_type", "'custom_id' must be a string"),
         (line(custom_id="a\0b"), "invalid_type", "NUL"),
         (line(method=["POST"]), "invalid_type", "'method' must be a string"),
         (line(url=1), "invalid_type", "'url' must be a string"),

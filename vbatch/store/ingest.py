@@ -29,7 +29,7 @@ CHUNK_REQUESTS = 256
 CHUNK_BYTES = 16 << 20
 MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
 SQLITE_WRITE = 24 << 20  # bytes of bodies in one transaction: each costs three syncs
-COPY_WRITE = 16 << 10  # bytes of bodies handed to COPY at once: little, for the server works while we validate
+COPY_WRITE = 16 << 10  # bytes handed to COPY at once: few, for the server works while we validate
 
 _COLUMNS = "batch, seq, line, custom_id, body"
 

@@ -64,14 +64,14 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
     return faults
 
 
-def batch_of(store: Store, tmp_path: Path, model: str) -> int:
-    """Submit 10 requests of a model."""
+def batch_of(store: Store, tmp_path: Path, model: str, *, priority: int = 0) -> int:
+    """Submit 10 requests of a model; one batch of each model and priority."""
     body = b'{"model": "%b", "messages": [{"role": "user", "content": "hello"}]}' % model.encode()
     paths = {
-        "output_path": str(tmp_path / f"{model}.output.jsonl"),
-        "error_path": str(tmp_path / f"{model}.errors.jsonl"),
+        "output_path": str(tmp_path / f"{model}-{priority}.output.jsonl"),
+        "error_path": str(tmp_path / f"{model}-{priority}.errors.jsonl"),
     }
-    return take_in(store, [model] * 10, body=body, **paths).pk
+    return take_in(store, [model] * 10, body=body, priority=priority, **paths).pk
 
 
 def counts(store: Store, pk: int) -> tuple[int, int]:
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_loaded_fails_alone(
     work(context)
     assert counts(store, bad) == (0, 10)
     assert counts(store, good) == (10, 0)
-    assert (tmp_path / "bad.errors.jsonl").read_text().count("model_not_loaded") == 10
+    assert (tmp_path / "bad-0.errors.jsonl").read_text().count("model_not_loaded") == 10
 
 
 def test_a_fault_after_another_model_was_loaded_is_the_models(
@@ -141,6 +141,49 @@ def test_a_fault_that_is_not_known_to_be_a_models_fails_no_request(
     code = ExitCode.MISCONFIGURED if blame is Blame.FLAGS else ExitCode.ENGINE_UNAVAILABLE
     assert failure.value.exit_code is code
     assert [counts(store, pk) for pk in pks] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
+def test_a_model_that_could_be_loaded_before_fails_no_request(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blame: Blame
+) -> None:
+    """A driver after a suspend, memory that a game took: the machine has changed, the model has not.
+
+    Mutant: judging each load by itself; one resume fails the rest of the night as ``model_not_loaded``.
+    """
+    loads: list[str] = []
+
+    async def load(context: Context, model: str) -> Engine:
+        loads.append(model)
+        if loads.count(model) > 1:
+            raise EngineStartFailed("CUDA unknown error", transient=False, blame=blame)
+        return await echo.load(model=model)
+
+    monkeypatch.setattr(loop.models, "load", load)
+    queued = (("one", 3), ("two", 2), ("one", 1))
+    pks = [batch_of(store, tmp_path, model, priority=priority) for model, priority in queued]
+    with pytest.raises(VbatchError, match="CUDA unknown error") as failure:
+        work(context)
+    assert failure.value.exit_code is ExitCode.ENGINE_UNAVAILABLE
+    assert loads == ["one", "two", "one"]
+    assert [counts(store, pk) for pk in pks] == [(10, 0), (10, 0), (0, 0)]
+
+
+def test_a_model_hub_that_is_away_fails_no_request(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other models are served meanwhile. Mutant: it is the model's fault, for another one loads."""
+
+    async def load(context: Context, model: str) -> Engine:
+        if model == "far":
+            raise EngineStartFailed("the hub is away", transient=True)
+        return await echo.load(model=model)
+
+    monkeypatch.setattr(loop.models, "load", load)
+    far, near = batch_of(store, tmp_path, "far"), batch_of(store, tmp_path, "near")
+    with pytest.raises(VbatchError, match="the hub is away"):
+        work(context)
+    assert [counts(store, pk) for pk in (far, near)] == [(0, 0), (10, 0)]
 
 
 def test_a_chunk_that_nobody_holds_goes_back_to_the_queue(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from vbatch.engine import Blame, Engine, EngineStartFailed
@@ -19,6 +17,7 @@ from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose
 from vbatch.worker.stop import AT_REST
+from vbatch.worker.unloadable import Unloadable
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +25,6 @@ ROUND = 1.0  # seconds between two looks at an empty queue
 RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers, at most
 LONGEST_RELOAD_PAUSE = 60.0
 HOPELESS_DEATHS = 8  # in a row, without one good answer: it is not the requests, a person must look
-
-
-LEFT_TO_OTHERS = 600.0  # seconds until a model that another worker has loaded is tried here again
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A model that is not to be loaded: left to other workers for a while, or (``doubtful``) set aside."""
-
-    until: float = math.inf
-    doubtful: EngineStartFailed | None = None
-
-    def holds(self, now: float) -> bool:
-        """Whether it is still so."""
-        return now < self.until
 
 
 class WorkLoop:
@@ -56,8 +40,7 @@ class WorkLoop:
         self._deaths_in_a_row = 0
         self._idle_since: float | None = None
         self._at_rest = True
-        self._loads = 0
-        self._refused: dict[str, Refusal] = {}
+        self._unloadable = Unloadable()
 
     async def run(self) -> None:
         """Work until a stop is requested or, when draining, until the queue is empty.
@@ -92,7 +75,7 @@ class WorkLoop:
         """Take one step; say whether there may be more to do."""
         context = self._context
         waiting = await context.in_store(queue.waiting, context.store)
-        model = choose(self._loadable(waiting), loaded=self._model)
+        model = choose(self._unloadable.without(waiting), loaded=self._model)
         await self._show_queue()
         if model is None:
             self._lament(waiting)
@@ -128,7 +111,9 @@ class WorkLoop:
         return True
 
     async def _serve(self, engine: Engine, model: str) -> None:
-        serving = Serving(self._context, engine, model, loadable=self._loadable, saved=self._finalizer.poke)
+        serving = Serving(
+            self._context, engine, model, loadable=self._unloadable.without, saved=self._finalizer.poke
+        )
         self._at_rest = False
         ended = await serving.run()
         self._at_rest = True
@@ -170,38 +155,26 @@ class WorkLoop:
         if self._engine is None:
             return
         self._model = model
-        self._loads += 1
-        for other, refusal in list(self._refused.items()):
-            if refusal.doubtful is not None:  # engines do start here: it was the model
-                del self._refused[other]
-                await self._give_up_on(other, refusal.doubtful.cause)
+        for other, fault in self._unloadable.loaded(model).items():
+            await self._give_up_on(other, fault.cause)
 
     async def _blame(self, model: str, error: EngineStartFailed) -> None:
-        """Go on after a model could not be loaded, as far as it is not this machine that loads none.
-
-        Where nobody can tell, the model is set aside and others are tried: if one loads, it was the model.
-        """
+        """Go on after a model could not be loaded, as far as it is not this machine that loads none."""
         match error.blame:
             case Blame.FLAGS:
                 raise ConfigError(error.cause, hint=error.hint) from error
             case Blame.MACHINE:
                 raise _unavailable(model, error) from error
-            case Blame.UNKNOWN if not self._loads:
-                self._refused[model] = Refusal(doubtful=error)
-            case _:
-                await self._give_up_on(model, error.cause)
-
-    def _loadable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        now = time.monotonic()
-        refused = {model for model, refusal in self._refused.items() if refusal.holds(now)}
-        return [entry for entry in waiting if entry.model not in refused]
+        if self._unloadable.failed(model, error):
+            await self._give_up_on(model, error.cause)
+        else:
+            log.warning("model.set_aside model=%s cause=%s", model, error.cause)
 
     def _lament(self, waiting: Sequence[Waiting]) -> None:
-        """Raise EngineUnavailable where nothing waits but for models that could not be loaded, and none ever was."""
-        for entry in waiting:
-            refusal = self._refused.get(entry.model)
-            if refusal is not None and refusal.doubtful is not None:
-                raise _unavailable(entry.model, refusal.doubtful) from refusal.doubtful
+        """Raise EngineUnavailable where nothing waits but for models that were set aside."""
+        if (reason := self._unloadable.reason(waiting)) is not None:
+            model, error = reason
+            raise _unavailable(model, error) from error
 
     async def _give_up_on(self, model: str, cause: str) -> None:
         """Fail what waits for a model that cannot be loaded; the rest of the queue goes on.
@@ -220,7 +193,7 @@ class WorkLoop:
         context.view.update(trouble=f"{model} could not be loaded: {cause}")
         if failed is None:
             log.warning("model.left_to_others model=%s cause=%s", model, cause)
-            self._refused[model] = Refusal(until=time.monotonic() + LEFT_TO_OTHERS)
+            self._unloadable.leave_to_others(model)
             return
         log.error("model.failed model=%s requests=%d cause=%s", model, failed, cause)
         self._finalizer.poke()

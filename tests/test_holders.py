@@ -79,8 +79,10 @@ def test_titles_of_strangers_are_made_harmless(monkeypatch: pytest.MonkeyPatch) 
     assert len(holder.who) < 120
 
 
-def test_a_vllm_engine_without_a_parent_is_somebodys_left_over() -> None:
-    with engines.orphan() as foreign:
+@pytest.mark.parametrize("title", [engines.TITLE, engines.FOREIGN_TITLE])
+def test_a_vllm_engine_without_a_parent_is_somebodys_left_over(title: str) -> None:
+    """Mutant: knowing only what vLLM's own server calls it; another account's vbatch leaves one, too."""
+    with engines.orphan(title=title) as foreign:
         (holder,) = holders.holders(card(compute(foreign.pid)), [])
         assert holder.kind is Kind.FOREIGN_ENGINE
         assert not any("--fix" in command for command in holder.remedies)

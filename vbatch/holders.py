@@ -19,7 +19,8 @@ MIB = 1 << 20
 # What the driver and the CUDA contexts of listed processes take beyond what NVML attributes to them.
 UNATTRIBUTED = 700 * MIB
 
-_ENGINE_TITLE = "VLLM::"
+# As vLLM's own server calls its processes, and as ours does (VLLM_PROCESS_NAME_PREFIX).
+_ENGINE_TITLE = re.compile(r"(?:VLLM|vbatch-\d+)::")
 
 # What draws the desktop is never to be ended for its memory: with it goes everything that a person has open.
 _DESKTOP = re.compile(
@@ -122,7 +123,7 @@ def _kind(description: Description, verdict: Verdict | None) -> Kind:
 
 
 def _is_engine(description: Description) -> bool:
-    return description.title.startswith(_ENGINE_TITLE)
+    return _ENGINE_TITLE.match(description.title) is not None
 
 
 _REAPERS = ("init", "systemd", "tini", "dumb-init", "catatonit", "docker-init")

@@ -136,9 +136,83 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         (
             f"{ERROR}RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
             "Exception: WorkerProc initialization failed due to an exception in a background process.",
-            "RuntimeError: CUDA error: no kernel image",
+            "the installed torch and vLLM were not built for this GPU and driver",
+            "vbatch doctor gpu engine",
+            "machine",
+        ),
+        (
+            f"{ERROR}AssertionError: Error in memory profiling. Initial free memory 14.1 GiB, current free memory "
+            "14.9 GiB. This happens when other processes sharing the same container release GPU memory",
+            "another program gave back GPU memory while vLLM measured it",
+            "try again",
+            "transient machine",
+        ),
+        (
+            "  Value error, World size (2) is larger than the number of available GPUs (1) in this node. If this "
+            "is intentional and you are using: [type=value_error, input_value=1, input_type=int]",
+            "vLLM is to spread the model over 2 GPUs, and is given 1",
+            "without --gpu",
+            "machine",
+        ),
+        (
+            "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing "
+            "env variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices to be zero.",
+            "the NVIDIA driver has lost its state, as after a suspend",
+            "modprobe nvidia_uvm",
+            "machine",
+        ),
+        (
+            "RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu.",
+            "the NVIDIA driver has lost its state, as after a suspend",
+            "modprobe nvidia_uvm",
+            "machine",
+        ),
+        (
+            "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before "
+            "calling NumCudaDevices() that might have already set an error? Error 803: system has unsupported "
+            "display driver / cuda driver combination",
+            "the NVIDIA driver was updated, and the old one still runs",
+            "sudo reboot",
+            "machine",
+        ),
+        (
+            f"{ERROR}torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            "the GPU cannot be used: CUDA-capable device(s) is/are busy or unavailable",
+            "vbatch doctor gpu",
+            "machine",
+        ),
+        (
+            f"{ERROR}RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
+            "the GPUs cannot talk to each other: NCCL error: unhandled system error",
+            "NCCL_DEBUG=INFO",
+            "machine",
+        ),
+        (
+            f"{ERROR}RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
+            "vLLM compiles code for this GPU, and there is no compiler for it",
+            "build-essential",
+            "machine",
+        ),
+        (
+            "  Value error, Model architectures ['LlavaForCausalLM'] failed to be inspected. Please check the logs "
+            "for more details. [type=value_error, input_value=1, input_type=int]",
+            "vLLM's code for 'LlavaForCausalLM' cannot be imported here",
+            "vbatch doctor engine",
+            "machine",
+        ),
+        (
+            "  Value error, Model architecture MotifForCausalLM was supported in vLLM until v0.10.2, and is not "
+            "supported anymore. [type=value_error, input_value=1, input_type=int]",
+            "this vLLM does not know the architecture MotifForCausalLM any more",
             "None",
-            "unknown",
+            "model",
+        ),
+        (
+            "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 "
+            "GPU has compute capability 7.5.",
+            "owner/name computes in bfloat16, which this GPU cannot",
+            "--dtype half",
+            "model",
         ),
         (
             "RuntimeError: operator torchvision::nms does not exist",
@@ -182,7 +256,13 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         (
             "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
             "in the cached files.",
-            "owner/name is not on this machine, and the model hub cannot be reached",
+            "owner/name is not whole on this machine, and the model hub does not answer",
+            "check the network",
+            "transient unknown",
+        ),
+        (
+            "httpx.ReadTimeout: The read operation timed out",
+            "owner/name is not whole on this machine, and the model hub does not answer",
             "check the network",
             "transient unknown",
         ),
@@ -220,6 +300,12 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "update the NVIDIA driver",
             "machine",
         ),
+        (
+            "OSError: [Errno 28] No space left on device: '/psm_1f2e3d4c'",
+            "/dev/shm is full",
+            "df -h /dev/shm",
+            "machine",
+        ),
         ("OSError: [Errno 28] No space left on device", "the disk is full", "df -h", "machine"),
     ],
 )
@@ -251,6 +337,14 @@ def test_an_unknown_cause_is_its_last_telling_exception_on_one_short_line() -> N
     assert cause.line.startswith("OtherError: it went so so")
     assert len(cause.line) == causes.LONGEST
     assert not cause.transient
+
+
+@pytest.mark.parametrize(
+    "said", ["httpcore.PoolGone: 3 left", "triton.runtime.errors.OutOfResources: shared memory", "a.b.Broken"]
+)
+def test_an_exception_that_is_not_called_one(said: str) -> None:
+    """Mutant: only names that end in Error or Exception."""
+    assert of_failed_start(f"{said}\n{FAILED}\n").line == said.rsplit(".", maxsplit=1)[-1]
 
 
 def test_an_engine_that_is_killed_as_it_starts() -> None:

@@ -19,7 +19,8 @@ from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
 
-TITLE = "VLLM::EngineCore"
+TITLE = "vbatch-4711::EngineCore"  # as tests/engine/test_vllm.py finds the real one
+FOREIGN_TITLE = "VLLM::EngineCore"
 
 _SLEEPER = """
 import signal, sys, time
@@ -56,9 +57,9 @@ def _of(pid: int) -> Process:
 
 
 @contextlib.contextmanager
-def orphan(*how: str) -> Iterator[Process]:
+def orphan(*how: str, title: str = TITLE) -> Iterator[Process]:
     """Keep a process whose parent is gone; it is called as vLLM calls its engine."""
-    sleeper = ["bash", "-c", 'exec -a "$0" "$@"', TITLE, sys.executable, "-c", _SLEEPER, *how]
+    sleeper = ["bash", "-c", 'exec -a "$0" "$@"', title, sys.executable, "-c", _SLEEPER, *how]
     done = subprocess.run(
         [sys.executable, "-c", _PARENT, *sleeper], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -94,7 +94,7 @@ _PREFIX = re.compile(r"\(.*? pid=\d+\) (?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] 
 _VALIDATION = re.compile(
     r"  (?:(?:Value|Assertion) error, (?P<raised>.*?)(?: \[type=.*)?|(?P<mistyped>.*) \[type=.*)$"
 )
-_EXCEPTION = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception)(?:: .*)?)$")
+_EXCEPTION = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception)(?:: .*)?)$|(?:[a-z_]\w*\.)+([A-Z]\w*(?:: .*)?)$")
 
 # Exceptions that say that something failed elsewhere, not what.
 _ECHOES = re.compile(
@@ -120,7 +120,8 @@ def _complaints(log: str) -> list[str]:
 def _last_exception(complaints: Sequence[str]) -> str | None:
     """Return the last exception that says what happened."""
     matches = (_EXCEPTION.match(line) for line in reversed(complaints))
-    return next((_short(match[1]) for match in matches if match and not _ECHOES.search(match[1])), None)
+    said = (match[1] or match[2] for match in matches if match)
+    return next((_short(words) for words in said if not _ECHOES.search(words)), None)
 
 
 def _short(line: str) -> str:

@@ -98,8 +98,8 @@ def room(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason:
 def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
     """Refuse to load an engine with these flags into too little memory.
 
-    Does nothing where vLLM does not compute on a GPU. Raises EngineStartFailed: with ``transient`` where memory may
-    still be given back.
+    Does nothing where vLLM does not compute on a GPU, or only vLLM knows how much it will take. Raises
+    EngineStartFailed: with ``transient`` where memory may still be given back.
     """
     if not build.computes_on_gpu():
         return
@@ -113,6 +113,8 @@ def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
         missing = Trouble(code="other" if report.gpus else "no_gpu", message=f"there is no GPU {number}")
         raise _no_gpu(lost or missing)
     utilization = needs.utilization(args)
+    if utilization is None:
+        return
     needed = needs.required(found.total, utilization)
     suspects = orphans.suspects(store) if found.holders else []
     seen = room(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")

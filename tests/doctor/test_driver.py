@@ -101,7 +101,9 @@ def test_a_healthy_gpu_is_well(driver: StandInDriver) -> None:
         ("mode 2", "gpu.compute_mode", Level.FAIL, "prohibited"),
         ("mode 3", "gpu.compute_mode", Level.WARN, "exclusive_process"),
         ("throttle 64", "gpu.throttled", Level.WARN, "heat"),
-        ("throttle 4", "gpu.throttled", Level.WARN, "power limit"),
+        ("throttle 4", "gpu.throttled", Level.INFO, "at its power limit"),  # as under full load
+        ("throttle 8", "gpu.health", Level.OK, "no throttling"),  # as at a change of clocks
+        ("throttle 132", "gpu.throttled", Level.WARN, "power limit, power brake"),
         ("throttle 1", "gpu.health", Level.OK, "no throttling"),  # idle is no throttling
         ("ecc 3", "gpu.ecc", Level.WARN, "3 memory errors"),
         ("remap 1", "gpu.ecc", Level.WARN, "waits for a reset"),

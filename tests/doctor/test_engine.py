@@ -130,6 +130,19 @@ def test_a_model_that_is_not_complete(folder: Path, name: str) -> None:
     assert (name if name != "tokenizer.json" else "tokenizer") in found.what
 
 
+def test_weights_in_a_second_format_need_not_be_there(folder: Path) -> None:
+    """Its index comes with every download. Mutant: what any index names must be there, and counts."""
+    shards = {"layer1": "pytorch_model-00001-of-00001.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+    (folder / "consolidated.safetensors").write_bytes(b"x" * 2000)
+    assert looked_at()["engine.model"].level is Level.OK
+    assert models._look(folder).weights == 2000, "the two shards that the first index names"
+    for shard in folder.glob("model*.safetensors*"):
+        shard.unlink()
+    assert models._look(folder).weights == 2000, "the one file that no index names"
+    assert not models._look(folder).missing
+
+
 def test_an_index_that_is_torn(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {')
     assert looked_at()["engine.model"].level is Level.FAIL

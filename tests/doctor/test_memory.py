@@ -24,7 +24,7 @@ from vbatch.store import Store, registry
 
 
 def test_memory_that_is_not_told_is_left_to_vllm(driver: StandInDriver) -> None:
-    driver.says("gpu", "memory NA")
+    driver.says("gpu", "memory 3")
     assert found()["gpu.memory"].level is Level.SKIP
 
 

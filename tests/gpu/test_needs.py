@@ -20,9 +20,14 @@ from vbatch.gpu import needs
         (["--gpu-memory-utilization", "0.5", "--gpu-memory-utilization=0.7"], 0.7),
         (["--gpu-memory-utilization"], 0.92),
         (["--gpu-memory-utilization", "much"], 0.92),
+        (["--gpu-memory-util", "0.3"], 0.3),
+        (["--max-num-seqs", "9"], 0.92),
+        (["--config", "flags.yaml"], None),
+        (["--config=flags.yaml", "--gpu-memory-utilization", "0.5"], 0.5),
     ],
 )
-def test_the_share_is_read_from_vllms_flags(args: list[str], share: float) -> None:
+def test_the_share_is_read_from_vllms_flags(args: list[str], share: float | None) -> None:
+    """Mutant: only the whole name; a file of flags that is not looked into."""
     assert needs.utilization(args) == share
 
 

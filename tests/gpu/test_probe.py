@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -68,10 +69,19 @@ def test_one_gpu_lost_is_not_all_lost(driver: StandInDriver) -> None:
 
 def test_what_is_not_told_is_none(driver: StandInDriver) -> None:
     with engines.child() as holder:
-        driver.says("gpu", "memory NA", f"proc {holder.pid} NA")
+        driver.says("gpu", "memory 3", f"proc {holder.pid} NA")
         (card,) = gpu.probe().gpus
     assert not card.memory_known
     assert card.holders[0].used is None
+
+
+@pytest.mark.parametrize("fact", ["mig 1", "memory 4"])
+def test_a_card_that_is_split_tells_no_memory(driver: StandInDriver, fact: str) -> None:
+    """It says "no permission", or the whole card's figures. Mutant: a GPU that this user may not use, or a full one."""
+    driver.says("gpu", f"leak {15 * GIB}", fact)
+    report = gpu.probe()
+    assert not report.lost
+    assert [card.memory_known for card in report.gpus] == [False]
 
 
 def test_who_computes_and_draws_counts_once(driver: StandInDriver) -> None:
@@ -104,11 +114,21 @@ def test_errors_in_the_kernel_log() -> None:
         "3,1,2,-;NVRM: Xid (PCI:0000:01:00): 45, pid=1, Ch 00000008\n"
         "3,1,2,-;NVRM: Xid (PCI:0000:01:00): 777, something new\n"
     )
-    found = xid_errors(log)
+    found = xid_errors(log) or []
     assert [error.code for error in found] == [79, 777]  # 45 is what a killed program leaves
     assert "fallen off the bus" in found[0].meaning
     assert "catalogue" in found[1].meaning
-    assert isinstance(xid_errors(), list)  # the real log, where it may be read
+
+
+def test_a_kernel_log_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Then the journal is asked. Mutant: "no memory errors", of what nobody read."""
+    monkeypatch.setattr("vbatch.gpu.xid.RING_BUFFER", str(tmp_path / "forbidden"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert xid_errors() is None
+    journal = tmp_path / "journalctl"
+    journal.write_text("#!/bin/sh\necho 'NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.'\n")
+    journal.chmod(0o755)
+    assert [error.code for error in xid_errors() or []] == [79]
 
 
 def test_a_gpu_is_followed(driver: StandInDriver) -> None:

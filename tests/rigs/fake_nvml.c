@@ -5,8 +5,9 @@
  *   segfault         nvmlInit crashes                         driver VERSION
  *   gpu              a GPU begins                             gpu_err N        every query of this GPU answers N
  *   name TEXT        total BYTES      leak BYTES (held by no process)          reserved BYTES
- *   memory NA        the GPU tells no memory                  mode N           compute mode
+ *   memory N         it answers N when asked for its memory   mode N           compute mode
  *   persistence N    temperature N    throttle BITS           ecc N            remap N (a reset is pending)
+ *   mig N            1: the card is split into instances
  *   proc PID BYTES|NA       a process that computes           draws PID BYTES|NA       one that draws
  * A listed process holds its memory only while it lives: ending a real process gives memory back.
  */
@@ -17,7 +18,7 @@
 #include <unistd.h>
 
 typedef int Return;
-enum { OK = 0, NOT_SUPPORTED = 3, INVALID = 2, TOO_SMALL = 7 };
+enum { OK = 0, INVALID = 2, TOO_SMALL = 7 };
 typedef unsigned long long Bytes;
 typedef struct { Bytes total, free, used; } Memory1;
 typedef struct { unsigned version; Bytes total, reserved, free, used; } Memory2;
@@ -29,7 +30,7 @@ typedef struct { unsigned gpu, memory; } Rates;
 typedef struct {
     char name[96];
     Bytes total, leak, reserved;
-    int err, no_memory, mode, persistence, temperature, ecc, remap;
+    int err, memory_err, mode, persistence, temperature, ecc, remap, mig;
     unsigned long long throttle;
     unsigned computing, drawing;
     Process compute[MOST], draw[MOST];
@@ -82,7 +83,8 @@ static void look(void) {
         sscanf(line, "total %llu", &card->total);
         sscanf(line, "leak %llu", &card->leak);
         sscanf(line, "reserved %llu", &card->reserved);
-        if (!strncmp(line, "memory NA", 9)) card->no_memory = 1;
+        sscanf(line, "memory %d", &card->memory_err);
+        sscanf(line, "mig %d", &card->mig);
         sscanf(line, "mode %d", &card->mode);
         sscanf(line, "persistence %d", &card->persistence);
         sscanf(line, "temperature %d", &card->temperature);
@@ -140,7 +142,7 @@ Return nvmlDeviceGetUUID(void *handle, char *text, unsigned size) {
 }
 Return nvmlDeviceGetMemoryInfo(void *handle, Memory1 *memory) {
     ASK(handle);
-    if (card->no_memory) return NOT_SUPPORTED;
+    if (card->memory_err) return card->memory_err;
     memory->total = card->total;
     memory->used = used(card) + card->reserved;
     memory->free = card->total - memory->used;
@@ -148,7 +150,7 @@ Return nvmlDeviceGetMemoryInfo(void *handle, Memory1 *memory) {
 }
 Return nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *memory) {
     ASK(handle);
-    if (card->no_memory) return NOT_SUPPORTED;
+    if (card->memory_err) return card->memory_err;
     memory->total = card->total;
     memory->reserved = card->reserved;
     memory->used = used(card);
@@ -172,6 +174,7 @@ Return nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, P
     return copy(count, target, card->draw, card->drawing);
 }
 Return nvmlDeviceGetPersistenceMode(void *handle, int *mode) { ASK(handle); *mode = card->persistence; return OK; }
+Return nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) { ASK(handle); *now = *next = card->mig; return OK; }
 Return nvmlDeviceGetComputeMode(void *handle, int *mode) { ASK(handle); *mode = card->mode; return OK; }
 Return nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *degrees) { (void)sensor; ASK(handle); *degrees = card->temperature; return OK; }
 Return nvmlDeviceGetUtilizationRates(void *handle, Rates *rates) { ASK(handle); rates->gpu = card->computing ? 97 : 0; rates->memory = 0; return OK; }

@@ -10,7 +10,7 @@ from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
 from vbatch.errors import ExitCode
-from vbatch.gpu import Gpu, Trouble
+from vbatch.gpu import POWER_LIMIT, Gpu, Trouble
 
 MEANINGS = {
     "gpu.driver": Meaning(means="The driver answers, and every GPU does.", remedy="Nothing to do."),
@@ -61,7 +61,7 @@ MEANINGS = {
         remedy="sudo nvidia-smi -c DEFAULT",
     ),
     "gpu.throttled": Meaning(
-        means="The GPU slows itself down, for heat or for want of power.",
+        means="The GPU slows itself down, for heat or for want of power; at its power limit alone it is only busy.",
         remedy="Look at fans, dust and the power supply; nvidia-smi -q -d PERFORMANCE names the reason.",
     ),
     "gpu.ecc": Meaning(
@@ -150,7 +150,8 @@ def _health(facts: Facts) -> Iterator[Finding]:
         for finding in _of_one(card):
             healthy &= finding.level not in (Level.WARN, Level.FAIL)
             yield finding
-    for xid in nvml.xid_errors():
+    errors = nvml.xid_errors()
+    for xid in errors or ():
         healthy = False
         yield Finding(
             id="gpu.xid",
@@ -163,7 +164,8 @@ def _health(facts: Facts) -> Iterator[Finding]:
     if healthy and facts.gpu.gpus:
         temperatures = [card.temperature for card in facts.gpu.gpus if card.temperature is not None]
         heat = f" at {max(temperatures)} °C" if temperatures else ""
-        yield ok("gpu.health", f"no throttling, no memory errors{heat}")
+        unread = "" if errors is not None else "; the kernel log, which tells more, cannot be read here"
+        yield ok("gpu.health", f"no throttling, no memory errors{heat}{unread}")
 
 
 def _of_one(card: Gpu) -> Iterator[Finding]:
@@ -176,7 +178,11 @@ def _of_one(card: Gpu) -> Iterator[Finding]:
             why="no program may compute on it" if closed else "a desktop or a second program keeps vLLM out",
             commands=(f"sudo nvidia-smi -i {card.index} -c DEFAULT",),
         )
-    if card.throttle:
+    if card.throttle == (POWER_LIMIT,):
+        yield info(
+            "gpu.throttled", f"GPU {card.index} is at its {POWER_LIMIT}", "as under full load; no fault of it"
+        )
+    elif card.throttle:
         heat = f" at {card.temperature} °C" if card.temperature is not None else ""
         yield Finding(
             id="gpu.throttled",

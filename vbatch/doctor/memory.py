@@ -274,7 +274,8 @@ def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
     """Return the bytes that must be free, and who wants them: a person, the models that wait, or the default."""
     if facts.min_free_gb is not None:
         return int(facts.min_free_gb * GIB), "--min-free-gb"
-    wanted = {(needs.utilization(facts.options.engine_args(model)), model) for model in wanted_models(facts)}
+    shares = {model: needs.utilization(facts.options.engine_args(model)) for model in wanted_models(facts)}
+    wanted = [(share, model) for model, share in shares.items() if share is not None]
     if wanted:
         utilization, model = max(wanted)
         return needs.required(card.total, utilization), f"{model}: gpu_memory_utilization {utilization:g}"

@@ -91,9 +91,10 @@ def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
     args = facts.options.engine_args(model)
     parts = max(1, _number(args, "--tensor-parallel-size", "-tp"))
     for card in of_the_worker(facts):
-        if not card.memory_known:
+        utilization = needs.utilization(args)
+        if not card.memory_known or utilization is None:
             continue
-        allowed = needs.required(card.total, needs.utilization(args))
+        allowed = needs.required(card.total, utilization)
         if weights / parts > allowed:
             yield Finding(
                 id="engine.fit",
@@ -127,13 +128,29 @@ def _look(folder: Path) -> _Files:
     missing = [] if (folder / "config.json").exists() or any(folder.glob("*.gguf")) else ["config.json"]
     if not any((folder / name).exists() for name in _TOKENIZERS) and not any(folder.glob("*.gguf")):
         missing.append("the tokenizer")
-    wanted = {name for index in folder.glob("*.index.json") for name in _shards(index)}
-    missing += sorted(name for name in wanted if not (folder / name).exists())
-    weights = [path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.exists()]
-    if not weights and not wanted:
+    names, lacking = _weights(folder)
+    missing += sorted(lacking)
+    if not names:
         missing.append("the weights")
-    sizes = [path.stat().st_size for path in weights]
+    sizes = [(folder / name).stat().st_size for name in names - lacking]
     return _Files(folder=folder, missing=tuple(missing), weights=sum(sizes))
+
+
+def _weights(folder: Path) -> tuple[set[str], set[str]]:
+    """Return the files of the weights that vLLM would read, and those of them that are not there.
+
+    A repository may hold them in several formats, of which a download need not bring all.
+    """
+    indices = sorted(folder.glob("*.index.json"), reverse=True)  # model.safetensors before pytorch_model.bin
+    indexed = [
+        (names, {name for name in names if not (folder / name).exists()}) for names in map(_shards, indices)
+    ]
+    formats = {Path(index.name.removesuffix(".index.json")).suffix for index in indices}
+    others = [pattern for pattern in _WEIGHTS if Path(pattern).suffix not in formats]
+    loose = [{path.name for path in folder.glob(pattern) if path.exists()} for pattern in others]
+    complete = [found for found in indexed if not found[1]]
+    found = [*complete, *((names, set[str]()) for names in loose if names), *indexed]
+    return found[0] if found else (set(), set())
 
 
 def _shards(index: Path) -> set[str]:

@@ -225,8 +225,9 @@ def _set_environment(gpu: int | None) -> None:
     os.environ["VLLM_PROCESS_NAME_PREFIX"] = f"vbatch-{os.getpid()}"
     if not any(name in os.environ for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK")):
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    # The numbers of nvidia-smi and NVML, by which memory is checked and a GPU locked; CUDA's begin with the fastest.
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if gpu is not None:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi and NVML
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and guard.NAME not in plugins.split(","):

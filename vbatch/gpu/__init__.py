@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vbatch.gpu.probe import probe, wait_until_settled
-from vbatch.gpu.report import Gpu, GpuReport, Holder, Trouble
+from vbatch.gpu.report import POWER_LIMIT, Gpu, GpuReport, Holder, Trouble
 from vbatch.gpu.watch import watched
 from vbatch.gpu.xid import Xid, xid_errors
 
 __all__ = [
+    "POWER_LIMIT",
     "Gpu",
     "GpuReport",
     "Holder",

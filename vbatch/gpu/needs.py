@@ -13,7 +13,9 @@ DEFAULT_UTILIZATION = 0.92
 CONTEXT = 600 << 20  # bytes that vLLM's context takes before it looks
 LEAST = 4 << 30  # bytes; in less than that no model of any use fits with its cache
 
-_FLAGS = ("--gpu-memory-utilization", "--gpu_memory_utilization")
+_FLAG = "--gpu-memory-utilization"
+_SHORTEST = "--gpu-m"  # vLLM's parser takes any beginning that is no other flag's
+_CONFIG = "--config"
 
 
 def required(total: int, utilization: float) -> int:
@@ -21,17 +23,23 @@ def required(total: int, utilization: float) -> int:
     return math.ceil(total * utilization)
 
 
-def utilization(args: Sequence[str]) -> float:
-    """Read the share from vLLM's flags, of which the last counts. What is no number, vLLM itself refuses."""
-    share = DEFAULT_UTILIZATION
+def utilization(args: Sequence[str]) -> float | None:
+    """Read the share from vLLM's flags, of which the last counts. What is no number, vLLM itself refuses.
+
+    None where a file of flags (``--config``) decides, which only vLLM reads.
+    """
+    share = None
     for position, arg in enumerate(args):
         name, equals, value = arg.partition("=")
-        if name in _FLAGS:
+        name = name.replace("_", "-")
+        if name.startswith(_SHORTEST) and _FLAG.startswith(name):
             given = value if equals else next(iter(args[position + 1 :]), "")
             try:
                 share = float(given)
             except ValueError:
                 continue
+    if share is None and not any(arg.partition("=")[0] == _CONFIG for arg in args):
+        return DEFAULT_UTILIZATION
     return share
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import pynvml
 
-from vbatch.gpu.report import Gpu, GpuReport, Holder, Trouble, TroubleCode
+from vbatch.gpu.report import POWER_LIMIT, Gpu, GpuReport, Holder, Trouble, TroubleCode
 
 T = TypeVar("T")
 
@@ -34,10 +34,9 @@ _DIAGNOSES: dict[int, tuple[TroubleCode, str]] = {
 
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 
-# The reasons that cost speed though nobody asked for it (nvml.h, nvmlClocksEventReason*).
+# The reasons that cost speed (nvml.h, nvmlClocksEventReason*). Not "hardware slowdown" (8): a change of clocks, too.
 _THROTTLE = {
-    0x0000000000000004: "power limit",
-    0x0000000000000008: "hardware slowdown",
+    0x0000000000000004: POWER_LIMIT,
     0x0000000000000020: "heat (software)",
     0x0000000000000040: "heat (hardware)",
     0x0000000000000080: "power brake",
@@ -98,12 +97,18 @@ def _gpu(index: int) -> Gpu:
 
 
 def _memory(handle: Any) -> Any:
-    """Return NVML's figures, None where this GPU has none. Version 2 tells used from reserved by the driver."""
+    """Return NVML's figures, None where this GPU has none. Version 2 tells used from reserved by the driver.
+
+    A card that is split into instances (MIG) tells nothing of use: the whole card's figures, or "no permission".
+    """
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    if mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
+        return None
     for version in (pynvml.nvmlMemory_v2, None):
         try:
             return pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
         except pynvml.NVMLError as error:
-            if error.value in _DIAGNOSES:
+            if error.value in _DIAGNOSES and error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 raise
     return None
 

@@ -19,6 +19,8 @@ TroubleCode = Literal[
     "other",
 ]
 
+POWER_LIMIT = "power limit"
+
 _PASSING: frozenset[TroubleCode] = frozenset({"driver_not_loaded", "hanging", "no_gpu"})
 
 

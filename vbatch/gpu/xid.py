@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+
+RING_BUFFER = "/dev/kmsg"
+JOURNAL_LIMIT = 10.0  # seconds; that of a whole boot is read in one
 
 _LINE = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+),?\s*(.*)")
 
@@ -42,10 +46,13 @@ class Xid:
     text: str
 
 
-def xid_errors(log: str | None = None) -> list[Xid]:
-    """Return the kinds of errors of this boot, each once. Empty where the kernel log may not be read."""
+def xid_errors(log: str | None = None) -> list[Xid] | None:
+    """Return the kinds of errors of this boot, each once. None where the kernel log may not be read."""
+    log = log if log is not None else _ring_buffer() or _journal()
+    if not log:
+        return None
     found: dict[int, Xid] = {}
-    for place, code, rest in _LINE.findall(_kernel_log() if log is None else log):
+    for place, code, rest in _LINE.findall(log):
         number = int(code)
         if number not in _HARMLESS:
             meaning = _MEANINGS.get(number, "see NVIDIA's Xid catalogue")
@@ -55,11 +62,11 @@ def xid_errors(log: str | None = None) -> list[Xid]:
     return list(found.values())
 
 
-def _kernel_log() -> str:
+def _ring_buffer() -> str:
     """Read the kernel's ring buffer without waiting; each read gives one record (kernel docs, ABI dev-kmsg)."""
     records: list[bytes] = []
     with suppress(OSError):
-        handle = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(RING_BUFFER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             while True:
                 try:
@@ -71,3 +78,13 @@ def _kernel_log() -> str:
         finally:
             os.close(handle)
     return b"".join(records).decode(errors="replace")
+
+
+def _journal() -> str:
+    """Ask the journal, which groups of people (adm, systemd-journal) may read where the ring buffer is root's."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet"]
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=JOURNAL_LIMIT, check=True
+        ).stdout
+    return ""

@@ -14,8 +14,8 @@ import pytest
 
 from tests.store.filling import take_in
 from vbatch import config, processes
+from vbatch.disks import Mount, hub_cache, mount_of
 from vbatch.doctor import host
-from vbatch.doctor.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.store import Store, registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -146,11 +147,51 @@ def test_an_account_without_a_home_finds_its_batches(guest: Guest) -> None:
 
 def test_the_disk_of_the_store_and_of_a_model_is_waited_for(guest: Guest) -> None:
     """Mutant: wait for the default folder of the store only."""
+    run = guest.machine.run
+    for disk in ("/mnt/a big one", "/mnt/models"):
+        run(["mkdir", disk])
+        run(["mount", "--bind", "/var/tmp", disk])
     guest.machine.write("/etc/vbatch/config.toml", '[models.big]\npath = "/mnt/models/big"\n')
-    url = "sqlite:////mnt/big/q/vbatch.db"
+    url = "sqlite:////mnt/a big one/q/vbatch.db"
     text = guest.sudo("install-service", "--dry-run", env={"VBATCH_DATABASE_URL": url}).stdout
-    folders = next(line for line in text.splitlines() if line.startswith("RequiresMountsFor=")).split()
-    assert {"/mnt/big/q", "/mnt/models/big", f"{HOME}/.cache/vbatch"} <= set(folders)
+    (wanted,) = [line for line in text.splitlines() if line.startswith("Wants=") and ".mount" in line]
+    assert {r"mnt-a\x20big\x20one.mount", "mnt-models.mount"} <= set(wanted.removeprefix("Wants=").split())
+
+
+@pytest.mark.parametrize("mounted_by", ["systemd", "hand"])
+def test_a_disk_that_comes_late_is_waited_for(guest: Guest, mounted_by: str) -> None:
+    """After its own failure, too, and nothing is written where it is not. Mutant: RequiresMountsFor=."""
+    run, machine = guest.machine.run, guest.machine
+    run(["mkdir", "-p", "/mnt/big", "/var/disk"])
+    run(["chown", PERSON, "/var/disk"])
+    machine.write(
+        "/etc/systemd/system/mnt-big.mount",
+        "[Unit]\nAssertPathExists=/var/disk.plugged\n[Mount]\nWhat=/var/disk.plugged\nWhere=/mnt/big\nType=none\nOptions=bind\n",
+    )
+    run(["mount", "--bind", "/var/disk", "/mnt/big"])
+    guest.store_url = "sqlite:////mnt/big/vbatch.db"
+    guest.install()
+    guest.drop_in("[Service]\nRestartSec=2s\nRestartSteps=0\n")
+    batch_id = guest.submit(3)
+    machine.wait_for("the batch is done", guest.finished(batch_id))
+    machine.sync()
+    machine.cut_power()
+    machine.boot()
+    machine.wait_for("it says what is missing", guest.journal_has("/mnt/big is not a mountpoint"))
+    assert run(["ls", "-A", "/mnt/big"]).stdout == ""
+    machine.wait_for("it is between two tries", (state == "auto-restart" for state in substates(guest)))
+    assert "two tries: /mnt/big is not a mountpoint" in guest.sudo("doctor", "service", check=False).stdout
+    if mounted_by == "hand":
+        run(["mount", "--bind", "/var/disk", "/mnt/big"])
+    else:
+        run(["ln", "-s", "/var/disk", "/var/disk.plugged"])
+    machine.wait_for("it is ready", guest.is_active())
+    assert guest.batch(batch_id)["status"] == "completed"
+
+
+def substates(guest: Guest) -> Iterator[str]:
+    while True:
+        yield guest.unit("SubState")
 
 
 def enabled(guest: Guest) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from vbatch.service import gpus, hardening, seal, unit
 from vbatch.service.accounts import Account
 from vbatch.service.errors import UnitInvalid
+from vbatch.service.mounts import Mount
 from vbatch.service.scope import Scope, places
 from vbatch.service.systemd import STRICT_VERIFY, Systemd
 from vbatch.service.unit import UnitSpec
@@ -49,7 +50,7 @@ def spec(scope: Scope = Scope.SYSTEM, **changes: object) -> UnitSpec:
         drain_limit=timedelta(minutes=5),
         after=("postgresql.service", "docker.service"),
         remote=False,
-        folders=("/opt/vbatch", "/var/lib/vbatch"),
+        mounts=(Mount(point="/mnt/a disk", unit="mnt-a\\x20disk.mount"),),
         target=places(scope).target,
     )
     return replace(known, **changes)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from vbatch.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
-from vbatch.doctor.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, info, ok, skip
 from vbatch.errors import VbatchError

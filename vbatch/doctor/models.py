@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbatch.disks import hub_cache
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
-from vbatch.doctor.disks import hub_cache
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, ok, skip
 from vbatch.doctor.memory import of_the_worker, wanted_models

@@ -167,7 +167,15 @@ def _instances(systemd: Systemd, where: Places) -> Iterator[Finding]:
 
 def _of_instance(systemd: Systemd, unit: str) -> Finding:
     seen = systemd.show(
-        unit, "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StatusText"
+        unit,
+        "ActiveState",
+        "SubState",
+        "Result",
+        "ExecMainStatus",
+        "ExecMainPID",
+        "NRestarts",
+        "StatusText",
+        "Job",
     )
     short = unit.removesuffix(".service")
     match seen["ActiveState"], seen["SubState"]:
@@ -179,11 +187,16 @@ def _of_instance(systemd: Systemd, unit: str) -> Finding:
                 "service.running",
                 f"{short} is {seen['ActiveState']}{restarts}: {seen['StatusText'] or 'starting'}",
             )
+        case _ if seen.get("Job", "") not in ("", "0"):
+            return ok("service.running", f"{short} is about to be started")
         case _:
+            started = seen.get("ExecMainPID", "0") != "0"
             return info(
                 "service.stopped",
-                f"{short} is stopped",
-                "somebody stopped it; it starts again at the next boot",
+                f"{short} is stopped" if started else f"{short} was not started since the boot",
+                "somebody stopped it; it starts again at the next boot"
+                if started
+                else f"systemctl{systemd.flag} status {short} tells why, if it is to start at boot",
                 commands=(f"systemctl{systemd.flag} start {short}",),
             )
 
@@ -194,6 +207,9 @@ def _failed(systemd: Systemd, unit: str, seen: dict[str, str]) -> Finding:
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     hints = [line.removeprefix("hint: ") for line in said if line.startswith("hint: ")]
     reason = _RESULTS.get(seen["Result"], seen["Result"]).format(status=seen["ExecMainStatus"])
+    if seen["Result"] == "exit-code" and seen["ExecMainStatus"] == "0":
+        absent = [line for line in said if line.endswith("is not a mountpoint")]
+        reason = absent[-1] if absent else "a step before its start failed"
     short = unit.removesuffix(".service")
     again = seen["ActiveState"] != "failed"
     return Finding(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from vbatch.disks import mount_of
 from vbatch.doctor.catalogue import Meaning
-from vbatch.doctor.disks import mount_of
 from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import ExitCode
 from vbatch.store import examination

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vbatch.errors import UsageError
-from vbatch.service import again, database, environment, gpus, installed, probe, quoting, seal, unit
+from vbatch.service import again, database, environment, gpus, installed, mounts, probe, quoting, seal, unit
 from vbatch.service.accounts import Account, account
 from vbatch.service.database import Database, Kind
 from vbatch.service.errors import NotAllowed
@@ -140,7 +140,7 @@ def plan(wish: Wish) -> Plan:
         drain_limit=timedelta(seconds=seen.drain_seconds),
         after=found.after,
         remote=found.kind is Kind.REMOTE,
-        folders=_folders(found, seen),
+        mounts=mounts.of(_folders(found, seen), systemd),
         target=where.target,
         remarks=(LINGER_REMARK,) if LINGER_REMARK in text_of(where.unit) else (),
     )

@@ -70,11 +70,19 @@ class Systemd:
         return sorted(link.name for link in links if link.is_symlink())
 
     def last_words(self, unit: str, *, lines: int = 30) -> list[str]:
-        """Return the last lines of the unit's latest main process, without those of its pre and post commands."""
+        """Return the last lines of the unit's latest main process, without those of its pre and post commands.
+
+        Where no main process ran since the boot, they are those of the commands before it.
+        """
         main = self.show(unit, "ExecMainPID").get("ExecMainPID", "0")
-        matching = ("--unit" if self.scope is Scope.SYSTEM else "--user-unit", unit, f"_PID={main}")
+        process = () if main == "0" else (f"_PID={main}",)
+        matching = ("--unit" if self.scope is Scope.SYSTEM else "--user-unit", unit, *process)
         done = self._run("journalctl", *matching, "--boot", "-o", "cat", "-n", str(lines), "--no-pager")
         return done.stdout.splitlines()
+
+    def mount_unit(self, point: Path) -> str:
+        """Return the name of the unit that systemd has for a mount point."""
+        return self._order("systemd-escape", "--path", "--suffix=mount", str(point)).strip()
 
     def verify(self, text: str) -> None:
         """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vbatch import __version__
 from vbatch.errors import ExitCode
-from vbatch.service import hardening, seal
+from vbatch.service import hardening, mounts, seal
 from vbatch.service.accounts import Account
+from vbatch.service.mounts import Mount
 from vbatch.service.quoting import command, path, word
 from vbatch.service.scope import TEMPLATE, Scope
 
@@ -22,7 +23,9 @@ START_LIMIT = timedelta(minutes=3)  # of each step of a start; the worker extend
 AFTER_DRAIN = timedelta(minutes=1)  # what a stop takes beyond the drain limit: save, unload, give memory back
 WATCHDOG = timedelta(minutes=3)
 FIRST_DELAY = timedelta(seconds=5)
-LONGEST_DELAY = timedelta(minutes=5)
+LONGEST_DELAY = timedelta(
+    minutes=1
+)  # systemd counts on after a good start: weeks later a crash still waits so long
 DELAY_STEPS = 8
 ONLY_DELAY = timedelta(seconds=20)  # where systemd knows no growing ones
 
@@ -48,7 +51,7 @@ class UnitSpec:
     drain_limit: timedelta
     after: tuple[str, ...]
     remote: bool
-    folders: tuple[str, ...]
+    mounts: tuple[Mount, ...]
     target: str
     remarks: tuple[str, ...] = ()
 
@@ -85,7 +88,10 @@ def _unit(spec: UnitSpec) -> Iterator[Key | str]:
             yield "Wants", "network-online.target"
         network = "network-online.target" if spec.remote else "network.target"
         yield "After", " ".join(map(word, (network, "nvidia-persistenced.service", *spec.after)))
-    yield "RequiresMountsFor", " ".join(word(folder) for folder in spec.folders)
+        if spec.mounts:
+            disks = " ".join(mount.unit for mount in spec.mounts)
+            yield "Wants", disks
+            yield "After", disks
     yield "# No burst limit: a database that is late must not end in a permanent failure."
     yield "StartLimitIntervalSec", "0"
 
@@ -101,6 +107,11 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
         yield "Environment", "VBATCH_GPU=%i"
     yield "Environment", word(f"PATH={spec.search_path}")
     yield "EnvironmentFile", "-" + path(str(spec.environment_file))
+    if spec.mounts:
+        yield "# A disk that is late is tried again; RequiresMountsFor= would give up for good."
+        for mount in spec.mounts:
+            prefix = "+" if spec.scope is Scope.SYSTEM else ""
+            yield "ExecStartPre", command(prefix, mounts.check(), mount.point)
     if spec.modprobe and spec.scope is Scope.SYSTEM:
         yield "# Loads the modules and makes the device nodes, which at boot only root can do."
         for program, *arguments in spec.modprobe:

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from vbatch import config
 from vbatch.service import quoting, seal
 
-# What decides where the store, the models and the caches are, and how they and CUDA are reached. Not: which
-# GPU, that is the instance's.
+# What decides where the store, the models and the caches are, how they and CUDA are reached, and what compiles for
+# the GPU. Not: which GPU, that is the instance's.
 _NAMES = frozenset(
     {
         *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
-        *("CUDA_HOME", "LD_LIBRARY_PATH"),
+        *("CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH", "LD_LIBRARY_PATH", "CC", "CXX", "DO_NOT_TRACK"),
     }
 )
-_PREFIXES = ("HF_", "VLLM_", "PG")  # libpq reads PGPASSFILE, PGSSLMODE and many more
+# libpq reads PGPASSFILE, PGSSLMODE and many more.
+_PREFIXES = ("HF_", "VLLM_", "PG", "NCCL_", "PYTORCH_", "TORCH", "TRITON_", "FLASHINFER_", "OMP_")
 _SUFFIXES = ("_PROXY", "_proxy")
 _NOT_KEPT = frozenset({"VBATCH_GPU", "VBATCH_DEBUG"})
 

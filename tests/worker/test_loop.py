@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vbatch.worker import Stop, View, WorkerOptions, loop
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
 from vbatch.worker.pulse import Pulse
+from vbatch.worker.serving import Ended, Serving
 
 
 @pytest.fixture
@@ -167,6 +169,33 @@ def test_a_model_that_could_be_loaded_before_fails_no_request(
     assert failure.value.exit_code is ExitCode.ENGINE_UNAVAILABLE
     assert loads == ["one", "two", "one"]
     assert [counts(store, pk) for pk in pks] == [(10, 0), (10, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asleep: bool
+) -> None:
+    """The machine sleeps under the first engine. Mutant: a death like any other."""
+    slept = timedelta()
+    monkeypatch.setattr("vbatch.suspension.since_boot", lambda: slept)
+    deaths = 0
+    died = Serving._died
+
+    async def sleep_and_die(serving: Serving, cause: str) -> Ended:
+        nonlocal slept, deaths
+        slept = timedelta(hours=8) if asleep else slept
+        deaths += 1
+        return await died(serving, cause)
+
+    monkeypatch.setattr(Serving, "_died", sleep_and_die)
+    body = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": {"vbatch_echo": "exit"}}'
+    )
+    paths = {"output_path": str(tmp_path / "o.jsonl"), "error_path": str(tmp_path / "e.jsonl")}
+    pk = take_in(store, ["m"], body=body, **paths).pk
+    work(context)
+    assert counts(store, pk) == (0, 1)
+    assert deaths == 3 + asleep
 
 
 def test_a_model_hub_that_is_away_fails_no_request(

@@ -24,7 +24,7 @@ class Meaning:
 
 # Each has CHECKS and MEANINGS. The store comes first: nearly everything else is known from it.
 _MODULES = (
-    "store", "story", "host", "queue", "driver", "memory", "engine", "models", "service", "neighbours",
+    "store", "story", "host", "sleep", "queue", "driver", "memory", "engine", "models", "service", "neighbours",
 )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from vbatch import suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.errors import ConfigError, EngineUnavailable
 from vbatch.store import catalog, deaths, endings, queue, registry
@@ -41,6 +42,7 @@ class WorkLoop:
         self._idle_since: float | None = None
         self._at_rest = True
         self._unloadable = Unloadable()
+        self._slept_before = timedelta()
 
     async def run(self) -> None:
         """Work until a stop is requested or, when draining, until the queue is empty.
@@ -112,7 +114,12 @@ class WorkLoop:
 
     async def _serve(self, engine: Engine, model: str) -> None:
         serving = Serving(
-            self._context, engine, model, loadable=self._unloadable.without, saved=self._finalizer.poke
+            self._context,
+            engine,
+            model,
+            loadable=self._unloadable.without,
+            saved=self._finalizer.poke,
+            slept_before=self._slept_before,
         )
         self._at_rest = False
         ended = await serving.run()
@@ -155,6 +162,7 @@ class WorkLoop:
         if self._engine is None:
             return
         self._model = model
+        self._slept_before = suspension.since_boot()
         for other, fault in self._unloadable.loaded(model).items():
             await self._give_up_on(other, fault.cause)
 

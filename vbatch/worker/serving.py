@@ -7,8 +7,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
 from enum import Enum, auto
 
+from vbatch import suspension
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
 from vbatch.store import deaths, queue
@@ -36,7 +38,7 @@ class Serving:
 
     Three things go on at once and never wait for each other: the loop starts requests, one background call
     claims, another saves. So a store outage stops claiming and saving, not the requests already leased; the
-    answers held meanwhile are bounded by what was leased.
+    answers held meanwhile are bounded by what was leased. ``slept_before``: the machine's sleep until the load.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Serving:
         *,
         loadable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
         saved: Callable[[], None],
+        slept_before: timedelta,
     ) -> None:
         options = context.options
         self._context = context
@@ -54,6 +57,7 @@ class Serving:
         self._model = model
         self._loadable = loadable
         self._saved = saved
+        self._slept_before = slept_before
         self._limit = options.max_inflight or engine.max_inflight
         self._inflight = Inflight(engine, limit=self._limit, request_timeout=options.request_timeout)
         self._claim = _Background(context, self._claim_chunks)
@@ -212,6 +216,9 @@ class Serving:
     async def _died(self, cause: str) -> Ended:
         self.deaths_cause = cause
         suspects = await self._inflight.abandon()
+        if suspension.since_boot() - self._slept_before > suspension.NAP:
+            log.warning("machine.slept accused=0")  # what a driver does not survive is no request's fault
+            suspects = {}
         await self._settle(crashed=suspects)
         return Ended.DIED
 

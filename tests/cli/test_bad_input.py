@@ -93,6 +93,24 @@ def test_options_that_cannot_be(cli: Cli, options: list[str], words: str) -> Non
     assert cli("list", "-q").out == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--enginee", "echo"], "no such option: --enginee"),
+        (["--max-inflight", "many"], "--max-inflight"),
+        (["--max-model-len", "4096"], "no such option: --max-model-len"),  # behind a second double dash
+        (["nonsense"], "unexpected argument 'nonsense'"),
+        (["--drain"], "would not be there"),
+        (["--gpu", "1"], "install-service --gpu 1"),
+    ],
+)
+def test_options_that_a_service_cannot_have(cli: Cli, options: list[str], words: str) -> None:
+    """Mutant: installing them; the worker would refuse them at every boot, or share one GPU with the others."""
+    done = cli("install-service", "--dry-run", "--", *options)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+
+
 def test_a_file_whose_name_is_not_utf_8(cli: Cli) -> None:
     done = cli("submit", cli.file("\udcff.jsonl", GOOD))
     assert done.code == 2

@@ -11,7 +11,7 @@ from vbatch.errors import UsageError
 from vbatch.service import gpus, installed, quoting, seal, unit
 from vbatch.service.environment import updated
 from vbatch.service.installed import Before
-from vbatch.service.plan import Wish, _gpus, _refuse_drain
+from vbatch.service.plan import Wish, _gpus
 from vbatch.service.scope import Scope
 
 ODD = "a \"b\" \\c $HOME %h `d` 'e'"
@@ -41,12 +41,6 @@ def test_the_gpus_of_a_service_do_not_vanish_with_their_driver(monkeypatch: pyte
     assert _gpus(Wish(scope=Scope.SYSTEM, gpus=[2, 1, 2]), Before(one_per_gpu=True)) == (1, 2)
     with pytest.raises(UsageError, match="is its driver loaded"):
         _gpus(wish, Before(one_per_gpu=True))
-
-
-def test_a_service_that_ends_when_the_queue_is_empty_is_refused() -> None:
-    with pytest.raises(UsageError, match="would not be there"):
-        _refuse_drain(Wish(scope=Scope.SYSTEM, worker_arguments=["--drain"]))
-    _refuse_drain(Wish(scope=Scope.SYSTEM, worker_arguments=["--", "--drain"]))  # vLLM's own, if it has one
 
 
 def test_an_environment_file_that_nobody_touched_is_written_anew() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -32,3 +32,14 @@ ExitStatus = Annotated[
 ]
 UserScope = Annotated[bool, typer.Option("--user", help="Your own service.  [default, unless you are root]")]
 SystemScope = Annotated[bool, typer.Option("--system", help="A service of the machine.  [default as root]")]
+
+
+def check_vllm_flags(flags: Sequence[str]) -> None:
+    """Raise UsageError for a word that stands where vLLM's flags begin and is none."""
+    from vbatch.errors import UsageError
+
+    if flags and not flags[0].startswith("-"):
+        raise UsageError(
+            f"unexpected argument '{flags[0]}'",
+            hint="vLLM's own flags go after a double dash: vbatch run-worker -- --max-model-len 4096",
+        )

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
+from vbatch.cli.app import app
+from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.output import Mode, Output
 from vbatch.errors import UsageError
 from vbatch.service import again, install, plan, uninstall
@@ -35,6 +39,7 @@ def install_service(
     json: bool,
 ) -> None:
     """Plan, and unless it is a dry run, do it and wait until the worker is ready."""
+    _check_worker_options(worker_arguments)
     output = Output.of(json=json)
     wish = Wish(
         scope=_scope(user=user, system=system),
@@ -58,6 +63,25 @@ def install_service(
         )
     done = install.install(planned, report=_Steps(output))
     output.show(_InstalledScreen(done))
+
+
+def _check_worker_options(arguments: Sequence[str]) -> None:
+    """Refuse at once what the worker itself would refuse at every start, and what a service must not be told.
+
+    Raises UsageError, or click's own; ``--help`` shows what there is.
+    """
+    run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]
+    with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
+        check_vllm_flags(context.params["vllm_flags"] or [])
+        if context.params["drain"]:
+            raise UsageError(
+                "a service that ends when the queue is empty would not be there for the next batch"
+            )
+        if context.params["gpu"] is not None:
+            raise UsageError(
+                "each worker of a service has a GPU of its own",
+                hint=f"vbatch install-service --gpu {context.params['gpu']}, before the double dash",
+            )
 
 
 def _warn(output: Output, planned: Plan) -> None:

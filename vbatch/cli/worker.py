@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from vbatch import logs, worker
 from vbatch.cli import words
+from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
 from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
-from vbatch.errors import UsageError
 from vbatch.store import WORKER_PATIENCE, Store
 from vbatch.worker import Stop, View, WorkerOptions
 
@@ -37,11 +37,7 @@ def run_worker(
     max_inflight: int | None,
 ) -> None:
     """Work until a signal or, with ``drain``, until the queue is empty."""
-    if vllm_flags and not vllm_flags[0].startswith("-"):
-        raise UsageError(
-            f"unexpected argument '{vllm_flags[0]}'",
-            hint="vLLM's own flags go after a double dash: vbatch run-worker -- --max-model-len 4096",
-        )
+    check_vllm_flags(vllm_flags)
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
     ended = work(

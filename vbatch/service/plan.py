@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,7 +111,6 @@ def plan(wish: Wish) -> Plan:
     Raises NoSystemd, NotAllowed, UsageError, UnitInvalid, and ConfigError for settings that the service
     would stumble over.
     """
-    _refuse_drain(wish)
     require_running(wish.scope)
     systemd = Systemd(wish.scope)
     where = places(wish.scope)
@@ -160,12 +158,6 @@ def plan(wish: Wish) -> Plan:
         idle_gpus=tuple(gpu for gpu in gpus.present() if gpu not in wanted) if not wish.gpus else (),
         rival=_rival(wish.scope, owner),
     )
-
-
-def _refuse_drain(wish: Wish) -> None:
-    options = itertools.takewhile(lambda option: option != "--", wish.worker_arguments)
-    if "--drain" in options:
-        raise UsageError("a service that ends when the queue is empty would not be there for the next batch")
 
 
 def _folders(found: Database, seen: probe.Seen) -> tuple[str, ...]:

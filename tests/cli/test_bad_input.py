@@ -77,7 +77,9 @@ def test_of_a_thousand_bad_lines_a_hundred_are_shown(cli: Cli) -> None:
     ("options", "words"),
     [
         (["-o", "."], "is a folder"),
-        (["-o", "/"], "is a folder"),
+        (["-o", "/"], "names a folder"),
+        (["-o", "new/"], "names a folder"),
+        (["-o", "loop/out.jsonl"], "no folder"),
         (["-o", "x" * 240 + ".jsonl"], "there is room for"),
         (["--priority", "99999999999999999999"], "--priority"),
         (["--expires-in", "9999999d"], "too long a duration"),
@@ -86,6 +88,7 @@ def test_of_a_thousand_bad_lines_a_hundred_are_shown(cli: Cli) -> None:
     ],
 )
 def test_options_that_cannot_be(cli: Cli, options: list[str], words: str) -> None:
+    (cli.folder / "loop").symlink_to("loop")
     done = cli("submit", cli.file("good.jsonl", GOOD), *options)
     assert (done.code, done.out) == (2, "")
     assert words in done.err

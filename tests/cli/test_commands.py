@@ -162,7 +162,8 @@ def test_a_batch_whose_folder_is_gone_can_be_read_and_removed(cli: Cli) -> None:
     (cli.folder / "out").rmdir()
     refused = cli("cancel", batch_id)
     assert (refused.code, refused.out) == (1, "")
-    assert f"{cli.folder / 'out'}: No such file or directory" in refused.err
+    assert f"is cancelled, but {cli.folder / 'out'} cannot be written: No such file" in refused.err
+    assert "delete --force" in refused.err
     kept = cli("delete", batch_id)
     assert kept.code == 1
     assert "--force" in kept.err

@@ -35,6 +35,18 @@ def _deleting(folder: Path) -> Callable[[str, Answer], bytes]:
     return line
 
 
+@pytest.mark.parametrize("spelling", ["a.output.jsonl", "sub/../a.output.jsonl"])
+def test_a_file_that_is_promised_to_a_batch(cli: Cli, spelling: str) -> None:
+    """Mutant: writing it; the batch then has to give its answers another name, and who trusts the name has a part."""
+    batch_id = cli.submit("a.jsonl", chats(3))
+    (cli.folder / "sub").mkdir()
+    refused = cli("results", batch_id, "-o", spelling)
+    assert (refused.code, refused.out) == (2, "")
+    assert f"{batch_id}, which is not finished yet, will write" in refused.err
+    cli.drain()
+    assert (cli.folder / "a.output.jsonl").read_text().count("\n") == 3
+
+
 def test_a_batch_that_is_deleted_while_it_is_printed(cli: Cli, deleted_meanwhile: str) -> None:
     """Mutant: half of the lines and exit 0."""
     done = cli("results", deleted_meanwhile)

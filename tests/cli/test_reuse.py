@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chat, chats
 
@@ -49,6 +51,18 @@ def test_nothing_changed_needs_no_worker(cli: Cli) -> None:
     assert "run-worker" not in again.err
     assert "the same file" not in again.err
     assert outputs(cli, "second.jsonl") == {f"r-{number}": f"r-{number}" for number in range(5)}
+
+
+@pytest.mark.parametrize("spelling", ["sub/../prompts.jsonl", "here/prompts.jsonl", "link.jsonl"])
+def test_the_last_batch_is_found_however_the_file_is_called(cli: Cli, spelling: str) -> None:
+    """Mutant: comparing paths as they were typed; the whole file runs again."""
+    first = cli.submit("prompts.jsonl", chats(5))
+    cli.drain()
+    (cli.folder / "sub").mkdir()
+    (cli.folder / "here").symlink_to(".")
+    (cli.folder / "link.jsonl").symlink_to("prompts.jsonl")
+    again = cli("submit", spelling, "--reuse", "last", "-o", "second.jsonl")
+    assert f"5 answers taken from {first}" in again.err
 
 
 def test_failed_requests_run_again(cli: Cli) -> None:

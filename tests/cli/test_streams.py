@@ -54,6 +54,40 @@ def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "command", ["list", "list --json", "status last --json", "nonsense --json", "doctor --json"]
+)
+def test_a_full_disk_under_the_output_is_told(here: Home, command: str) -> None:
+    """Mutant: printing the error's document where the result did not fit either."""
+    done = shell(here, f"vbatch {command.replace('last', 'batch_')} > /dev/full")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert shell(here, f"vbatch {command} > /dev/full 2>&1").returncode in (1, 2, 4)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_who_cannot_read_the_id_is_told_it_all_the_same(here: Home) -> None:
+    """Mutant: the disk's fault alone; a script would submit the file again, and pay for it twice."""
+    here.write("second", chats(2))
+    done = shell(here, "vbatch submit second.jsonl -q > /dev/full")
+    assert done.returncode == 1
+    listed = json.loads(here.run("list", "--json").stdout)["data"]
+    (batch,) = [one for one in listed if one["input_path"].endswith("second.jsonl")]
+    assert f"{batch['id']} is accepted, but that cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_document_is_json_whatever_the_locale(here: Home) -> None:
+    """Mutant: escapes of Python's own, in a stream that is not UTF-8."""
+    here.write("second", chats(2))
+    assert shell(here, "vbatch submit second.jsonl --name 'Füße 🎉'").returncode == 0
+    here.extra["PYTHONIOENCODING"] = "ascii"
+    names = [batch["name"] for batch in json.loads(shell(here, "vbatch list --json").stdout)["data"]]
+    assert "Füße 🎉" in names
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_closed_input_is_told(here: Home) -> None:
     done = shell(here, "vbatch submit - -o answers.jsonl <&-")
     assert (done.returncode, done.stdout) == (2, "")

@@ -96,7 +96,7 @@ def test_what_needs_a_check_that_crashed_is_skipped(facts: Facts) -> None:
         facts,
         Conduct(),
     ).findings
-    assert [finding.level for finding in found] == [Level.WARN, Level.SKIP]
+    assert [finding.level for finding in found] == [Level.FAIL, Level.SKIP]
 
 
 def test_without_a_store_there_is_nothing_to_say(facts: Facts) -> None:

@@ -119,6 +119,18 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [1, 3 * writing.BUFFER])
+def test_a_disk_that_refuses_is_told_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """At its end, or in the middle. Mutant: the kernel's words alone; nobody knows which of a batch's disks is full."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(os, "dup", lambda _handle: full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        write(tmp_path / "a", b"x" * size)
+    assert refused.value.filename == str(tmp_path / "a")
+
+
 def test_a_folder_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "none" / "out.jsonl", b"line\n")

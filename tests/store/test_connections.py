@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Never
 
+import pytest
 from sqlalchemy import Connection, text
 
-from vbatch.store import COMMAND_PATIENCE, Store
+from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, Store
 
 _WRITE = """
 import sqlite3, sys
@@ -51,6 +53,26 @@ def test_a_new_connection_takes_no_lock_from_the_others(tmp_path: Path) -> None:
     thread.start()
     assert store.write(write) == "database is locked"
     thread.join()
+    store.close()
+
+
+class _CtrlC(tuple[object, ...]):
+    """A row over which the person presses Ctrl-C."""
+
+    def __getitem__(self, _index: object) -> Never:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_gives_its_lock_back(tmp_path: Path) -> None:
+    """Mutant: leaving that to the closing of the connection, which the traceback's cursor keeps half open."""
+    store = Store(f"sqlite:///{tmp_path / 'vbatch.db'}", patience=NO_PATIENCE)
+    store.prepare()
+    store.write(lambda connection: connection.execute(text("CREATE TABLE scribble (n INTEGER)")))
+    rows = [*((number,) for number in range(1000)), _CtrlC((1000,))]
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        store.write(lambda connection: connection.exec_driver_sql("INSERT INTO scribble VALUES (?)", rows))
+    assert store.write(lambda connection: connection.execute(text("DELETE FROM scribble")).rowcount) == 0
+    assert interrupt.traceback, "its frames live as long, and with them the cursor"
     store.close()
 
 

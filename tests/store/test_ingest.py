@@ -11,7 +11,7 @@ import pytest
 from tests.rigs.commands import wait_until
 from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
 from vbatch import processes
-from vbatch.errors import NoSuchBatch
+from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
@@ -118,6 +118,25 @@ def test_an_error_in_the_middle_leaves_no_row(store: Store, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
+
+
+def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: the store's own trouble in place of Ctrl-C; the file would then be read again, and accepted."""
+
+    def away(*_args: object) -> None:
+        raise StoreUnreachable
+
+    monkeypatch.setattr(ingest, "_withdraw", away)
+
+    def interrupted() -> None:
+        with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
+            storing.add(1, "r-1", "m", b"{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def test_leaving_without_accepting_leaves_no_row(store: Store) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from vbatch.batches.cancelling import cancel
 from vbatch.batches.describing import Status, batch_object, status
 from vbatch.batches.finalizing import finalize
-from vbatch.batches.paths import check_target
+from vbatch.batches.paths import check_copy
 from vbatch.batches.reading import results
 from vbatch.batches.retrying import retry
-from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit
+from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit, told
 
 __all__ = [
     "InvalidInput",
@@ -20,10 +20,11 @@ __all__ = [
     "Submitted",
     "batch_object",
     "cancel",
-    "check_target",
+    "check_copy",
     "finalize",
     "results",
     "retry",
     "status",
     "submit",
+    "told",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from vbatch import processes
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
@@ -94,13 +94,14 @@ def batch_object(batch: Batch) -> BatchObject:
 
 def _exists(batch: Batch, path: str) -> bool:
     ended = batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.EXPIRED)
-    return ended and Path(path).exists()
+    return ended and os.path.exists(path)  # noqa: PTH110 - a folder that cannot be entered hides it, no more
 
 
 def _window(batch: Batch) -> str:
     if batch.expires_at is None:
         return "unlimited"
-    return f"{round((batch.expires_at - batch.created_at).total_seconds() / 3600)}h"
+    minutes = round((batch.expires_at - batch.created_at).total_seconds() / 60)
+    return f"{minutes}m" if minutes % 60 else f"{minutes // 60}h"
 
 
 def _seconds(moment: datetime | None) -> int | None:

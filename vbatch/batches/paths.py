@@ -26,7 +26,7 @@ def named_file(source: Path | BinaryIO) -> Path | None:
     """Return the file's place, None for what has none: standard input, a pipe of the shell (``<(…)``), a device."""
     if not isinstance(source, Path) or source.is_fifo():
         return None
-    place = source.absolute()
+    place = _settled(source)
     return None if any(place.is_relative_to(folder) for folder in ("/dev", "/proc")) else place
 
 
@@ -63,9 +63,20 @@ def check_targets(store: Store | None, chosen: Targets, *, source: Path | None, 
         if source is not None and path == _settled(source):
             raise OutputPathError(f"{path} is the input file itself.", hint=f"{option} PATH")
         check_target(path, option, batch_id=batch_id)
-    if store is None:
-        return
-    for taken, other in in_use(store, chosen).items():
+    if store is not None:
+        _refuse_in_use(store, chosen.output, chosen.errors)
+
+
+def check_copy(store: Store, path: Path, *, batch_id: str) -> Path:
+    """Return where a copy of finished lines goes. Raises OutputPathError as for a batch's own files."""
+    settled = _settled(path)
+    check_target(settled, "-o", batch_id=batch_id)
+    _refuse_in_use(store, settled)
+    return settled
+
+
+def _refuse_in_use(store: Store, *paths: Path) -> None:
+    for taken, other in catalog.paths_in_use(store, paths=[str(path) for path in paths]).items():
         if other.status is BatchStatus.VALIDATING:
             raise OutputPathError(
                 f"Another submit is reading its file now, and its batch will write {taken}.",
@@ -96,7 +107,7 @@ def in_use(store: Store, chosen: Targets) -> dict[str, Batch]:
 
 def _settled(path: Path) -> Path:
     """Return the one spelling of a path: without links and ``..`` in its folder. A link as the name itself stays."""
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _sibling(stem: Path, kind: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from os.path import lexists
 from pathlib import Path
@@ -17,21 +16,14 @@ from vbatch.store.records import Batch, NewBatch
 RETRY_OF = "retry_of"  # the metadata key that names the batch whose failed requests these are
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retried:
-    """The new batch, and where its files will be."""
-
-    batch: Batch
-    targets: Targets
-
-
-def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
+def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Batch:
     """Make a new batch of the requests that ended without an answer of status 2xx: same ids, same bytes.
 
     Raises WrongStatus while the batch is unfinished or when nothing of it failed, OutputPathError.
     """
     if not batch.status.final:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch watch {batch.id}")
+    ingest.sweep_abandoned_ingests(store, gone=processes.is_gone)  # else a killed retry keeps its paths
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = _targets(store, batch, output)
     check_targets(store, chosen, source=None, batch_id=batch_id)
@@ -52,8 +44,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Retried:
             storing.add(request.line, request.custom_id, request.model, request.body)
         if storing.total == 0:
             raise WrongStatus(f"No request of {batch.id} failed.", hint=f"vbatch status {batch.id}")
-        accepted = storing.accept(endpoint=batch.endpoint, input_sha256=batch.input_sha256, input_bytes=0)
-    return Retried(batch=accepted, targets=chosen)
+        return storing.accept(endpoint=batch.endpoint, input_sha256=batch.input_sha256, input_bytes=0)
 
 
 def _targets(store: Store, batch: Batch, output: Path | None) -> Targets:

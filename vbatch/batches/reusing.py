@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vbatch.batches.retrying import RETRY_OF
@@ -28,7 +29,7 @@ def reusable(store: Store, wanted: str | None, *, path: Path | None) -> list[Bat
             "--reuse last looks for an earlier batch of the file, and standard input has no name",
             hint="--reuse ID",
         )
-    for batch in catalog.from_path(store, input_path=str(path.absolute())):
+    for batch in catalog.from_path(store, input_paths=[str(path), os.path.realpath(path)]):
         if RETRY_OF not in batch.metadata:
             return _with_retries(store, batch)
     return []

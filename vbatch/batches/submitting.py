@@ -16,7 +16,7 @@ from vbatch import processes
 from vbatch.batches.finalizing import finalize_here
 from vbatch.batches.paths import Targets, check_targets, named_file, targets
 from vbatch.batches.reusing import REUSE_OF, reusable
-from vbatch.errors import ExitCode, InputUnreadable, StoreUnreachable, UsageError, VbatchError
+from vbatch.errors import ExitCode, InputUnreadable, Interrupted, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.protocol import BatchError, with_model
 from vbatch.store import Store, catalog, ingest
@@ -100,10 +100,11 @@ def submit(
         return Submitted(batch=None, requests=requests, targets=chosen, repeats=())
     earlier = reusable(store, order.reuse, path=path)
     batch = _store_batch_patiently(store, source, order, chosen, batch_id, earlier=earlier, on_read=on_read)
-    if batch.counts.completed == batch.counts.total:
-        with suppress(OSError):  # then the next worker writes the files
-            batch = finalize_here(store, batch)
-    repeats = catalog.same_input(store, input_sha256=batch.input_sha256)
+    with told(batch.id):
+        if batch.counts.completed == batch.counts.total:
+            with suppress(OSError):  # then the next worker writes the files
+                batch = finalize_here(store, batch)
+        repeats = catalog.same_input(store, input_sha256=batch.input_sha256)
     return Submitted(
         batch=batch,
         requests=batch.counts.total,
@@ -111,6 +112,30 @@ def submit(
         repeats=tuple(repeat for repeat in repeats if repeat.pk != batch.pk),
         reused_from=earlier[0] if earlier else None,
     )
+
+
+@contextmanager
+def told(batch_id: str) -> Iterator[None]:
+    """Tell a batch's id whatever ends what follows its acceptance: it exists, and is not to be submitted again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {batch_id} is accepted and goes on", hint=f"vbatch watch {batch_id}"
+        ) from None
+    except StoreUnreachable as error:
+        raise StoreUnreachable(
+            f"{batch_id} is accepted, but cannot be followed: {error.message}",
+            hint=error.hint,
+            fault=error.fault,
+        ) from error
+    except BrokenPipeError:  # nobody listens any more
+        raise
+    except OSError as error:
+        raise VbatchError(
+            f"{batch_id} is accepted, but that cannot be written: {error.strerror}",
+            hint=f"vbatch status {batch_id}",
+        ) from error
 
 
 def _store_batch_patiently(
@@ -172,6 +197,7 @@ def _store_batch(
         validator.finish(cut_off=lines.cut_off)
         if defects.total:
             raise InvalidInput(defects, source=_name(source))
+        stream.check_unchanged()
         assert validator.endpoint is not None
         return storing.accept(
             endpoint=validator.endpoint,
@@ -188,6 +214,7 @@ def _validate_only(source: Path | BinaryIO, order: Order, on_read: Callable[[int
         lines = LineReader(stream, on_read=on_read)
         for number, line in lines:
             requests += validator.check(number, line) is not None
+        stream.check_unchanged()
     validator.finish(cut_off=lines.cut_off)
     if validator.defects.total:
         raise InvalidInput(validator.defects, source=_name(source))
@@ -212,6 +239,7 @@ class _Reading:
         self._stream = stream
         self._name = name
         self._done = 0
+        self._before = _version(stream)
 
     def read(self, size: int) -> bytes:
         """Return the next bytes. Raises InputUnreadable with the place."""
@@ -225,6 +253,14 @@ class _Reading:
         self._done += len(block)
         return block
 
+    def check_unchanged(self) -> None:
+        """Raise InputUnreadable for a file that somebody wrote into meanwhile."""
+        if _version(self._stream) != self._before:
+            raise InputUnreadable(
+                f"{self._name} was changed while it was being read; nothing was stored.",
+                hint="submit it again when it is finished",
+            )
+
 
 @contextmanager
 def _opened(source: Path | BinaryIO) -> Iterator[_Reading]:
@@ -237,18 +273,15 @@ def _opened(source: Path | BinaryIO) -> Iterator[_Reading]:
     except OSError as error:
         raise _unreadable(source, error) from None
     with stream:
-        before = _version(stream)
         yield _Reading(stream, _name(source))
-        if _version(stream) != before:
-            raise InputUnreadable(
-                f"{source} was changed while it was being read; nothing was stored.",
-                hint="submit it again when it is finished",
-            )
 
 
 def _version(stream: BinaryIO) -> tuple[int, int] | None:
-    """Return size and time of change of a regular file."""
-    status = os.fstat(stream.fileno())
+    """Return size and time of change of a regular file; None for what has neither, as a stream in memory."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:
+        return None
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 

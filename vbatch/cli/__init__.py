@@ -36,9 +36,11 @@ def run() -> NoReturn:
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; keep the interpreter from complaining at exit.
+    except OSError as error:
+        # The reader (`| head`) has what it wanted, or the disk is full; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            code = code or ExitCode.FAILED
     sys.exit(code)
 
 

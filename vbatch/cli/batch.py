@@ -15,6 +15,7 @@ from vbatch.cli.listing import BatchTable
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
 from vbatch.cli.targets import target
+from vbatch.errors import VbatchError
 from vbatch.store import catalog
 from vbatch.store.records import Batch, Worker
 
@@ -49,7 +50,14 @@ def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
     """Cancel one batch."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        batch = batches.cancel(store, catalog.find(store, ref))
+        batch = catalog.find(store, ref)
+        try:
+            batch = batches.cancel(store, batch)
+        except OSError as error:
+            raise VbatchError(
+                f"{batch.id} is cancelled, but {error.filename} cannot be written: {error.strerror}",
+                hint=f"mend that and cancel it again; or give its files up: vbatch delete --force {batch.id}",
+            ) from error
     output.show(_Changed(batch, f"{batch.status}: {_kept(batch)}"))
 
 
@@ -59,9 +67,9 @@ def retry_batch(ref: str, *, output_path: str | None, json: bool, quiet: bool) -
     chosen = target(output_path, "-o")
     with open_store(output) as store:
         made = batches.retry(store, catalog.find(store, ref), output=chosen)
-    output.show(IdAlone(made.batch))
+    output.show(IdAlone(made))
     if output.mode is Mode.HUMAN:
-        output.note(screens.accepted(made.batch))
+        output.note(screens.accepted(made))
 
 
 def delete_batch(ref: str, *, force: bool, json: bool, quiet: bool) -> None:

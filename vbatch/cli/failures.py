@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,13 +36,14 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     failure = describe(error, argv)
     options = argv[: argv.index("--")] if "--" in argv else argv
     output = Output(Mode.JSON if "--json" in options else Mode.HUMAN)
-    output.failure(
-        code=failure.code,
-        message=failure.message,
-        lines=failure.lines,
-        hint=failure.hint,
-        extra=failure.extra,
-    )
+    with suppress(OSError):  # a full disk, a closed pipe: then the exit code has to tell
+        output.failure(
+            code=failure.code,
+            message=failure.message,
+            lines=failure.lines,
+            hint=failure.hint,
+            extra=failure.extra,
+        )
     return failure.exit_code
 
 

@@ -92,7 +92,8 @@ class Output:
     def document(self, document: object) -> None:
         """Print one JSON document: indented on a terminal, one line otherwise."""
         indent = 2 if sys.stdout.isatty() else None
-        text = json.dumps(document, ensure_ascii=False, indent=indent)
+        readable = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        text = json.dumps(document, ensure_ascii=not readable, indent=indent)
         sys.stdout.write(
             harmless(text, keep="\n", escape=lambda character: json.dumps(character)[1:-1]) + "\n"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from vbatch import batches
-from vbatch.batches import check_target
 from vbatch.cli import documents
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
@@ -33,8 +32,7 @@ def results(ref: str, *, errors: bool, output_path: str | None, json: bool) -> N
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
             return
-        path = chosen.absolute()
-        check_target(path, "-o", batch_id=batch.id)
+        path = batches.check_copy(store, chosen, batch_id=batch.id)
         written = 0
         with atomic_file(path, tag=batch.id) as file:
             for line in lines:

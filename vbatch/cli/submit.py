@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vbatch import batches
-from vbatch.batches import Order, Status, Submitted
+from vbatch.batches import Order, Submitted
 from vbatch.cli import documents, screens, workers
 from vbatch.cli.batch import IdAlone, StatusView
 from vbatch.cli.opening import open_store
@@ -23,7 +23,7 @@ from vbatch.cli.output import Mode, Output
 from vbatch.cli.watch import clean, follow
 from vbatch.cli.words import ago, count
 from vbatch.durations import parse_duration
-from vbatch.errors import ExitCode, InputUnreadable, Interrupted, StoreUnreachable, UsageError
+from vbatch.errors import ExitCode, InputUnreadable, UsageError
 from vbatch.store import Store
 from vbatch.store.records import Batch
 from vbatch.text import one_line
@@ -44,34 +44,27 @@ def submit(file: str, order: Order, *, wait: bool, dry_run: bool, json: bool, qu
         if done.batch is None:
             output.show(_Checked(done))
             return ExitCode.DONE
-        if not (wait and json):
-            output.show(IdAlone(done.batch))
-        if output.mode is Mode.HUMAN:
-            _explain(output, store, order, done)
-        if not wait:
-            return ExitCode.DONE
-        ended = _wait(output, store, done.batch.id)
-        if json:
-            output.show(StatusView(ended, None))
-        elif not quiet:
-            output.stderr.print(screens.ending(ended))
-        return ExitCode.DONE if clean(ended.batch) else ExitCode.INCOMPLETE
+        with batches.told(done.batch.id):
+            return _after(output, store, order, done, done.batch, wait=wait)
 
 
-def _wait(output: Output, store: Store, batch_id: str) -> Status:
-    """Follow the new batch to its end. Whatever ends that first, the batch's id is told: it exists."""
-    try:
-        return follow(output, store, batch_id)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; {batch_id} is accepted and goes on", hint=f"vbatch watch {batch_id}"
-        ) from None
-    except StoreUnreachable as error:
-        raise StoreUnreachable(
-            f"{batch_id} is accepted, but cannot be followed: {error.message}",
-            hint=error.hint,
-            fault=error.fault,
-        ) from error
+def _after(
+    output: Output, store: Store, order: Order, done: Submitted, batch: Batch, *, wait: bool
+) -> ExitCode:
+    """Tell of the new batch and, if it is waited for, follow it to its end."""
+    as_document = output.mode is Mode.JSON
+    if not (wait and as_document):
+        output.show(IdAlone(batch))
+    if output.mode is Mode.HUMAN:
+        _explain(output, store, order, done)
+    if not wait:
+        return ExitCode.DONE
+    ended = follow(output, store, batch.id)
+    if as_document:
+        output.show(StatusView(ended, None))
+    elif output.mode is Mode.HUMAN:
+        output.stderr.print(screens.ending(ended))
+    return ExitCode.DONE if clean(ended.batch) else ExitCode.INCOMPLETE
 
 
 def lifetime(text: str | None) -> timedelta | None:

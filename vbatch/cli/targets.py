@@ -18,4 +18,6 @@ def target(
         )
     if text == "":
         raise OutputPathError(f"{option} names no file", hint=f"{option} answers.jsonl")
+    if text is not None and text.endswith("/"):
+        raise OutputPathError(f"{option} names a folder: {text}", hint=f"{option} {text}answers.jsonl")
     return None if text is None else Path(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Facts:
         Raises StoreMisconfigured for a bad URL, NothingStored where a SQLite file would have to be made.
         """
         store = Store(self.settings.store_url, patience=NO_PATIENCE, as_it_is=self.only_looks)
-        if store.file is not None and not store.file.exists():
+        if store.file is not None and not os.path.lexists(store.file):
             raise NothingStored
         self._stores.append(store)
         return store

@@ -181,16 +181,17 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
         (Path(batch.output_path), batch.counts.completed, ""),
         (Path(batch.error_path), batch.counts.total - batch.counts.completed, " --errors"),
     ):
-        place = path.with_name(f"{path.name}.again") if path.exists() else path
+        there = os.path.exists(path)  # noqa: PTH110 - that of pathlib raises for a folder that cannot be entered
+        place = path.with_name(f"{path.name}.again") if there else path
         again = (f"vbatch results {batch.id}{flag} -o {shlex.quote(str(place))}",)
-        if lines and not path.exists():
+        if lines and not there:
             yield info(
                 "queue.outputs",
-                f"{path} of {batch.id} is not there any more",
+                f"{path} of {batch.id} is not there any more, or cannot be reached",
                 f"its {lines:,} lines are in the store and can be written again",
                 commands=again,
             )
-        elif count and lines and (found := _lines(path)) != lines:
+        elif count and lines and (found := _lines(path)) is not None and found != lines:
             yield Finding(
                 id="queue.outputs",
                 level=Level.WARN,
@@ -200,9 +201,13 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
             )
 
 
-def _lines(path: Path) -> int:
-    with path.open("rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+def _lines(path: Path) -> int | None:
+    """Count them; None for a file that is not ours to read."""
+    try:
+        with path.open("rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    except OSError:
+        return None
 
 
 def _remove(paths: list[Path]) -> str:

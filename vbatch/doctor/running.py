@@ -115,7 +115,7 @@ def _crashed(check: Check, error: Exception) -> Finding:
     words = error.message if isinstance(error, VbatchError) else f"{type(error).__name__}: {error}"
     return Finding(
         id=f"{check.group}.crashed",
-        level=Level.WARN,
+        level=Level.FAIL if check.group is Group.STORE else Level.WARN,  # without a store nothing works
         what=f"{check.name} could not be checked: {one_line(words, limit=160)}",
         why="this check met something that it does not know; the other checks are not touched by it",
         evidence=tuple(traceback.format_exception(error)[-3:]),

@@ -38,7 +38,14 @@ MEANINGS = {
 
 def unopened(path: Path) -> Iterator[Finding]:
     """Look at what a connection of ours would change or hide: whether the file can be made, and its mode."""
-    if path.exists():
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        yield _cannot_open(path.parent, f"{path.parent} cannot be entered: {error.strerror}")
+        return
+    if os.path.exists(path):  # noqa: PTH110 - that of pathlib raises where a link leads into a closed folder
         if examination.in_unsafe_wal_mode(path):
             yield Finding(
                 id="store.journal_mode",

@@ -51,8 +51,23 @@ class AtomicFile:
     """A file that is being written. ``path`` is where it will appear, and after that where it is."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self.write = stream.write
+        self._stream = stream
         self.path = path
+
+    def write(self, data: bytes) -> None:
+        """Add to it. Raises OSError with its name."""
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            raise _named(error, self.path) from None
+
+    def sync(self) -> None:
+        """Bring all of it to the disk. Raises OSError with its name."""
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise _named(error, self.path) from None
 
 
 @contextmanager
@@ -63,20 +78,25 @@ def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
     other one the file appears with the tag in its name. Raises OSError when the disk refuses.
     """
     temporary = temporary_name(path, tag)
-    with _locked(temporary) as stream:
-        try:
-            file = AtomicFile(stream, path)
-            yield file
-            stream.flush()
-            os.fsync(stream.fileno())
-            if not _appear(temporary, path):
-                file.path = second_name(path, tag)
-                if not _appear(temporary, file.path):
-                    raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    stream = _locked(temporary)
+    try:
+        file = AtomicFile(stream, path)
+        yield file
+        file.sync()
+        if not _appear(temporary, path):
+            file.path = second_name(path, tag)
+            if not _appear(temporary, file.path):
+                raise FileExistsError(errno.EEXIST, "both names are taken by other files", str(file.path))
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written is told already, with its name
+            stream.close()
     _sync_folder(path.parent)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, os.strerror(error.errno or 0), str(path))
 
 
 def _locked(path: Path) -> BinaryIO:
@@ -88,7 +108,7 @@ def _locked(path: Path) -> BinaryIO:
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:  # in words about the folder: nobody knows the temporary name
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path.parent)) from None
+            raise _named(error, path.parent) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_new(handle, path):

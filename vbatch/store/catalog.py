@@ -111,9 +111,9 @@ def same_input(store: Store, *, input_sha256: str) -> list[Batch]:
     return store.read(lambda connection: to_batches(connection, query))
 
 
-def from_path(store: Store, *, input_path: str) -> list[Batch]:
-    """Return the batches that were made of the file at this path, newest first."""
-    query = select(_batch).where(_VISIBLE, _batch.c.input_path == input_path).order_by(_batch.c.pk.desc())
+def from_path(store: Store, *, input_paths: Collection[str]) -> list[Batch]:
+    """Return the batches that were made of the file that has these paths, newest first."""
+    query = select(_batch).where(_VISIBLE, _batch.c.input_path.in_(input_paths)).order_by(_batch.c.pk.desc())
     return store.read(lambda connection: to_batches(connection, query))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def _connect_sqlite(url: URL, *, as_it_is: bool) -> Engine:
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
+    @event.listens_for(engine, "invalidate")
+    def let_go(
+        connection: DBAPIConnection, _record: ConnectionPoolEntry, _error: BaseException | None
+    ) -> None:
+        """Give back the lock of a transaction that Ctrl-C cut off, which closing keeps while a cursor lives."""
+        with suppress(sqlite3.Error):
+            connection.rollback()
+
     return engine
 
 
@@ -104,7 +113,7 @@ def _create_private(path: Path) -> None:
     in another thread too, and two writers at once damage the database (sqlite.org/howtocorrupt.html, 2.2).
     """
     with _creating:
-        if path.exists():
+        if os.path.lexists(path):
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

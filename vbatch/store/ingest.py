@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -186,10 +186,15 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     try:
         with _diagnosed(store), opened(store, pk, new) as running:
             yield running
-    finally:
+    except BaseException:
         if running is None or running.accepted is None:
-            _withdraw(store, pk, submitter)
-            remove_rows(store, pk)
+            with suppress(StoreUnreachable):  # what came first is what to tell; a sweep removes the rest
+                _withdraw(store, pk, submitter)
+                remove_rows(store, pk)
+        raise
+    if running.accepted is None:
+        _withdraw(store, pk, submitter)
+        remove_rows(store, pk)
 
 
 def sweep_abandoned_ingests(store: Store, *, gone: Callable[[ProcessIdentity], bool]) -> int:

@@ -1,0 +1,55 @@
+"""What ``submit`` and ``retry`` leave behind when something comes in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.batches.test_reusing import work
+from tests.rigs.commands import chats
+from tests.rigs.queued import queued
+from tests.store.filling import new_batch
+from vbatch import batches, processes
+from vbatch.errors import InputUnreadable
+from vbatch.jsonl import LineReader
+from vbatch.store import Store, catalog, ingest
+
+LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_file_that_grows_while_it_is_read_is_not_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    """Mutant: looking after the batch was accepted; the command says that nothing was stored, and it is."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b"".join(LINE % number for number in range(2000)))
+    read = LineReader.__iter__
+
+    def growing(lines: LineReader) -> object:
+        with file.open("ab") as stream:
+            stream.write(LINE % 2000)
+        return read(lines)
+
+    monkeypatch.setattr(LineReader, "__iter__", growing)
+    with pytest.raises(InputUnreadable, match="was changed while it was being read; nothing was stored"):
+        batches.submit(store, file, batches.Order(), dry_run=dry_run)
+    assert catalog.recent(store, limit=1) == []
+
+
+def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -> None:
+    """Mutant: no sweep before it; the paths are those of somebody who reads its file, for ever."""
+    first = queued(store, tmp_path, chats(2))
+    work(store, statuses=[200, 500])
+    me = processes.current()
+    dead = replace(me, start_ticks=me.start_ticks + 1)
+    paths = {"output_path": f"{tmp_path}/again.jsonl", "error_path": f"{tmp_path}/again.errors.jsonl"}
+    with pytest.MonkeyPatch.context() as killed:
+        for cleanup in ("_withdraw", "remove_rows"):
+            killed.setattr(ingest, cleanup, lambda *_args: None)
+        with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
+            pass
+    again = batches.retry(store, first.batch, output=tmp_path / "again.jsonl")
+    assert Path(again.output_path).name == "again.jsonl"

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
-GATES = {
+GATES: dict[str, list[str | Path]] = {
     "layers": [BIN / "lint-imports"],
     "lint": [BIN / "ruff", "check", "."],
     "format": [BIN / "ruff", "format", "--check", "."],

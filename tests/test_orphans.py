@@ -36,7 +36,7 @@ def test_an_orphan_of_ours_is_found_and_ended(store: Store) -> None:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
         assert verdicts(store) == [Verdict.ORPHAN]
         assert orphans.clear(store) == {engine.pid: Ended.TERMINATED}
-        assert not engine.alive
+        assert not engine.alive()
         assert registry.ledger(store) == []
 
 
@@ -44,7 +44,7 @@ def test_one_that_does_not_obey_is_killed(store: Store) -> None:
     with engines.orphan("stubborn") as engine:
         entry = engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
         assert orphans.end(store, [entry], grace=timedelta(seconds=0.3)) == {engine.pid: Ended.KILLED}
-        assert not engine.alive
+        assert not engine.alive()
 
 
 def test_the_same_title_run_by_somebody_else_is_left_alone(store: Store) -> None:
@@ -52,8 +52,8 @@ def test_the_same_title_run_by_somebody_else_is_left_alone(store: Store) -> None
     with engines.orphan() as engine, engines.orphan() as foreign:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
         orphans.clear(store)
-        assert not engine.alive
-        assert foreign.alive
+        assert not engine.alive()
+        assert foreign.alive()
 
 
 @pytest.mark.parametrize("state", ["sleeping", "stopped"])
@@ -65,7 +65,7 @@ def test_an_engine_whose_worker_lives_is_left_alone(store: Store, state: str) ->
             os.kill(process.pid, signal.SIGSTOP if state == "stopped" else signal.SIGCONT)
         assert verdicts(store) == [Verdict.WORKER_LIVES]
         assert orphans.clear(store) == {}
-        assert engine.alive
+        assert engine.alive()
 
 
 def test_an_engine_whose_worker_is_marked_stopped_but_lives_is_left_alone(store: Store) -> None:
@@ -84,7 +84,7 @@ def test_a_recycled_pid_is_left_alone(store: Store) -> None:
         engines.in_ledger(store, before, worker=engines.dead_identity())
         assert verdicts(store) == []
         assert orphans.clear(store) == {}
-        assert innocent.alive
+        assert innocent.alive()
         assert registry.ledger(store) == []
 
 
@@ -94,7 +94,7 @@ def test_a_pid_recycled_in_the_last_moment_is_left_alone(monkeypatch: pytest.Mon
         before = replace(innocent.identity, start_ticks=innocent.identity.start_ticks - 1)
         monkeypatch.setattr(processes, "liveness", lambda _identity: processes.Liveness.ALIVE)
         assert processes.end(before) is Ended.ALREADY_GONE
-        assert innocent.alive
+        assert innocent.alive()
 
 
 def test_a_descendant_of_a_living_worker_is_left_alone(store: Store) -> None:
@@ -141,7 +141,7 @@ def test_a_process_in_another_pid_namespace_is_left_alone(store: Store) -> None:
         engines.in_ledger(store, written_inside, worker=engines.dead_identity())
         assert verdicts(store) == [Verdict.ELSEWHERE]
         assert orphans.clear(store) == {}
-        assert innocent.alive
+        assert innocent.alive()
         os.kill(inner, signal.SIGKILL)
 
 
@@ -181,7 +181,7 @@ def test_after_a_reboot_the_ledger_names_nobody(store: Store) -> None:
         engines.in_ledger(store, earlier, worker=replace(engines.dead_identity(), boot_id=earlier.boot_id))
         assert verdicts(store) == []
         assert orphans.clear(store) == {}
-        assert innocent.alive
+        assert innocent.alive()
 
 
 def test_a_worker_that_nobody_can_judge_is_not_taken_for_dead(store: Store) -> None:
@@ -265,7 +265,7 @@ def test_what_the_kernel_refuses_to_end_stops_nothing_else() -> None:
         command = [*without, str(refused.pid), str(ours.pid)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.stdout.split() == ["refused", "terminated"], done.stderr
-        assert refused.alive
+        assert refused.alive()
 
 
 @contextmanager

@@ -23,8 +23,8 @@ FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "a byte order mark": (b"\xef\xbb\xbf" + GOOD, [("invalid_json_line", 1)]),
     "a hole at its end": (GOOD + bytes(4096), [("invalid_json_line", 2)]),
     "a line beyond the limit": (GOOD + b'"' + b"x" * LINE_LIMIT + b"\n", [("line_too_long", 2)]),
-    "custom_id missing": (line(custom_id=None), [("missing_required_parameter", 1)]),  # type: ignore[arg-type]
-    "custom_id a number": (line(custom_id=7), [("invalid_type", 1)]),  # type: ignore[arg-type]
+    "custom_id missing": (line(custom_id=None), [("missing_required_parameter", 1)]),
+    "custom_id a number": (line(custom_id=7), [("invalid_type", 1)]),
     "method GET": (line(method="GET"), [("invalid_method", 1)]),
     "url unknown": (line(url="/v1/chat"), [("invalid_url", 1)]),
     "urls that differ": (GOOD + line("b", url="/v1/completions"), [("url_mismatch", 2)]),

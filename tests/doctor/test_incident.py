@@ -60,15 +60,15 @@ def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: S
         assert f"process {engine.pid}" in orphan["what"]
         assert "14.4 GiB" in orphan["what"]
         assert before["next"] == "vbatch doctor --fix"
-        assert engine.alive  # without --fix nothing is changed
+        assert engine.alive()  # without --fix nothing is changed
 
         after = examined(home, "gpu", "--fix", "--yes", code=0)
         assert levels(after)["gpu.orphan"] == "fixed"
         repaired = next(finding for finding in after["findings"] if finding["id"] == "gpu.orphan")
         assert "14.4 GiB of GPU memory came back" in repaired["what"]
         assert levels(after)["gpu.memory"] == "ok"
-        assert not engine.alive
-        assert foreign.alive
+        assert not engine.alive()
+        assert foreign.alive()
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -91,7 +91,7 @@ def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, dr
         done = home.run("doctor", "gpu", "--fix", check=False)
         assert done.returncode == 1
         assert "--yes" in done.stderr
-        assert engine.alive
+        assert engine.alive()
 
 
 def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, driver: StandInDriver) -> None:
@@ -103,7 +103,7 @@ def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, dri
         left.touch()
         home.submit(chats(1))
         said = levels(examined(home, "gpu", "queue", "--force-clear", code=0))
-        assert not engine.alive
+        assert not engine.alive()
         assert (said["gpu.orphan"], said["queue.leftovers"]) == ("fixed", "warn")
         assert left.exists()
 
@@ -114,7 +114,7 @@ def test_a_foreign_holder_is_named_and_never_touched(home: Home, store: Store, d
     with engines.orphan() as foreign:
         driver.has((foreign.pid, HELD))
         document = examined(home, "gpu", "--fix", "--yes", "--force-clear", code=1)
-        assert foreign.alive
+        assert foreign.alive()
         memory = next(finding for finding in document["findings"] if finding["id"] == "gpu.memory")
         assert memory["level"] == "fail"
         assert "1.20 of 15.57 GiB free" in memory["what"]
@@ -138,7 +138,7 @@ def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: S
         driver.has((engine.pid, HELD))
         batch = home.submit(lines := chats(20))
         home.run("run-worker", "--engine", "echo", "--drain")
-        assert not engine.alive
+        assert not engine.alive()
         assert not Lines.of(home.batch(batch)).lost(lines)
 
 
@@ -161,7 +161,7 @@ def test_the_worker_does_not_load_into_too_little_memory(
             assert datetime.fromisoformat(later) - datetime.fromisoformat(earlier) >= models.PAUSE
         assert "Traceback" not in done.stderr
         assert home.batch(batch)["status"] == "in_progress"  # nothing failed: it waits for a free GPU
-        assert desktop.alive
+        assert desktop.alive()
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -222,7 +222,7 @@ def test_the_whole_incident_in_one_command(
         groups = ("store", "host", "queue", "gpu", "neighbours")
         done = home.run("doctor", *groups, "--fix", "--yes", "--wait", "60s", check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert not engine.alive
+        assert not engine.alive()
     assert "waiting: the store" in done.stderr.lower()
     assert "14.4 GiB of GPU memory came back" in done.stdout
     assert "label-studio is healthy" in done.stdout
@@ -263,10 +263,10 @@ def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
         assert (said["gpu.orphan"], said["gpu.unproven"], said["gpu.memory"]) == ("skip", "warn", "fail")
         assert f"kill {engine.pid}" not in json.dumps(document)
         assert "outlived its worker" not in json.dumps(document["findings"])
-        assert engine.alive
+        assert engine.alive()
         threading.Timer(3, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
         examined(home, "gpu", "--fix", "--yes", "--wait", "60s", code=0)
-        assert not engine.alive
+        assert not engine.alive()
     proxy.close()
 
 

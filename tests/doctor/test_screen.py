@@ -149,7 +149,7 @@ def test_a_person_is_asked_before_a_repair(
         terminal.expect(pexpect.EOF)
         terminal.close()
         assert terminal.exitstatus == (0 if ended else 1)
-        assert engine.alive is not ended
+        assert engine.alive() is not ended
 
 
 def test_a_report_that_cannot_be_written_costs_no_verdict(home: Home, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def test_a_desktop_that_may_suspend_it(guest: Guest) -> None:
 
     def level() -> str:
         done = guest.vbatch("doctor", "host.sleep", "--json", check=False)
-        return next(one["level"] for one in json.loads(done.stdout)["findings"] if one["id"] == "host.sleep")
+        found: str = next(
+            one["level"] for one in json.loads(done.stdout)["findings"] if one["id"] == "host.sleep"
+        )
+        return found
 
     guest.machine.write("/etc/systemd/system/display-manager.service", DESKTOP)
     guest.machine.run(["systemctl", "daemon-reload"])

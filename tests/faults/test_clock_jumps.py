@@ -7,6 +7,7 @@ import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -
     """
     expected = chats(4000)
     batch = queued(store, tmp_path, expected)
-    options = {"lease": LEASE, "echo_latency": timedelta(seconds=1), "max_inflight": 40}
+    options: dict[str, Any] = {"lease": LEASE, "echo_latency": timedelta(seconds=1), "max_inflight": 40}
     clock = WallClock(tmp_path / "clock")
     clock.set_off(timedelta(0))
     observer = start_worker(batch.url, tmp_path, clock=clock, **options)

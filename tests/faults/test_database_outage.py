@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,7 @@ def assert_whole(batch: Queued, expected: list[dict[str, object]], folder: Path)
     assert not lines.errors
 
 
-def run_through(
-    batch: Queued, folder: Path, url: str, mistreat: Callable[[], None], **options: object
-) -> str:
+def run_through(batch: Queued, folder: Path, url: str, mistreat: Callable[[], None], **options: Any) -> str:
     """Work on the batch while ``mistreat`` is called again and again; one worker has to survive it all."""
     worker = start_worker(url, folder, drain=True, max_inflight=32, **options)
     try:

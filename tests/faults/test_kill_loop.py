@@ -14,6 +14,7 @@ import time
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,11 @@ LONGEST_FREEZE = 5  # seconds; one who is frozen with a lock of the database is 
 def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, seed: int) -> tuple[int, int]:
     """Keep two workers alive on a batch while killing and freezing them; return how many, of each."""
     dice = random.Random(seed)
-    options = {"lease": LEASE, "echo_latency": timedelta(milliseconds=250), "max_inflight": 64}
+    options: dict[str, Any] = {
+        "lease": LEASE,
+        "echo_latency": timedelta(milliseconds=250),
+        "max_inflight": 64,
+    }
     workers = [start_worker(url, folder, **options) for _ in range(2)]
     freeze_at = set(dice.sample(range(kills), freezes))
     frozen = 0

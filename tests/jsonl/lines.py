@@ -10,7 +10,7 @@ from vbatch.jsonl import LineReader, Validator
 from vbatch.protocol import BatchError
 
 
-def line(custom_id: str = "a", **changes: Any) -> bytes:
+def line(custom_id: Any = "a", **changes: Any) -> bytes:
     """One good line, but for the changes; a value of None leaves the key out."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     document = {

@@ -36,7 +36,7 @@ class Trickle(io.RawIOBase):
 )
 def test_blocks_do_not_matter(content: bytes, block: int, sizes: list[int]) -> None:
     told: list[int] = []
-    reader = LineReader(Trickle(content, sizes), block=block, on_read=told.append)  # type: ignore[arg-type]
+    reader = LineReader(Trickle(content, sizes), block=block, on_read=told.append)
     lines = list(reader)
 
     pieces = content.split(b"\n")
@@ -69,7 +69,7 @@ def test_a_line_without_an_end_takes_no_memory() -> None:
             return b"x" * size if self.left >= 0 else b""
 
     tracemalloc.start()
-    lines = list(LineReader(Endless(), block=1 << 16, limit=1 << 20))  # type: ignore[arg-type]
+    lines = list(LineReader(Endless(), block=1 << 16, limit=1 << 20))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert lines == [(1, OVERLONG)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.jsonl import abandoned, atomic_file, temporary_name, writing
+from vbatch.jsonl import abandoned, atomic_file, temporary_name
 
 _WRITER = """
 import sys, time
@@ -99,7 +99,7 @@ def test_a_file_that_is_finished_as_we_open_it_is_not_truncated(
             finished.append(path.read_bytes())
         really_lock(handle, how)
 
-    monkeypatch.setattr(writing.fcntl, "flock", lock)
+    monkeypatch.setattr(fcntl, "flock", lock)
     fail_to_write(path)
     assert path.read_bytes() == finished[0]
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vbatch.store import Store, catalog
 
@@ -137,13 +138,13 @@ class Lines:
     """What became of each request, read from the output and error files of a batch."""
 
     answers: dict[str, str]
-    errors: dict[str, dict[str, object]]
+    errors: dict[str, dict[str, Any]]
     times_seen: Counter[str]
 
     @classmethod
     def of(cls, batch: dict[str, object]) -> Lines:
         answers: dict[str, str] = {}
-        errors: dict[str, dict[str, object]] = {}
+        errors: dict[str, dict[str, Any]] = {}
         seen: Counter[str] = Counter()
         for key, target in (("output_path", answers), ("error_path", errors)):
             path = batch[key]

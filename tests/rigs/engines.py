@@ -45,7 +45,6 @@ class Process:
     pid: int
     identity: ProcessIdentity
 
-    @property
     def alive(self) -> bool:
         return processes.identify(self.pid) == self.identity
 
@@ -91,11 +90,11 @@ def dead_identity() -> ProcessIdentity:
 
 def end(process: Process) -> None:
     """End a process of a test for good."""
-    if process.alive:
+    if process.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while process.alive and time.monotonic() < deadline:
+    while process.alive() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

@@ -89,7 +89,7 @@ def _library() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="vbatch-misfortune-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = folder / "misfortune.so"
-    command = [
+    command: list[str | Path] = [
         COMPILER,
         "-shared",
         "-fPIC",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from types import TracebackType
 
 import psycopg
@@ -65,9 +66,8 @@ class Referee:
 
     def _execute(self, statement: str) -> None:
         if self._sqlite:
-            connection = sqlite3.connect(self._path, timeout=30)
-            connection.executescript(statement)
-            connection.close()
+            with closing(sqlite3.connect(self._path, timeout=30)) as connection:
+                connection.executescript(statement)
         else:
             with psycopg.connect(self._dsn) as connection:
                 connection.execute(statement)

@@ -39,8 +39,12 @@ def _work(
         misfortune.arm()
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
-    quick = {"engine": "echo", "cache_dir": Path(folder), "state_dir": Path(folder),
-             "reload_pause": timedelta(milliseconds=20)}  # fmt: skip
+    quick: dict[str, Any] = {
+        "engine": "echo",
+        "cache_dir": Path(folder),
+        "state_dir": Path(folder),
+        "reload_pause": timedelta(milliseconds=20),
+    }
     try:
         run(store, WorkerOptions(**(quick | dict(options))), view=View(), stop=stop)
     except Exception:
@@ -87,11 +91,11 @@ def kill(process: ForkServerProcess) -> None:
 def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> str:
     """Run a worker until the queue is empty; return what it logged."""
     process = start_worker(url, folder, drain=True, **options)
+    log = folder / f"worker-{process.pid}.log"
     process.join(timeout.total_seconds())
     if process.is_alive():
-        log = folder / f"worker-{process.pid}.log"
         kill(process)
         raise AssertionError(f"the queue was not drained in time:\n{log.read_text()[-4000:]}")
-    log = (folder / f"worker-{process.pid}.log").read_text()
-    assert process.exitcode == 0, log[-4000:]
-    return log
+    told = log.read_text()
+    assert process.exitcode == 0, told[-4000:]
+    return told

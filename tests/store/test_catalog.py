@@ -15,12 +15,12 @@ from vbatch.store import Store, answers, catalog, deaths, endings, queue, regist
 from vbatch.store.records import Batch
 
 
-def work_off(store: Store, batch: Batch, **how: int) -> None:
+def work_off(store: Store, batch: Batch) -> None:
     """Answer everything that is ready."""
     who = worker(store)
     while leases := claim(store, who):
         for lease in leases:
-            queue.flush(store, worker=who, results=answers_to(lease, **how))
+            queue.flush(store, worker=who, results=answers_to(lease))
 
 
 def complete(store: Store, batch: Batch, by: str = "test") -> Batch:

@@ -35,7 +35,11 @@ def test_results_are_recorded_exactly(store: Store) -> None:
         ),
     ]
     flushed = queue.flush(store, worker=who, results=results)
-    assert (flushed.recorded, flushed.rejected, flushed.finished_chunks) == (3, frozenset(), {lease.key})
+    assert (flushed.recorded, flushed.rejected, flushed.finished_chunks) == (
+        3,
+        frozenset(),
+        frozenset({lease.key}),
+    )
     found = [entry.result for entry in answers.in_file_order(store, pk=batch.pk)]
     assert [replace(result, key=lease.key) for result in found if result is not None] == results
     after = catalog.find(store, batch.id)
@@ -51,7 +55,7 @@ def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
     assert (first.recorded, first.finished_chunks) == (3, frozenset())
     assert endings.to_finalize(store, by="worker_x") == []
     last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
-    assert (last.recorded, last.finished_chunks) == (1, {lease.key})
+    assert (last.recorded, last.finished_chunks) == (1, frozenset({lease.key}))
     assert [found.id for found in endings.to_finalize(store, by="worker_x")] == [batch.id]
 
 
@@ -70,7 +74,7 @@ def test_a_frozen_worker_writes_nothing(store: Store) -> None:
     deaths.reclaim(store, worker=frozen, beat=0)
     (fresh,) = claim(store, other)
     flushed = queue.flush(store, worker=frozen, results=answers_to(stale, text="stale"))
-    assert (flushed.recorded, flushed.rejected) == (0, {stale.key})
+    assert (flushed.recorded, flushed.rejected) == (0, frozenset({stale.key}))
     assert counts(store, batch.id) == (0, 0)
     assert queue.flush(store, worker=other, results=answers_to(fresh)).recorded == 2
     assert queue.flush(store, worker=frozen, results=answers_to(stale, text="stale")).recorded == 0
@@ -111,7 +115,7 @@ def test_a_rejected_chunk_does_not_stop_the_others(store: Store) -> None:
     queue.release(store, worker=who, keys=[stolen.key])
     claim(store, thief)
     flushed = queue.flush(store, worker=who, results=[*answers_to(stolen), *answers_to(mine)])
-    assert (flushed.recorded, flushed.rejected) == (256, {stolen.key})
+    assert (flushed.recorded, flushed.rejected) == (256, frozenset({stolen.key}))
 
 
 def test_a_chunk_that_never_was_is_rejected(store: Store) -> None:
@@ -131,7 +135,7 @@ def test_a_replayed_flush_counts_once(replaying: Store) -> None:
     assert counts(replaying, batch.id) == (2, 0)
     flushed = queue.flush(replaying, worker=who, results=answers_to(lease, lease.requests[1:]))
     assert counts(replaying, batch.id) == (5, 0)
-    assert (flushed.rejected, flushed.finished_chunks) == (frozenset(), {lease.key})
+    assert (flushed.rejected, flushed.finished_chunks) == (frozenset(), frozenset({lease.key}))
     assert count(replaying, "result") == 5
 
 

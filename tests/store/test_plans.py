@@ -131,7 +131,7 @@ def scans(store: Store, statement: str, parameters: Any) -> list[str]:
         generic = re.sub(r"%\(\w+\)s", lambda _: f"${next(numbers)}", statement)
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
-        (plan,) = driver.execute(f"EXPLAIN (FORMAT JSON, GENERIC_PLAN) {generic}").fetchone()
+        ((plan,),) = driver.execute(f"EXPLAIN (FORMAT JSON, GENERIC_PLAN) {generic}").fetchall()
         return [node["Relation Name"] for node in _nodes(plan[0]["Plan"]) if node["Node Type"] == "Seq Scan"]
 
     return store.read(work)

@@ -7,6 +7,7 @@ import os
 import signal
 import tracemalloc
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 
@@ -206,8 +207,8 @@ def _take_in_and_stop_short(url: str, pk: int) -> None:
     store = Store(url)
     copied = reuse._copy
 
-    def copy_once(*args: object) -> list[reuse.Reused]:
-        copied(*args)  # type: ignore[arg-type]
+    def copy_once(*args: Any, **named: Any) -> list[reuse.Reused]:
+        copied(*args, **named)
         signal.pause()
         return []
 

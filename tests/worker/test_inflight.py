@@ -28,7 +28,8 @@ class Puppet:
         self.waiting: dict[bytes, asyncio.Future[Reply]] = {}
 
     async def post(self, _url: str, body: bytes) -> Reply:
-        waiting = self.waiting[body] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.waiting[body] = waiting
         try:
             return await waiting
         finally:

@@ -15,7 +15,7 @@ from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed, echo
 from vbatch.errors import ExitCode, VbatchError
 from vbatch.store import WORKER_PATIENCE, Store, catalog, registry
-from vbatch.worker import Stop, View, WorkerOptions, loop
+from vbatch.worker import Stop, View, WorkerOptions, models
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
 from vbatch.worker.pulse import Pulse
@@ -62,7 +62,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
             raise EngineStartFailed(f"{model} is wrong", transient=False, blame=faults[model])
         return await echo.load(model=model)
 
-    monkeypatch.setattr(loop.models, "load", load)
+    monkeypatch.setattr(models, "load", load)
     return faults
 
 
@@ -161,7 +161,7 @@ def test_a_model_that_could_be_loaded_before_fails_no_request(
             raise EngineStartFailed("CUDA unknown error", transient=False, blame=blame)
         return await echo.load(model=model)
 
-    monkeypatch.setattr(loop.models, "load", load)
+    monkeypatch.setattr(models, "load", load)
     queued = (("one", 3), ("two", 2), ("one", 1))
     pks = [batch_of(store, tmp_path, model, priority=priority) for model, priority in queued]
     with pytest.raises(VbatchError, match="CUDA unknown error") as failure:
@@ -208,7 +208,7 @@ def test_a_model_hub_that_is_away_fails_no_request(
             raise EngineStartFailed("the hub is away", transient=True)
         return await echo.load(model=model)
 
-    monkeypatch.setattr(loop.models, "load", load)
+    monkeypatch.setattr(models, "load", load)
     far, near = batch_of(store, tmp_path, "far"), batch_of(store, tmp_path, "near")
     with pytest.raises(VbatchError, match="the hub is away"):
         work(context)

@@ -140,7 +140,7 @@ def test_cancel_keeps_finished_requests(home: Home) -> None:
     assert not lines.lost(REQUESTS)
     assert not lines.doubled
     assert lines.answers
-    assert {error["error"]["code"] for error in lines.errors.values()} == {"batch_cancelled"}  # type: ignore[index]
+    assert {error["error"]["code"] for error in lines.errors.values()} == {"batch_cancelled"}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -18,6 +18,7 @@ from tests.rigs.commands import VBATCH, Home, Lines, wait_until
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 from vbatch import processes
 from vbatch.engine import smollm
+from vbatch.identity import ProcessIdentity
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -97,7 +98,7 @@ def scores(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def engine_processes(home: Home) -> list[processes.ProcessIdentity]:
+def engine_processes(home: Home) -> list[ProcessIdentity]:
     """The engine processes below the workers of this home, by the worker's own log."""
     pids = [int(pid) for pid in home.worker_log.split("engine.processes pids=")[-1].split()[0].split(",")]
     return [identity for pid in pids if (identity := processes.identify(pid)) is not None]
@@ -261,7 +262,7 @@ def test_model_that_cannot_be_loaded_fails_its_own_batch_alone(real: Home, small
     refused, answered = (Lines.of(batches[name]) for name in ("broken", MODEL))
     assert not refused.lost(expected["broken"])
     assert not refused.answers
-    told = {(error["error"]["code"], error["error"]["message"]) for error in refused.errors.values()}  # type: ignore[index]
+    told = {(error["error"]["code"], error["error"]["message"]) for error in refused.errors.values()}
     ((code, message),) = told
     assert code == "model_not_loaded"
     assert "config.json of" in message

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -21,6 +22,11 @@ from tests.rigs.postgres import Postgres
 from vbatch.store import COMMAND_PATIENCE, Store
 
 _numbers = count()
+
+settings.register_profile(
+    "vbatch", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine
+settings.load_profile("vbatch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

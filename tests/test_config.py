@@ -9,6 +9,7 @@ import pytest
 
 from vbatch import config
 from vbatch.errors import ConfigError, ExitCode, UsageError
+from vbatch.store.url import parse_url, sqlite_path
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +143,10 @@ def test_without_a_home_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("os.getuid", lambda: 54321)
     with pytest.raises(ConfigError, match="no home directory"):
         config.load()
+
+
+def test_any_folder_can_hold_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a path pasted into a URL; the store is then in a folder that nobody named."""
+    folder = tmp_path / "a #1 100%20?"
+    monkeypatch.setenv("VBATCH_DATA_DIR", str(folder))
+    assert sqlite_path(parse_url(config.load().store_url)) == folder / "vbatch.db"

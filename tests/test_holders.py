@@ -63,6 +63,7 @@ def test_a_holder_is_named_by_what_runs_it(
         pid=4711, name="x", title="x --serve", user="ann", state="sleeping", cgroup=cgroup,
     )  # fmt: skip
     monkeypatch.setattr(processes, "describe", lambda pid: described if pid == 4711 else None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     (holder,) = holders.holders(card(compute(4711)), [])
     assert holder.kind is Kind.PROCESS
     assert place in holder.who

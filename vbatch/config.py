@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -159,7 +160,7 @@ class Settings(BaseSettings):
         """The store's URL, password included: for the store alone, never for a person's eyes."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir / 'vbatch.db'}"
+        return f"sqlite:///{quote(str(self.data_dir / 'vbatch.db'))}"
 
 
 class _Environment(EnvSettingsSource):

@@ -40,6 +40,7 @@ def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
         ("vbatch submit second.jsonl >&-", 0),
         ("vbatch results batch_ --errors >&-", 0),
         ("vbatch run-worker --engine echo --drain >&- 2>&-", 0),
+        ("vbatch doctor queue --fix <&- 2>&- >&-", 0),
     ],
 )
 def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None:
@@ -101,6 +102,7 @@ def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
     waiting = subprocess.Popen(
         [*VBATCH, "submit", "a.jsonl", "--wait", "--json"], env=home.env, cwd=home.path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )  # fmt: skip
     wait_until(lambda: "batch_" in home.run("list", "-q").stdout)
     batch_id = home.run("list", "-q").stdout.strip()

@@ -85,6 +85,17 @@ def test_a_check_that_crashes_stops_no_other(facts: Facts) -> None:
     assert "by zero" in found[0].what
 
 
+def test_what_was_found_before_a_crash_is_told(facts: Facts) -> None:
+    """Mutant: the crash alone; it is a warning, and a disk that is read-only would end with 0."""
+
+    def crash(_facts: Facts) -> Iterable[Finding]:
+        yield fails()
+        raise ZeroDivisionError
+
+    found = examine([check("host.disk", crash)], facts, Conduct()).findings
+    assert [finding.level for finding in found] == [Level.FAIL, Level.WARN]
+
+
 def test_what_needs_a_check_that_crashed_is_skipped(facts: Facts) -> None:
     """Mutant: taking what nobody could look at for well."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import getpass
 import json
 import re
 import sys
@@ -107,7 +108,9 @@ def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInD
         line.startswith("  ✗ GPU 0 (NVIDIA GeForce RTX 4080) has 1.57 of 15.57 GiB free") for line in lines
     )
     assert lines[-2] == "1 problem"
-    assert lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to root"
+    assert (
+        lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to {getpass.getuser()}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,9 @@ def test_the_report_holds_no_secret_and_no_prompt(home: Home, tmp_path: Path) ->
     config.parent.mkdir(parents=True)
     config.write_text('[models."secret/m"]\nargs = ["--api-key", "topsecret"]\n')
     home.extra["VBATCH_PRELOAD"] = "some/model"
+    (tmp_path / "report.txt").touch(0o644)
     home.run("doctor", "queue", "--report", tmp_path / "report.txt", check=False)
+    assert (tmp_path / "report.txt").stat().st_mode & 0o777 == 0o600
     report = (tmp_path / "report.txt").read_text()
     assert "loading weights" in report
     assert "preload = some/model" in report

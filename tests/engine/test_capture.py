@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,26 @@ def test_a_mark_hides_what_was_said_before(tmp_path: Path) -> None:
     log.write("death\n")
 
     assert log.tail() == "death\n"
+
+
+_ANOTHER_WORKER = """
+import sys
+from pathlib import Path
+from vbatch.engine.capture import KEPT, EngineLog
+for number in range(KEPT + 2):
+    EngineLog(Path(sys.argv[1]), f"zzz-{number}")
+"""
+
+
+def test_the_log_of_a_running_engine_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: the oldest go, whoever writes them; a worker whose engine dies then does not find out why."""
+    monkeypatch.setattr(time, "strftime", lambda *_args: "20260101T000000")
+    log = EngineLog(tmp_path, "m")
+    log.write("last words")
+    subprocess.run([sys.executable, "-c", _ANOTHER_WORKER, tmp_path], check=True)
+    assert log.path.exists()
+    log.path.unlink()
+    assert log.tail() == "", "somebody tidied up"
 
 
 def test_logs_are_private_and_old_ones_go(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.rigs.commands import chats, wait_until
+from tests.rigs.freezing import freeze
 from tests.rigs.misfortune import WallClock
 from tests.rigs.nvml import COMPILER
 from tests.rigs.queued import queued
@@ -49,8 +48,8 @@ def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -
         assert "worker.recovered" not in log.read_text()
 
         assert other.pid is not None
-        os.kill(other.pid, signal.SIGSTOP)
-        wait_until(lambda: "reason=lease_lapsed" in log.read_text(), timeout=4 * LEASE.total_seconds())
+        freeze(other.pid, store)
+        wait_until(lambda: "reason=lease_lapsed" in log.read_text(), timeout=60)
         assert _held(store, other.pid) == 0
         kill(other)
 
@@ -58,7 +57,7 @@ def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -
         third = start_worker(batch.url, tmp_path, **options)
         wait_until(lambda: _held(store, third.pid) > 0)
         kill(third)
-        wait_until(lambda: "reason=process_gone" in log.read_text(), timeout=4 * LEASE.total_seconds())
+        wait_until(lambda: "reason=process_gone" in log.read_text(), timeout=60)
         assert _held(store, third.pid) == 0
     finally:
         kill(observer)

@@ -24,7 +24,7 @@ from tests.rigs.misfortune import Misfortune
 from tests.rigs.nvml import COMPILER
 from tests.rigs.postgres import Postgres
 from tests.rigs.queued import Queued, queued
-from tests.rigs.workers import drain, failures, kill, start_worker
+from tests.rigs.workers import drain, ended, failures, kill, start_worker
 from vbatch.store import Store
 
 pytestmark = pytest.mark.skipif(
@@ -84,7 +84,7 @@ def run_with(folder: Path, url: str, *, nth: int = 0, error: int = 0, only: str 
     batch = queued(store, folder, LINES)
     misfortune = Misfortune(seen=folder / "calls", nth=nth, error=error, only=only.format(folder=folder))
     worker = start_worker(batch.url, folder, misfortune=misfortune, drain=True)
-    worker.join(60)
+    ended(worker, 60)
     exitcode = worker.exitcode
     kill(worker)
     store.close()

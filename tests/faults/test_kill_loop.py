@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.rigs.commands import chats, wait_until
+from tests.rigs.freezing import freeze
 from tests.rigs.queued import queued
 from tests.rigs.referee import Referee
 from tests.rigs.waiting import until
@@ -27,7 +28,7 @@ from tests.store.filling import rows
 from vbatch.store import Store
 
 LEASE = timedelta(seconds=1)
-LONGEST_FREEZE = 5  # seconds; one who is frozen with a lock of the database is in everybody's way
+LONGEST_FREEZE = 30  # seconds, of which a machine at rest needs two
 
 
 def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, seed: int) -> tuple[int, int]:
@@ -60,7 +61,7 @@ def _freeze_past_its_lease(store: Store, victim: ForkServerProcess) -> bool:
     """
     assert victim.pid is not None
     wait_until(lambda: _held(store, victim.pid))
-    os.kill(victim.pid, signal.SIGSTOP)
+    freeze(victim.pid, store)
     thaw = threading.Timer(LONGEST_FREEZE, os.kill, (victim.pid, signal.SIGCONT))
     thaw.start()
     try:

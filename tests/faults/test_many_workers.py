@@ -16,7 +16,7 @@ from vbatch.store import Store
 
 WORKERS = 8
 BESIDE = 2  # batches submitted meanwhile
-LONGEST_WAIT = 10  # seconds to wait for the others: such a wait is told, and is no failure
+LONGEST_WAIT = 60  # seconds to wait for the others, as long as a command does: it is told, and is no failure
 
 
 @pytest.mark.timeout(180)
@@ -62,4 +62,4 @@ def test_eight_workers_record_each_chunk_once(store: Store, tmp_path: Path) -> N
     assert not failures(tmp_path)
     assert max(waits, default=0) < LONGEST_WAIT
     for words in ("database is locked", "error:", "chunks.rejected", "chunks.revoked", "lease_lapsed"):
-        assert not any(words in text for text in (*logs, *told))
+        assert [line for text in (*logs, *told) for line in text.splitlines() if words in line] == []

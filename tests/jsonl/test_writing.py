@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.jsonl import abandoned, atomic_file, temporary_name
+from vbatch.jsonl import abandoned, atomic_file, temporary_name, writing
 
 _WRITER = """
 import sys, time

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.rigs.waiting import until
+
 # FS_IOC_SHUTDOWN with NOLOGFLUSH (what xfstests uses): the file system forgets what was not synced.
 _FS_IOC_SHUTDOWN = 0x8004587D
 _NOLOGFLUSH = 2
@@ -39,18 +41,26 @@ class Disk:
             _run("losetup", "-d", self._device)
             raise
 
-    def cut_power(self) -> None:
-        """Lose everything that was not synced, and come back after the journal's recovery.
-
-        Processes that have files open on it must be dead or die: their writes fail from here on.
-        """
+    def stop(self) -> None:
+        """Lose everything that was not synced: every write fails from here on."""
         handle = os.open(self.mount_point, os.O_RDONLY)
         try:
             fcntl.ioctl(handle, _FS_IOC_SHUTDOWN, struct.pack("I", _NOLOGFLUSH))
         finally:
             os.close(handle)
+
+    def start(self) -> None:
+        """Come back after the journal's recovery. Nobody may have a file open on it any more."""
         _run("umount", str(self.mount_point))
+        # Who makes a mount namespace meanwhile (a guest of another test) has a copy of this mount. As long as that is
+        # there, a new mount would be of the same file system, which is shut down.
+        until(lambda: not Path("/sys/fs/ext4", Path(self._device).name).exists(), seconds=60)
         self._mount()
+
+    def cut_power(self) -> None:
+        """Stop and start: processes that had files open on it must be dead."""
+        self.stop()
+        self.start()
 
     def close(self) -> None:
         """Unmount it, whoever still uses it, and free its loop device: a test may have been interrupted."""

@@ -36,6 +36,8 @@ for _ in range(600):
     else:
         store.execute("create database vbatch")
         break
+else:
+    sys.exit("the database did not come up")
 """
 
 
@@ -181,15 +183,24 @@ class Guest:
             str(starting),
             _postgresql("postgres"),
         ]
-        self.machine.write(
-            "/etc/systemd/system/postgresql.service",
-            "[Service]\nUser=pg\nType=exec\nRestart=on-failure\n"
-            f"ExecStart={shlex.join(command)} -D /srv/pg/data -p {PORT} -k /tmp\n"
-            "[Install]\nWantedBy=multi-user.target\n",
-        )
-        run(["systemctl", "enable", "--now", "postgresql.service"])
-        create = [sys.executable, "-Ic", _CREATE, f"postgresql://pg:{PASSWORD}@127.0.0.1:{PORT}/postgres"]
-        run(create, timeout=15)
+        quick = [_postgresql("postgres")]  # at first, to make the database
+        for start in (quick, command):
+            self.machine.write(
+                "/etc/systemd/system/postgresql.service",
+                "[Service]\nUser=pg\nType=exec\nRestart=on-failure\n"
+                f"ExecStart={shlex.join(start)} -D /srv/pg/data -p {PORT} -k /tmp\n"
+                "[Install]\nWantedBy=multi-user.target\n",
+            )
+            if start is quick:
+                run(["systemctl", "enable", "--now", "postgresql.service"])
+                create = [
+                    sys.executable,
+                    "-Ic",
+                    _CREATE,
+                    f"postgresql://pg:{PASSWORD}@127.0.0.1:{PORT}/postgres",
+                ]
+                run(create, timeout=90)
+        run(["systemctl", "daemon-reload"])
         self.machine.sync()
         self.store_url = f"postgresql://pg:{PASSWORD}@127.0.0.1:{PORT}/vbatch"
 

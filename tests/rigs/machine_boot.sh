@@ -9,6 +9,8 @@
 set -euo pipefail
 shopt -s nullglob
 mount --make-rprivate /
+# Disks of other tests were copied into this namespace, and would live on here after their power was cut there.
+awk '$5 ~ "/disk$" && / - ext4 \/dev\/loop/ { print $5 }' /proc/self/mountinfo | xargs -r -d '\n' umount -l
 mount -t tmpfs tmpfs "$DESK"
 mkdir "$DESK/disk" "$DESK/root"
 mount -o loop "$DISK" "$DESK/disk"

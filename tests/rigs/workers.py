@@ -10,10 +10,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,20 @@ def start_worker(
     """Start a worker on the echo engine; ``options`` are fields of WorkerOptions."""
     _start_server()
     process = _context.Process(target=_work, args=(url, str(folder), misfortune, clock, options), daemon=True)
-    process.start()
+    with _polling:
+        process.start()
     return process
+
+
+# Every start looks after all processes of ours; of two threads that look at one, one alone learns how it ended.
+_polling = threading.Lock()
+
+
+def ended(process: ForkServerProcess, timeout: float | None = None) -> bool:
+    """Wait until it ends; say whether it has. For tests that have workers in several threads."""
+    wait([process.sentinel], timeout)
+    with _polling:
+        return not process.is_alive()
 
 
 @cache
@@ -83,19 +97,18 @@ def failures(folder: Path) -> list[str]:
 def kill(process: ForkServerProcess) -> None:
     """End it as a power cut would: no handler runs, nothing is flushed."""
     assert process.pid is not None
-    if process.is_alive():
+    if not ended(process, 0):
         os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    ended(process)
 
 
 def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> str:
     """Run a worker until the queue is empty; return what it logged."""
     process = start_worker(url, folder, drain=True, **options)
     log = folder / f"worker-{process.pid}.log"
-    process.join(timeout.total_seconds())
-    if process.is_alive():
+    if not ended(process, timeout.total_seconds()):
         kill(process)
         raise AssertionError(f"the queue was not drained in time:\n{log.read_text()[-4000:]}")
     told = log.read_text()
-    assert process.exitcode == 0, told[-4000:]
+    assert process.exitcode == 0, f"{process.exitcode}: {told[-4000:]}"
     return told

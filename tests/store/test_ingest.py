@@ -139,6 +139,34 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
         interrupted()
 
 
+def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one could not take back what it had written, and the file was changed since.
+
+    Mutant: no ``remove_requests``; PostgreSQL then refuses the same rows, SQLite keeps the old ones.
+    """
+    new = new_batch()
+
+    def away(*_args: object) -> None:
+        raise StoreUnreachable
+
+    def first() -> None:
+        with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+            storing.add(1, "r-1", "m", b"{old}")
+            storing.accept(endpoint=ENDPOINT, input_sha256="old", input_bytes=1)
+            storing.accepted = None  # its answer was lost
+            raise StoreUnreachable
+
+    with monkeypatch.context() as outage:
+        outage.setattr(ingest, "_withdraw", away)
+        with pytest.raises(StoreUnreachable):
+            first()
+    with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+        storing.add(1, "r-1", "m", b"{new}")
+        storing.accept(endpoint=ENDPOINT, input_sha256="new", input_bytes=1)
+    (lease,) = claim(store, worker(store))
+    assert [request.body for request in lease.requests] == [b"{new}"]
+
+
 def test_leaving_without_accepting_leaves_no_row(store: Store) -> None:
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")

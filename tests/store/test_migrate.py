@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from alembic import command
@@ -163,8 +164,9 @@ def test_two_processes_at_once_migrate_once(empty_url: str) -> None:
 def test_a_sqlite_file_is_backed_up_before_it_is_migrated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "vbatch.db"
-    store = Store(f"sqlite:///{path}")
+    folder = tmp_path / "a #1 100%20?"  # a place that no URL takes as it is
+    path = folder / "vbatch.db"
+    store = Store(f"sqlite:///{quote(str(path))}")
     store.prepare()
     take_in(store, 3)
     store.write(
@@ -173,7 +175,8 @@ def test_a_sqlite_file_is_backed_up_before_it_is_migrated(
     monkeypatch.setattr(migrate, "REVISIONS", ("0000", *migrate.REVISIONS))
     with pytest.raises(Exception, match="0000"):  # there is no script 0000 to go on from
         store.prepare()
-    backup = tmp_path / "vbatch.db.before-0000.bak"
+    assert [place.name for place in tmp_path.iterdir()] == [folder.name]
+    backup = folder / "vbatch.db.before-0000.bak"
     assert backup.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(backup) as copy:
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)

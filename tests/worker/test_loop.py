@@ -13,7 +13,7 @@ import pytest
 from tests.store.filling import claim, rows, take_in, worker
 from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed, echo
-from vbatch.errors import ExitCode, VbatchError
+from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
 from vbatch.store import WORKER_PATIENCE, Store, catalog, registry
 from vbatch.worker import Stop, View, WorkerOptions, models
 from vbatch.worker.context import Context
@@ -196,6 +196,52 @@ def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
     work(context)
     assert counts(store, pk) == (0, 1)
     assert deaths == 3 + asleep
+
+
+def test_what_fails_beside_the_work_is_not_left_for_the_morning(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes the files, or recovers, is gone. Mutant: looking after it only when the queue is empty."""
+
+    async def fail(_loop: WorkLoop) -> None:
+        await asyncio.sleep(0.2)
+        raise ZeroDivisionError
+
+    async def load(context: Context, model: str) -> Engine:
+        return await echo.load(model=model, latency=timedelta(seconds=20))
+
+    monkeypatch.setattr(WorkLoop, "_recover_now_and_then", fail)
+    monkeypatch.setattr(models, "load", load)
+    pk = batch_of(store, tmp_path, "good")
+    with pytest.raises(ZeroDivisionError):
+        work(context)
+    assert counts(store, pk) == (0, 0)
+
+
+def test_an_engine_that_the_ledger_does_not_know_is_ended(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: the failure alone; the engine then holds the GPU for nobody."""
+    closed: list[str] = []
+
+    real = echo.load
+
+    async def load(*, model: str, latency: timedelta) -> Engine:
+        engine = await real(model=model, latency=latency)
+        monkeypatch.setattr(engine, "close", close)
+        return engine
+
+    async def close() -> None:
+        closed.append("closed")
+
+    def refuse(*_args: object) -> None:
+        raise StoreMisconfigured
+
+    monkeypatch.setattr(echo, "load", load)
+    monkeypatch.setattr(models, "_record", refuse)
+    with pytest.raises(StoreMisconfigured):
+        asyncio.run(models.load(context, "m"))
+    assert closed == ["closed"]
 
 
 def test_a_model_hub_that_is_away_fails_no_request(

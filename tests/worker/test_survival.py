@@ -9,6 +9,8 @@ import time
 import pytest
 
 from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
+from tests.rigs.freezing import freeze
+from tests.store.filling import rows
 from vbatch.store import Store, catalog
 
 REQUESTS = chats(2000)
@@ -68,13 +70,15 @@ def test_frozen_worker_writes_nothing_after_its_lease(home: Home) -> None:
 
     That the epoch matters, too, is tested where it can be told from the rest: ``tests/store/test_lease.py``.
     """
-    home.extra |= {"VBATCH_LEASE": "3", "VBATCH_ECHO_LATENCY_MS": "1500"}
+    home.extra |= {"VBATCH_LEASE": "3", "VBATCH_ECHO_LATENCY_MS": "4000"}
     expected = chats(200)
     batch_id = home.submit(expected)
     with home.worker("--engine", "echo") as frozen:
-        wait_until(lambda: "engine.loaded" in home.worker_log)
-        time.sleep(0.5)  # its requests are running now; none is answered yet
-        frozen.send_signal(signal.SIGSTOP)
+        store = Store(home.database_url)
+        wait_until(lambda: rows(store, "SELECT count(*) FROM chunk WHERE state = 'running'") == [(1,)])
+        freeze(frozen.pid, store)  # its requests are running now; none is answered yet
+        store.close()
+        assert home.finished(batch_id) == 0
         home.run("run-worker", "--engine", "echo", "--drain")
         assert_whole(home, batch_id, expected)
         before = home.run("results", batch_id).stdout
@@ -104,7 +108,8 @@ def test_a_worker_tells_its_pace_until_it_is_gone(home: Home) -> None:
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "400"
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo", "--max-inflight", "20") as worker:
-        wait_until(lambda: home.batch(batch_id)["requests_per_second"] is not None, timeout=12)
+        wait_until(lambda: home.finished(batch_id) > 0, timeout=120)
+        wait_until(lambda: home.batch(batch_id)["requests_per_second"] is not None, timeout=15)
         batch = home.batch(batch_id)
         assert 10 < batch["requests_per_second"] <= 50, batch  # type: ignore[operator]
         assert batch["seconds_remaining"] > 10, batch  # type: ignore[operator]

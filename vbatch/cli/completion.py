@@ -20,7 +20,7 @@ def batch_ids(incomplete: str) -> Iterator[tuple[str, str]]:
     good place for words in the middle of somebody's typing.
     """
     try:
-        store = Store(config.load().store_url, patience=NO_PATIENCE)
+        store = Store(config.load().store_url, patience=NO_PATIENCE, as_it_is=True)
         if store.sqlite and not sqlite_path(store.url).exists():
             return
         try:

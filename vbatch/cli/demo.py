@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -39,7 +40,7 @@ def demo() -> int:
     for name, value in smollm.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = _fresh_folder(settings.cache_dir / "demo")
-    url = f"sqlite:///{folder / 'demo.db'}"
+    url = f"sqlite:///{quote(str(folder / 'demo.db'))}"
     store = Store(url, patience=COMMAND_PATIENCE)
     try:
         store.prepare()

@@ -166,7 +166,7 @@ class _Asking:
             return False
         if request.yes:
             return True
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
             self.refused = True
             return False
         assert finding.repair is not None

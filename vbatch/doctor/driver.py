@@ -164,8 +164,10 @@ def _health(facts: Facts) -> Iterator[Finding]:
     if healthy and facts.gpu.gpus:
         temperatures = [card.temperature for card in facts.gpu.gpus if card.temperature is not None]
         heat = f" at {max(temperatures)} °C" if temperatures else ""
-        unread = "" if errors is not None else "; the kernel log, which tells more, cannot be read here"
-        yield ok("gpu.health", f"no throttling, no memory errors{heat}{unread}")
+        unread = (
+            () if errors is not None else ("the kernel log, which may tell of errors, cannot be read here",)
+        )
+        yield ok("gpu.health", f"no throttling, no memory errors{heat}", *unread)
 
 
 def _of_one(card: Gpu) -> Iterator[Finding]:

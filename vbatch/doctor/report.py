@@ -29,6 +29,7 @@ def write(path: Path, diagnosis: Diagnosis, settings: Settings) -> None:
     """Write the bundle, readable by its owner alone. Raises OSError."""
     text = "\n".join(_sections(diagnosis, settings))
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)  # it may have been there
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
 

@@ -92,6 +92,7 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
     thread.join(check.limit.total_seconds())
     if thread.is_alive():
         return [
+            *findings,
             Finding(
                 id=f"{check.group}.hanging",
                 level=Level.WARN if check.group is Group.NEIGHBOURS else Level.FAIL,
@@ -99,14 +100,14 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
                 why="something below it hangs: a disk, a network file system, a driver",
                 passing=True,
                 exit_code=ExitCode.STORE_UNREACHABLE if check.group is Group.STORE else ExitCode.FAILED,
-            )
+            ),
         ]
     if crashes and isinstance(crashes[0], NothingStored):
         other = isinstance(crashes[0], OtherTables)
         reason = "the tables are of another version" if other else "nothing is stored yet"
         return [skip(check.name, f"skipped: {reason}")]
     if crashes:
-        return [_crashed(check, crashes[0])]
+        return [*findings, _crashed(check, crashes[0])]
     return list(findings)
 
 

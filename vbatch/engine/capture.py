@@ -8,6 +8,7 @@ file descriptors 1 and 2. While an engine is loaded both lead to the log; whoeve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import multiprocessing.util
 import os
@@ -34,9 +35,11 @@ class EngineLog:
         self.path = folder / f"engine-{moment}-{os.getpid()}-{name}.log"
         self._marked = 0
         # Private: an engine that fails dumps what it was working on.
-        self._stream = _lead_to(
-            os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        )
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(
+            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # in use, by us and by the processes that inherit it
+        self._stream = _lead_to(handle)
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
@@ -55,10 +58,13 @@ class EngineLog:
         self._marked = self.path.stat().st_size
 
     def tail(self) -> str:
-        """Return the end of it, as text."""
-        with self.path.open("rb") as file:
-            file.seek(max(self._marked, self.path.stat().st_size - TAIL))
-            return file.read().decode(errors="replace")
+        """Return the end of it, as text; none where somebody has removed it."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(self._marked, os.fstat(file.fileno()).st_size - TAIL))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
 
 @contextlib.contextmanager
@@ -125,7 +131,9 @@ def _spawning_into(stream: TextIO) -> Iterator[None]:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest logs; another worker may be doing the same."""
+    """Remove the oldest logs that no engine writes any more; another worker may be doing the same."""
     logs = sorted(folder.glob("engine-*.log"))
     for path in logs[: max(0, len(logs) - KEPT)]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), path.open("rb") as file:  # locked, gone, or not ours
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)

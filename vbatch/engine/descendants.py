@@ -75,7 +75,7 @@ def _all() -> Iterator[_Stat]:
 def _read(pid: int) -> _Stat | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # gone, or hidden (hidepid=1)
         return None
     fields = text.rpartition(")")[2].split()  # the command's name, in brackets, may hold anything
     return _Stat(pid=pid, state=fields[0], parent=int(fields[1]), start_ticks=int(fields[19]))

@@ -53,9 +53,13 @@ async def load(
             with log.capturing(), _guarding_children():
                 await asyncio.to_thread(server.imports)
                 started = await _start(model=model, path=path or model, args=args, shared_args=shared_args)
-                stack.push_async_callback(_shut_down, started, _family(started))
+                family: list[descendants.Process] = []
+                stack.push_async_callback(_shut_down, started, family)
+                family += _family(started)
                 _check_guard(started)
                 app = await stack.enter_async_context(server.serving(started))
+                closing = AsyncExitStack()
+                engine = VllmEngine(app, started, log, closing)
         except Exception as error:
             log.write("".join(traceback.format_exception(error)))
             cause = causes.of_failed_start(log.tail(), model=model, path=path or model)
@@ -67,7 +71,8 @@ async def load(
                 log=str(log.path),
             ) from error
         log.mark()
-        return VllmEngine(app, started, log, stack.pop_all())
+        closing.push_async_callback(stack.pop_all().aclose)
+        return engine
 
 
 class VllmEngine:

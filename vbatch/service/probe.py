@@ -60,8 +60,10 @@ def look(
             timeout=LIMIT.total_seconds(),
             check=False,
         )
-    except PermissionError:
-        raise _cannot_run(account, python, "Permission denied") from None
+    except OSError as error:
+        raise _cannot_run(account, python, error.strerror or str(error)) from None
+    except subprocess.TimeoutExpired:
+        raise _cannot_run(account, python, f"no answer within {LIMIT.total_seconds():g} s") from None
     if done.returncode != 0:
         raise _cannot_run(account, python, (done.stderr.strip() or "no reason given").splitlines()[-1])
     seen = msgspec.json.decode(done.stdout, type=Seen)

@@ -181,11 +181,16 @@ def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
 
 def remove_rows(store: Store, pk: int) -> None:
     """Remove everything of a batch that nobody sees, in short transactions. Several may do so at once."""
+    remove_requests(store, pk)
+    store.write(lambda connection: connection.execute(delete(_batch).where(_batch.c.pk == pk)))
+
+
+def remove_requests(store: Store, pk: int) -> None:
+    """Remove all that belongs to a batch that nobody sees, but for its own row."""
     for table in (_result, _request, _chunk):
         key = table.c.n if table is _chunk else table.c.seq
         while _remove_some(store, table, key, pk):
             pass
-    store.write(lambda connection: connection.execute(delete(_batch).where(_batch.c.pk == pk)))
 
 
 def _remove_some(store: Store, table: Any, key: Any, pk: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,13 +128,15 @@ class Store:
         def once() -> T:
             try:
                 return attempt()
-            except DBAPIError as error:
+            except (DBAPIError, sqlite3.Error) as error:  # the latter of the backup before a migration
                 fault = diagnose(error, self.url)
                 if isinstance(fault, Transient):
-                    if error.connection_invalidated or not self.sqlite:
+                    if not self.sqlite or (isinstance(error, DBAPIError) and error.connection_invalidated):
                         self._engine.dispose()
                     raise _Passing(fault) from error
-                raise (fault or error) from error
+                if fault is None:
+                    raise
+                raise fault from error
 
         def announce(state: tenacity.RetryCallState) -> None:
             nonlocal waited

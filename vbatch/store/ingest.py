@@ -16,7 +16,7 @@ from vbatch.errors import StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
 from vbatch.store import reuse
-from vbatch.store.catalog import find_in, hide, remove_rows
+from vbatch.store.catalog import find_in, hide, remove_requests, remove_rows
 from vbatch.store.database import Store
 from vbatch.store.faults import Transient, diagnose
 from vbatch.store.records import Batch, ChunkState, NewBatch
@@ -180,7 +180,10 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     Raises StoreUnreachable when the database goes away in the middle: what was written is then invisible, and
     removed by ``sweep_abandoned_ingests`` later.
     """
-    pk = _announce(store, new, submitter)
+    pk, known = _announce(store, new, submitter)
+    if known:  # an earlier try of the same batch, which could not take back what it had written
+        _withdraw(store, pk, submitter)
+        remove_requests(store, pk)
     opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
     running: Ingest | None = None
     try:
@@ -214,11 +217,13 @@ def sweep_abandoned_ingests(store: Store, *, gone: Callable[[ProcessIdentity], b
     return len(swept)
 
 
-def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
-    def work(connection: Connection) -> int:
+def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> tuple[int, bool]:
+    """Enter the batch for nobody to see; return its key, and whether it was there already."""
+
+    def work(connection: Connection) -> tuple[int, bool]:
         known = connection.execute(select(_batch.c.pk).where(_batch.c.id == new.id)).scalar()
         if known is not None:
-            return int(known)
+            return int(known), True
         inserted = connection.execute(
             insert(_batch).values(
                 id=new.id,
@@ -239,7 +244,7 @@ def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
             )
         )
         assert inserted.inserted_primary_key is not None
-        return int(inserted.inserted_primary_key[0])
+        return int(inserted.inserted_primary_key[0]), False
 
     return store.write(work)
 
@@ -297,4 +302,6 @@ def _diagnosed(store: Store) -> Iterator[None]:
                 hint="vbatch doctor store",
                 fault=fault.fault,
             ) from error
-        raise (fault or error) from error
+        if fault is None:
+            raise
+        raise fault from error

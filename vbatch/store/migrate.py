@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, inspect, text
@@ -80,14 +80,14 @@ def _lock(engine: Engine, url: URL) -> Iterator[Connection]:
 
 def _back_up(path: Path) -> None:
     """Copy the database beside itself before a migration, once for each revision that it leaves."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as source:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source:
         tables = source.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchall()
         if not tables:
             return
         (found,) = source.execute("SELECT version_num FROM alembic_version").fetchone()
         target = path.with_name(f"{path.name}.before-{found}.bak")
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-        with sqlite3.connect(target) as copy:
+        with closing(sqlite3.connect(target)) as copy:
             source.backup(copy)
     log.info("store.backed_up file=%s", target)
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 from sqlalchemy import text
 
@@ -27,7 +28,7 @@ def scratch_store(url: str) -> Iterator[str]:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = tempfile.mkdtemp(prefix="vbatch-selftest-", dir=place)
         try:
-            yield f"sqlite:///{folder}/vbatch.db"
+            yield f"sqlite:///{quote(folder)}/vbatch.db"
         finally:
             shutil.rmtree(folder)
         return

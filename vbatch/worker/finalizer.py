@@ -62,7 +62,11 @@ class Finalizer:
     async def _finalize_all(self) -> None:
         context = self._context
         now = asyncio.get_running_loop().time()
-        for batch in await context.in_files(endings.to_finalize, context.store, by=context.worker):
+        waiting = await context.in_files(endings.to_finalize, context.store, by=context.worker)
+        if self._pauses.keys() - {batch.pk for batch in waiting}:  # deleted, or written by somebody else
+            self._pauses.clear()
+            context.view.update(trouble=None)
+        for batch in waiting:
             pause, until = self._pauses.get(batch.pk, (1.0, 0.0))
             if now < until:
                 continue

@@ -43,6 +43,7 @@ class WorkLoop:
         self._at_rest = True
         self._unloadable = Unloadable()
         self._slept_before = timedelta()
+        self._beside: tuple[asyncio.Task[None], ...] = ()
 
     async def run(self) -> None:
         """Work until a stop is requested or, when draining, until the queue is empty.
@@ -54,24 +55,29 @@ class WorkLoop:
         finalizing = asyncio.create_task(self._finalizer.run())
         recovering = asyncio.create_task(self._recover_now_and_then())
         limiting = asyncio.create_task(self._limit_the_stop())
+        self._beside = (finalizing, recovering, limiting)
         try:
             if context.options.preload is not None:
                 await self._load(context.options.preload)
             while not context.stop.requested:
                 context.pulse.turn()
-                for side in (finalizing, recovering):
-                    if side.done() and (error := side.exception()) is not None:
-                        raise error
+                self._raise_failures()
                 if not await self._work_once():
                     break
             self._finalizer.close()
             await context.until(finalizing)
             finalizing.result()
         finally:
-            for side in (recovering, finalizing, limiting):
-                side.cancel()
-            await asyncio.gather(recovering, finalizing, limiting, return_exceptions=True)
+            for task in self._beside:
+                task.cancel()
+            await asyncio.gather(*self._beside, return_exceptions=True)
             await self._unload()
+
+    def _raise_failures(self) -> None:
+        """Raise what ended a task that goes on beside the work."""
+        for task in self._beside:
+            if task.done() and (error := task.exception()) is not None:
+                raise error
 
     async def _work_once(self) -> bool:
         """Take one step; say whether there may be more to do."""
@@ -120,6 +126,7 @@ class WorkLoop:
             loadable=self._unloadable.without,
             saved=self._finalizer.poke,
             slept_before=self._slept_before,
+            raise_failures=self._raise_failures,
         )
         self._at_rest = False
         ended = await serving.run()

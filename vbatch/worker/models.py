@@ -44,8 +44,12 @@ async def load(context: Context, model: str) -> Engine | None:
             if engine is None:
                 return None
             context.pulse.turn()
-            pids = engine.processes()
-            await context.in_store(_record, context, pids)
+            try:
+                pids = engine.processes()
+                await context.in_store(_record, context, pids)
+            except BaseException:
+                await engine.close()
+                raise
             log.info("engine.processes pids=%s", ",".join(map(str, pids)))
             loads = context.view.snapshot.engine_loads + 1
             context.view.update(state="working", engine_loads=loads, trouble=None)
@@ -72,12 +76,16 @@ async def _load(context: Context, model: str) -> Engine | None:
     recording = asyncio.ensure_future(_record_while_loading(context))
     try:
         await asyncio.wait(
-            (loading, stopping), timeout=LONGEST_LOAD.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+            (loading, stopping, recording),
+            timeout=LONGEST_LOAD.total_seconds(),
+            return_when=asyncio.FIRST_COMPLETED,
         )
         if loading.done():
             return loading.result()
         loading.cancel()
         await asyncio.wait((loading,))
+        if recording.done():  # it ends by a failure alone: an engine that no ledger knows must not run
+            recording.result()
         if stopping.done():
             return None
         raise EngineStartFailed(f"it was not loaded within {LONGEST_LOAD}", transient=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 
@@ -15,6 +15,7 @@ from vbatch.engine import Engine
 from vbatch.errors import Interrupted
 from vbatch.store import deaths, queue
 from vbatch.store.records import ChunkKey, Lease, Result, Waiting
+from vbatch.worker.background import Background
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
 from vbatch.worker.stop import AT_REST
@@ -50,6 +51,7 @@ class Serving:
         loadable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
         saved: Callable[[], None],
         slept_before: timedelta,
+        raise_failures: Callable[[], None],
     ) -> None:
         options = context.options
         self._context = context
@@ -58,11 +60,12 @@ class Serving:
         self._loadable = loadable
         self._saved = saved
         self._slept_before = slept_before
+        self._raise_failures_beside = raise_failures
         self._limit = options.max_inflight or engine.max_inflight
         self._inflight = Inflight(engine, limit=self._limit, request_timeout=options.request_timeout)
-        self._claim = _Background(context, self._claim_chunks)
-        self._save = _Background(context, self._save_answers)
-        self._check = _Background(context, self._check_leases)
+        self._claim = Background(context, self._claim_chunks)
+        self._save = Background(context, self._save_answers)
+        self._check = Background(context, self._check_leases)
         self._exhausted = False
         self._stop_deadline: float | None = None
         self._engine_progress = (engine.progress, time.monotonic())
@@ -100,6 +103,7 @@ class Serving:
         return self._inflight.idle and not self._claim.running and not self._save.running
 
     def _raise_failures(self) -> None:
+        self._raise_failures_beside()
         for failure in (self._inflight.failure, self._claim.failure, self._save.failure, self._check.failure):
             if failure is not None:
                 raise failure
@@ -176,7 +180,8 @@ class Serving:
         )
         lost = {lease for lease in leases if lease.chunk not in ours} & self._inflight.leases
         if lost:
-            log.info("chunks.revoked count=%d", len(lost))
+            if not self._save.running:  # else they may just be done
+                log.info("chunks.revoked count=%d", len(lost))
             self._inflight.forget(lost)
             self._saved()
 
@@ -252,40 +257,6 @@ class Serving:
             prompt_tokens_per_second=prompt,
             completion_tokens_per_second=completion,
         )
-
-
-class _Background:
-    """One call that goes on beside the loop, never twice at once."""
-
-    def __init__(self, context: Context, call: Callable[[], Coroutine[None, None, None]]) -> None:
-        self._context = context
-        self._call = call
-        self._task: asyncio.Task[None] | None = None
-        self._ended = time.monotonic()
-        self.failure: BaseException | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._task is not None
-
-    def ready(self, pause: float) -> bool:
-        """Whether it does not run, and ended at least so many seconds ago."""
-        return self._task is None and time.monotonic() - self._ended >= pause
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._call())
-        self._task.add_done_callback(self._done)
-
-    async def finish(self) -> None:
-        """Wait for it to end, however long the store is away; its failure is kept."""
-        if self._task is not None:
-            await self._context.until(self._task)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
-        self._ended = time.monotonic()
-        if not task.cancelled():
-            self.failure = task.exception()
 
 
 def choose(waiting: Sequence[Waiting], *, loaded: str | None) -> str | None:

@@ -13,29 +13,28 @@ from tests.rigs.queued import queued
 from tests.store.filling import new_batch
 from vbatch import batches, processes
 from vbatch.errors import InputUnreadable
-from vbatch.jsonl import LineReader
-from vbatch.store import Store, catalog, ingest
+from vbatch.store import Store, catalog, ingest, unaccepted
 
 LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_file_that_grows_while_it_is_read_is_not_stored(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+    store: Store, tmp_path: Path, dry_run: bool
 ) -> None:
     """Mutant: looking after the batch was accepted; the command says that nothing was stored, and it is."""
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b"".join(LINE % number for number in range(2000)))
-    read = LineReader.__iter__
 
-    def growing(lines: LineReader) -> object:
-        with file.open("ab") as stream:
-            stream.write(LINE % 2000)
-        return read(lines)
+    whole = file.stat().st_size
 
-    monkeypatch.setattr(LineReader, "__iter__", growing)
+    def write_on(_read: int) -> None:
+        if file.stat().st_size == whole:
+            with file.open("ab") as stream:
+                stream.write(LINE % 2000)
+
     with pytest.raises(InputUnreadable, match="was changed while it was being read; nothing was stored"):
-        batches.submit(store, file, batches.Order(), dry_run=dry_run)
+        batches.submit(store, file, batches.Order(), dry_run=dry_run, on_read=write_on)
     assert catalog.recent(store, limit=1) == []
 
 
@@ -47,8 +46,7 @@ def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -
     dead = replace(me, start_ticks=me.start_ticks + 1)
     paths = {"output_path": f"{tmp_path}/again.jsonl", "error_path": f"{tmp_path}/again.errors.jsonl"}
     with pytest.MonkeyPatch.context() as killed:
-        for cleanup in ("_withdraw", "remove_rows"):
-            killed.setattr(ingest, cleanup, lambda *_args: None)
+        killed.setattr(unaccepted, "take_back", lambda *_args: None)
         with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
             pass
     again = batches.retry(store, first.batch, output=tmp_path / "again.jsonl")

@@ -15,7 +15,7 @@ from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest
+from vbatch.store import Store, answers, catalog, endings, ingest, unaccepted
 from vbatch.store.records import Batch
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
@@ -128,7 +128,7 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
     def away(*_args: object) -> None:
         raise StoreUnreachable
 
-    monkeypatch.setattr(ingest, "_withdraw", away)
+    monkeypatch.setattr(unaccepted, "withdraw", away)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -157,7 +157,7 @@ def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch)
             raise StoreUnreachable
 
     with monkeypatch.context() as outage:
-        outage.setattr(ingest, "_withdraw", away)
+        outage.setattr(unaccepted, "withdraw", away)
         with pytest.raises(StoreUnreachable):
             first()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
@@ -193,11 +193,11 @@ def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: p
             asked.append(identity)
             return False
 
-        assert ingest.sweep_abandoned_ingests(store, gone=nobody_is_gone) == 0
+        assert unaccepted.sweep(store, gone=nobody_is_gone) == 0
         assert asked == [processes.current()]
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
-    ingest._announce(store, new_batch(), NOBODY)
-    assert ingest.sweep_abandoned_ingests(store, gone=lambda identity: identity == NOBODY) == 1
+    unaccepted.announce(store, new_batch(), NOBODY)
+    assert unaccepted.sweep(store, gone=lambda identity: identity == NOBODY) == 1
     assert count(store, "batch") == 2
     assert catalog.find(store, accepted.id) == accepted
 
@@ -211,7 +211,7 @@ def test_a_submit_that_ended_well_since_it_was_looked_at_is_not_swept(store: Sto
             storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
             return True
 
-        assert ingest.sweep_abandoned_ingests(store, gone=ends_meanwhile) == 0
+        assert unaccepted.sweep(store, gone=ends_meanwhile) == 0
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
 
 
@@ -219,7 +219,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
     """Another process finished the delete, and a new batch was submitted. Mutant: SQLite without AUTOINCREMENT."""
     old = take_in(store, 3)
     assert catalog.hide(store, old.pk, was=old.status)
-    assert ingest.sweep_abandoned_ingests(store, gone=lambda _: False) == 1
+    assert unaccepted.sweep(store, gone=lambda _: False) == 1
     new = take_in(store, 5)
     catalog.remove_rows(store, old.pk)
     assert catalog.find(store, new.id) == new
@@ -237,7 +237,7 @@ def _submit_for_ever(url: str) -> None:
 
 
 def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) -> None:
-    """Mutant: ``sweep_abandoned_ingests`` that trusts a pid alone keeps the rows for ever."""
+    """Mutant: ``sweep`` that trusts a pid alone keeps the rows for ever."""
     url = store.url.render_as_string(hide_password=False)
     submitter = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(url,))
     submitter.start()
@@ -250,9 +250,7 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter.join()
     assert catalog.recent(store, limit=5) == []
     assert claim(store, worker(store)) == []
-    gone = ingest.sweep_abandoned_ingests(
-        store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE
-    )
+    gone = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert gone == 1
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
 

@@ -16,7 +16,7 @@ from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, r
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, paging, queue, reuse
+from vbatch.store import Store, answers, catalog, endings, ingest, paging, queue, reuse, unaccepted
 from vbatch.store.records import Batch
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
@@ -233,8 +233,6 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         dying.join()
-    swept = ingest.sweep_abandoned_ingests(
-        store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE
-    )
+    swept = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert swept == 1
     assert {table: count(store, table) for table in before} == before

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, insert, null, select, update
+from sqlalchemy import Connection, insert, null, update
 from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
-from vbatch.store import reuse
-from vbatch.store.catalog import find_in, hide, remove_requests, remove_rows
+from vbatch.store import reuse, unaccepted
+from vbatch.store.catalog import find_in
 from vbatch.store.database import Store
 from vbatch.store.faults import Transient, diagnose
 from vbatch.store.records import Batch, ChunkState, NewBatch
@@ -178,12 +178,9 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     """Open an ingest. Leaving it without ``accept`` removes every trace.
 
     Raises StoreUnreachable when the database goes away in the middle: what was written is then invisible, and
-    removed by ``sweep_abandoned_ingests`` later.
+    removed by ``unaccepted.sweep`` later.
     """
-    pk, known = _announce(store, new, submitter)
-    if known:  # an earlier try of the same batch, which could not take back what it had written
-        _withdraw(store, pk, submitter)
-        remove_requests(store, pk)
+    pk = unaccepted.announce(store, new, submitter)
     opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
     running: Ingest | None = None
     try:
@@ -192,72 +189,10 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     except BaseException:
         if running is None or running.accepted is None:
             with suppress(StoreUnreachable):  # what came first is what to tell; a sweep removes the rest
-                _withdraw(store, pk, submitter)
-                remove_rows(store, pk)
+                unaccepted.take_back(store, pk, submitter)
         raise
     if running.accepted is None:
-        _withdraw(store, pk, submitter)
-        remove_rows(store, pk)
-
-
-def sweep_abandoned_ingests(store: Store, *, gone: Callable[[ProcessIdentity], bool]) -> int:
-    """Remove the rows of ingests whose submitter died, and of deletes that were cut off; return how many those were.
-
-    A submitter may have ended well since its batch was read: the batch is then visible, and stays.
-    """
-    rows = store.read(
-        lambda connection: connection.execute(
-            select(_batch.c.pk, _batch.c.submitter).where(_batch.c.status == BatchStatus.VALIDATING)
-        ).all()
-    )
-    abandoned = [row.pk for row in rows if row.submitter is None or gone(ProcessIdentity(**row.submitter))]
-    swept = [pk for pk in abandoned if hide(store, pk, was=BatchStatus.VALIDATING)]
-    for pk in swept:
-        remove_rows(store, pk)
-    return len(swept)
-
-
-def _announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> tuple[int, bool]:
-    """Enter the batch for nobody to see; return its key, and whether it was there already."""
-
-    def work(connection: Connection) -> tuple[int, bool]:
-        known = connection.execute(select(_batch.c.pk).where(_batch.c.id == new.id)).scalar()
-        if known is not None:
-            return int(known), True
-        inserted = connection.execute(
-            insert(_batch).values(
-                id=new.id,
-                status=BatchStatus.VALIDATING,
-                endpoint=new.endpoint,
-                name=new.name,
-                priority=new.priority,
-                metadata=dict(new.metadata),
-                input_path=new.input_path,
-                input_sha256="",
-                input_bytes=0,
-                output_path=new.output_path,
-                error_path=new.error_path,
-                total=0,
-                submitter=asdict(submitter),
-                created_at=new.created_at,
-                expires_at=new.expires_at,
-            )
-        )
-        assert inserted.inserted_primary_key is not None
-        return int(inserted.inserted_primary_key[0]), False
-
-    return store.write(work)
-
-
-def _withdraw(store: Store, pk: int, submitter: ProcessIdentity) -> None:
-    """Take back an acceptance whose COMMIT may have been durable. It stays ours: nobody sweeps what we remove."""
-    store.write(
-        lambda connection: connection.execute(
-            update(_batch)
-            .where(_batch.c.pk == pk)
-            .values(status=BatchStatus.VALIDATING, submitter=asdict(submitter))
-        )
-    )
+        unaccepted.take_back(store, pk, submitter)
 
 
 @contextmanager

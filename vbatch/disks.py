@@ -30,6 +30,14 @@ class Mount:
         return self.kind in _NETWORK or self.kind.removeprefix("fuse.") in _NETWORK_FUSE
 
 
+def exists(path: str | Path) -> bool:
+    """Whether a path leads to something. What cannot be looked at does not: a closed folder, a server that is away.
+
+    ``Path.exists`` raises there (before Python 3.14).
+    """
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def hub_cache() -> Path:
     """Return where huggingface_hub keeps models (its HF_HUB_CACHE and HF_HOME)."""
     user = os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vbatch import processes
+from vbatch import disks, processes
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
 from vbatch.store import Store, catalog, failures, registry
 from vbatch.store.failures import FailureGroup
@@ -94,7 +93,7 @@ def batch_object(batch: Batch) -> BatchObject:
 
 def _exists(batch: Batch, path: str) -> bool:
     ended = batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.EXPIRED)
-    return ended and os.path.exists(path)  # noqa: PTH110 - a folder that cannot be entered hides it, no more
+    return ended and disks.exists(path)
 
 
 def _window(batch: Batch) -> str:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vbatch import jsonl, processes
+from vbatch import disks, jsonl, processes
 from vbatch.doctor import service
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
@@ -181,7 +181,7 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
         (Path(batch.output_path), batch.counts.completed, ""),
         (Path(batch.error_path), batch.counts.total - batch.counts.completed, " --errors"),
     ):
-        there = os.path.exists(path)  # noqa: PTH110 - that of pathlib raises for a folder that cannot be entered
+        there = disks.exists(path)
         place = path.with_name(f"{path.name}.again") if there else path
         again = (f"vbatch results {batch.id}{flag} -o {shlex.quote(str(place))}",)
         if lines and not there:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.disks import mount_of
+from vbatch import disks
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import ExitCode
@@ -45,7 +45,7 @@ def unopened(path: Path) -> Iterator[Finding]:
     except OSError as error:
         yield _cannot_open(path.parent, f"{path.parent} cannot be entered: {error.strerror}")
         return
-    if os.path.exists(path):  # noqa: PTH110 - that of pathlib raises where a link leads into a closed folder
+    if disks.exists(path):
         if examination.in_unsafe_wal_mode(path):
             yield Finding(
                 id="store.journal_mode",
@@ -73,7 +73,7 @@ def unopened(path: Path) -> Iterator[Finding]:
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if not folder.is_dir():
         yield _cannot_open(folder, f"{folder} is not a folder")
-    elif mount_of(folder).read_only:
+    elif disks.mount_of(folder).read_only:
         yield _read_only(path, folder, "the file system is mounted read-only")
     elif not os.access(folder, os.W_OK | os.X_OK):
         yield _cannot_open(folder, f"{folder} may not be written")
@@ -90,7 +90,7 @@ def look(path: Path) -> Iterator[Finding]:
 
 
 def _place(path: Path) -> Iterator[Finding]:
-    mount = mount_of(path)
+    mount = disks.mount_of(path)
     if mount.over_network:
         yield Finding(
             id="store.network_file_system",

@@ -67,9 +67,10 @@ def retry_batch(ref: str, *, output_path: str | None, json: bool, quiet: bool) -
     chosen = target(output_path, "-o")
     with open_store(output) as store:
         made = batches.retry(store, catalog.find(store, ref), output=chosen)
-    output.show(IdAlone(made))
-    if output.mode is Mode.HUMAN:
-        output.note(screens.accepted(made))
+    with batches.told(made.id):
+        output.show(IdAlone(made))
+        if output.mode is Mode.HUMAN:
+            output.note(screens.accepted(made))
 
 
 def delete_batch(ref: str, *, force: bool, json: bool, quiet: bool) -> None:

@@ -36,9 +36,9 @@ class EngineLog:
         self._marked = 0
         # Private: an engine that fails dumps what it was working on.
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(
-            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # in use, by us and by the processes that inherit it
+        # In use, by us and by the processes that inherit it; where the disk knows no locks, old logs just stay.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._stream = _lead_to(handle)
 
     @contextlib.contextmanager

@@ -53,15 +53,25 @@ def test_nothing_changed_needs_no_worker(cli: Cli) -> None:
     assert outputs(cli, "second.jsonl") == {f"r-{number}": f"r-{number}" for number in range(5)}
 
 
-@pytest.mark.parametrize("spelling", ["sub/../prompts.jsonl", "here/prompts.jsonl", "link.jsonl"])
-def test_the_last_batch_is_found_however_the_file_is_called(cli: Cli, spelling: str) -> None:
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ("prompts.jsonl", "sub/../prompts.jsonl"),
+        ("prompts.jsonl", "here/prompts.jsonl"),
+        ("prompts.jsonl", "link.jsonl"),
+        ("sub/../prompts.jsonl", "prompts.jsonl"),
+        ("here/prompts.jsonl", "prompts.jsonl"),
+    ],
+)
+def test_the_last_batch_is_found_however_the_file_is_called(cli: Cli, then: str, now: str) -> None:
     """Mutant: comparing paths as they were typed; the whole file runs again."""
-    first = cli.submit("prompts.jsonl", chats(5))
-    cli.drain()
+    cli.file("prompts.jsonl", chats(5))
     (cli.folder / "sub").mkdir()
     (cli.folder / "here").symlink_to(".")
     (cli.folder / "link.jsonl").symlink_to("prompts.jsonl")
-    again = cli("submit", spelling, "--reuse", "last", "-o", "second.jsonl")
+    first = cli("submit", then, "-o", "first.jsonl", "-q").out.strip()
+    cli.drain()
+    again = cli("submit", now, "--reuse", "last", "-o", "second.jsonl")
     assert f"5 answers taken from {first}" in again.err
 
 

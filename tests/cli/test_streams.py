@@ -40,7 +40,6 @@ def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
         ("vbatch submit second.jsonl >&-", 0),
         ("vbatch results batch_ --errors >&-", 0),
         ("vbatch run-worker --engine echo --drain >&- 2>&-", 0),
-        ("vbatch doctor queue --fix <&- 2>&- >&-", 0),
     ],
 )
 def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None:
@@ -67,6 +66,27 @@ def test_a_full_disk_under_the_output_is_told(here: Home, command: str) -> None:
     assert shell(here, f"vbatch {command} > /dev/full 2>&1").returncode in (1, 2, 4)
 
 
+_UNFLUSHED = """
+import sys
+from vbatch import cli
+cli.main = lambda _argv: sys.stdout.write("a unit file") * 0
+cli.run()
+"""
+
+
+def test_what_does_not_fit_at_the_very_end_is_a_failure() -> None:
+    """A command may leave its last words in the buffer. Mutant: expecting closed pipes alone."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-c", _UNFLUSHED],
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_who_cannot_read_the_id_is_told_it_all_the_same(here: Home) -> None:
     """Mutant: the disk's fault alone; a script would submit the file again, and pay for it twice."""
@@ -86,6 +106,18 @@ def test_a_document_is_json_whatever_the_locale(here: Home) -> None:
     here.extra["PYTHONIOENCODING"] = "ascii"
     names = [batch["name"] for batch in json.loads(shell(here, "vbatch list --json").stdout)["data"]]
     assert "Füße 🎉" in names
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_who_cannot_answer_is_asked_nothing(here: Home) -> None:
+    """Mutant: asking a stream that the shell closed whether it is a terminal."""
+    half = here.path / ".batch_1.12345678.vbatch-tmp"
+    half.write_bytes(b"half")
+    done = shell(here, "vbatch doctor queue --fix <&-")
+    assert "Traceback" not in done.stderr
+    assert "unexpected" not in done.stderr
+    assert "nothing was changed" in done.stderr
+    assert half.exists()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

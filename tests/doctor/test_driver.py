@@ -118,6 +118,15 @@ def test_a_gpu_that_is_not_at_its_best(
     assert any(one.id == finding and one.level is level and words in one.what for one in findings)
 
 
+def test_a_file_of_flags_is_vllms_to_read(driver: StandInDriver) -> None:
+    """It may ask for less. Mutant: refusing by the default share, for ever."""
+    driver.has(leak=10 << 30)
+    store = Store("sqlite:////nowhere")
+    preflight.require_room(store, gpu=None, args=("--config", "flags.yaml"))
+    with pytest.raises(EngineStartFailed, match="would be needed"):
+        preflight.require_room(store, gpu=None, args=())
+
+
 def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: calling it well; the worker ends with "there is no GPU 0" and sends one to doctor, who says so too."""
     finding = found()["gpu.not_found"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,21 @@ def test_a_family_is_all_that_lives_below(shell: subprocess.Popen[bytes]) -> Non
     assert family[0].pid == shell.pid
     assert descendants.alive(family) == family
     assert descendants.family([]) == []
+
+
+def test_processes_that_may_not_be_looked_at_are_none_of_it(
+    shell: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where /proc hides those of others (hidepid=1). Mutant: expecting them to be gone, or to be readable."""
+    read = Path.read_text
+
+    def hidden(path: Path, **how: str) -> str:
+        if path == Path("/proc/1/stat"):
+            raise PermissionError
+        return read(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert len(descendants.family([shell.pid])) == 4
 
 
 def test_the_end_of_a_family(shell: subprocess.Popen[bytes]) -> None:

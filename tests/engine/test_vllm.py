@@ -104,6 +104,7 @@ def test_the_engines_processes_are_its_own_and_guarded(loaded: Loaded) -> None:
     titles = [Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").strip("\0") for pid in pids]
     assert titles[0] == f"vbatch-{os.getpid()}::EngineCore"
     assert all(os.getpgid(pid) != os.getpgrp() for pid in pids)
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "they inherit it, and so count as NVML does"
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,21 @@ def test_what_fails_beside_the_work_is_not_left_for_the_morning(
     assert counts(store, pk) == (0, 0)
 
 
+def test_trouble_over_a_batch_ends_with_it(context: Context, store: Store, tmp_path: Path) -> None:
+    """Its folder is gone, and then the batch. Mutant: trouble that a file alone takes back."""
+    folder = tmp_path / "gone"
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
+    pk = take_in(store, ["m"], body=body, output_path=f"{folder}/o", error_path=f"{folder}/e").pk
+
+    async def give_up() -> None:
+        while context.view.snapshot.trouble is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await context.in_files(lambda: catalog.delete_batch(store, pk=pk, force=True))
+
+    work(context, give_up())
+    assert context.view.snapshot.trouble is None
+
+
 def test_an_engine_that_the_ledger_does_not_know_is_ended(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

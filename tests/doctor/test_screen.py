@@ -138,7 +138,7 @@ def test_a_person_is_asked_before_a_repair(
 ) -> None:
     with engines.orphan() as engine:
         store = Store(home.database_url, patience=COMMAND_PATIENCE)
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, 14 * GIB))
         terminal = pexpect.spawn(
             sys.executable,

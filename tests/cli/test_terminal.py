@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chat, chats
+from tests.rigs.waiting import SILENCE
 
 CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,7 +32,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
-            timeout=30,
+            timeout=SILENCE,
         )
 
     def expect(self, text: str) -> None:

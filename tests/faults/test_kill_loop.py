@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import chats, wait_until
+from tests.rigs.commands import chats
 from tests.rigs.freezing import freeze
 from tests.rigs.queued import queued
 from tests.rigs.referee import Referee
@@ -60,13 +60,13 @@ def _freeze_past_its_lease(store: Store, victim: ForkServerProcess) -> bool:
     So it is thawed in the middle of another lease of its chunk (FACTS: else no mutant is caught).
     """
     assert victim.pid is not None
-    wait_until(lambda: _held(store, victim.pid))
+    until(lambda: _held(store, victim.pid))
     freeze(victim.pid, store)
     thaw = threading.Timer(LONGEST_FREEZE, os.kill, (victim.pid, signal.SIGCONT))
     thaw.start()
     try:
         held = _held(store, victim.pid)
-        until(lambda: held <= _held_by_others(store, victim.pid), seconds=LONGEST_FREEZE)
+        until(lambda: held <= _held_by_others(store, victim.pid), silence=LONGEST_FREEZE)
     except TimeoutError:
         return False
     finally:

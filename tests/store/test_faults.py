@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from tests.rigs.disk import Unavailable, small_disk
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
-from tests.rigs.waiting import until
+from tests.rigs.waiting import SILENCE, until
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
@@ -321,7 +321,7 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
         other.execute("SELECT * FROM chunk FOR UPDATE")
         (batch,) = catalog.recent(store, limit=1)
         cancelling = threads.submit(endings.request_cancel, store, pk=batch.pk)
-        until(lambda: bool(said), seconds=10)
+        until(lambda: bool(said))
         other.rollback()
         assert cancelling.result().status is BatchStatus.CANCELLING
     assert said[0] == "another transaction holds what we need"
@@ -345,12 +345,12 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
         connection.execute(text("SELECT * FROM chunk FOR UPDATE")).all()
         if not frozen.is_set():
             frozen.set()
-            assert thawed.wait(10)
+            assert thawed.wait(SILENCE)
         return int(connection.execute(text("SELECT count(*) FROM chunk")).scalar_one())
 
     with ThreadPoolExecutor() as threads:
         freezing = threads.submit(store.write, work)
-        assert frozen.wait(10)
+        assert frozen.wait(SILENCE)
         assert endings.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
         thawed.set()
         assert freezing.result() == 1

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.rigs.commands import Home
 from vbatch import selftest
 
 
+@pytest.mark.timeout(1200)
 def test_selftest_kills_and_loses_nothing(home: Home) -> None:
     for seconds in (
         6,

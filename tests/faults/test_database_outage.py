@@ -192,7 +192,7 @@ def test_commands_wait_visibly_and_then_exit_75(tmp_path: Path, through: Proxy) 
     started = time.monotonic()
     done = home.run("list", check=False)
     assert done.returncode == 75
-    assert 50 < time.monotonic() - started < 75
+    assert 50 < time.monotonic() - started < 150
     assert "Traceback" not in done.stderr
     assert "closed the connection unexpectedly" in done.stderr
 

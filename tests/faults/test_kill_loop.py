@@ -110,7 +110,7 @@ def check(store: Store, folder: Path, *, kills: int, freezes: int, requests: int
     assert all(answer == custom_id for custom_id, answer in lines.answers.items())
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_killed_and_frozen_workers_lose_and_double_nothing(store: Store, tmp_path: Path) -> None:
     """Mutant: queue.flush without any fence; the referee's trigger then refuses what a thawed worker brings.
 
@@ -120,7 +120,7 @@ def test_killed_and_frozen_workers_lose_and_double_nothing(store: Store, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_two_thousand_kills(store: Store, tmp_path: Path) -> None:
     """Mutant: as above."""
     check(store, tmp_path, kills=1000, freezes=60, requests=100_000)

@@ -28,7 +28,7 @@ def test_the_metrics_tell_its_memory(home: Home, driver: StandInDriver) -> None:
     def served() -> str:
         with (
             suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer,
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SILENCE) as answer,
         ):
             return str(answer.read().decode())
         return ""

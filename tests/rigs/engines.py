@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tests.rigs.waiting import until
 from vbatch import processes
 from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, registry
@@ -93,9 +94,7 @@ def end(process: Process) -> None:
     if process.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while process.alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not process.alive(), pause=0.01)
 
 
 def in_ledger(store: Store, process: ProcessIdentity, *, worker: ProcessIdentity) -> EngineProcess:

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rigs import promtool
 from tests.rigs.commands import Home, chats
-from tests.rigs.waiting import exit_code, until
+from tests.rigs.waiting import SILENCE, exit_code, until
 from vbatch.metrics import Exposition, Figures
 
 FIGURES = Figures(
@@ -58,7 +58,7 @@ def serving(*figures: Figures) -> Iterator[str]:
 
 def get(url: str, **headers: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -209,7 +209,7 @@ def test_a_real_worker_is_scraped_while_it_works(tmp_path: Path) -> None:
         assert exit_code(worker) == 0
     assert found["vbatch_queue_requests", "unfinished"] + found["vbatch_queue_requests", "finished"] == 40
     assert found["vbatch_engine_loads_total", ""] == 1
-    assert found["vbatch_progress_age_seconds", ""] < 5
+    assert found["vbatch_progress_age_seconds", ""] < 30
     assert found["vbatch_disk_free_bytes", "store"] > 0
 
 

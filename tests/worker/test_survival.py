@@ -53,16 +53,14 @@ def test_a_submit_that_was_killed_can_be_repeated(home: Home) -> None:
 
 def test_next_worker_goes_on_at_once_after_sigkill(home: Home) -> None:
     """Mutant: recovery.recover ignores Liveness.GONE, so that the batch waits for the lease."""
-    home.extra["VBATCH_ECHO_LATENCY_MS"] = "200"
+    home.extra |= {"VBATCH_ECHO_LATENCY_MS": "200", "VBATCH_LEASE": "3600"}
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo") as worker:
         until(lambda: home.finished(batch_id) > 300)
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     assert home.batch(batch_id)["status"] == "in_progress"
-    started = time.monotonic()
     home.run("run-worker", "--engine", "echo", "--drain")
-    assert time.monotonic() - started < 60, "it waited for the lease of 90 s"
     assert_whole(home, batch_id, REQUESTS)
 
 

@@ -21,7 +21,7 @@ from tests.rigs.nvml import COMPILER, StandInDriver
 from tests.rigs.postgres import Postgres
 from vbatch.store import COMMAND_PATIENCE, Store
 
-VLLM_LIMIT = 1800  # seconds for one test on a machine that is slow and busy
+VLLM_LIMIT = 3600  # seconds for one test on a machine that is slow and busy
 
 _numbers = count()
 

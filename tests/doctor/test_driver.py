@@ -5,7 +5,6 @@ Mutant of all: asking NVML in doctor's own process; the hanging and the crashing
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,9 @@ def test_a_driver_that_cannot_be_used(driver: StandInDriver, fact: str, finding:
 
 
 def test_a_wedged_driver_costs_bounded_time(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver.says("hang 60")
+    driver.says("hang 3600")
     monkeypatch.setattr(gpu, "probe", partial(gpu.probe, timedelta(seconds=1)))
-    started = time.monotonic()
     assert found()["gpu.hanging"].level is Level.FAIL
-    assert time.monotonic() - started < 15
 
 
 def test_a_missing_library_is_no_fault_without_a_gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ import pytest
 from sqlalchemy import text
 
 from tests.rigs import engines
-from tests.rigs.commands import Home, Lines, chats, wait_until
+from tests.rigs.commands import Home, Lines, chats
 from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
+from tests.rigs.waiting import until
 from vbatch.jsonl.writing import SUFFIX
 from vbatch.store import COMMAND_PATIENCE, Store
 from vbatch.worker import models
@@ -150,7 +151,7 @@ def test_the_worker_does_not_load_into_too_little_memory(
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
         batch = home.submit(chats(1, model="smol"))
-        done = home.run("run-worker", "--drain", check=False, timeout=120)
+        done = home.run("run-worker", "--drain", check=False)
         assert done.returncode == 69, done.stderr
         assert "has 1.20 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
         assert f"(pid {desktop.pid}, user" in done.stderr
@@ -170,7 +171,7 @@ def test_one_gpu_has_one_worker(home: Home, store: Store, driver: StandInDriver)
     driver.has()
     with home.worker("--gpu", "0") as first:
         lock = home.path / "state" / "vbatch" / "gpu-0.lock"
-        wait_until(lambda: lock.exists() and lock.read_text() == str(first.pid))
+        until(lambda: lock.exists() and lock.read_text() == str(first.pid))
         done = home.run("run-worker", "--drain", "--gpu", "0", check=False)
         assert done.returncode == 69
         assert f"process {first.pid}" in done.stderr
@@ -197,7 +198,7 @@ def test_the_whole_incident_in_one_command(
     # Before the power went: a batch, half answered by a worker of an earlier boot.
     batch = home.submit(lines := chats(600))
     with home.worker("--engine", "echo", "--max-inflight", "8", VBATCH_ECHO_LATENCY_MS="100") as worker:
-        wait_until(lambda: home.finished(batch) > 50)
+        until(lambda: home.finished(batch) > 50)
         worker.kill()
         worker.wait()
     saved = home.finished(batch)

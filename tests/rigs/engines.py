@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rigs.waiting import until
 from vbatch import evidence, processes
 from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, registry
@@ -103,9 +104,7 @@ def end(process: Process) -> None:
     if process.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while process.alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not process.alive(), pause=0.01)
 
 
 def in_ledger(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.rigs import engines
-from tests.rigs.commands import VBATCH, Home, chat, wait_until
+from tests.rigs.commands import VBATCH, Home, chat
+from tests.rigs.waiting import exit_code, until
 from vbatch import evidence, processes
 from vbatch.engine import smollm
 from vbatch.store import COMMAND_PATIENCE, Store, registry
@@ -32,10 +33,10 @@ def worker_with_helper(
     command = ["bash", "-c", script, "bash", *VBATCH, "run-worker", *options]
     with (home.path / "worker.log").open("ab") as log:
         worker = subprocess.Popen(command, env=home.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    wait_until(lambda: noted.exists() and noted.read_text().endswith("\n"))
+    until(lambda: noted.exists() and noted.read_text().endswith("\n"))
     helper = engines.of(int(noted.read_text()))
     try:
-        wait_until(lambda: "worker.ready" in home.worker_log, timeout=120)
+        until(lambda: "worker.ready" in home.worker_log)
         assert processes.ancestors(helper.pid) is not None
         assert helper.pid in processes.descendants(worker.pid)
         yield worker, helper
@@ -50,11 +51,11 @@ def test_a_second_signal_does_not_end_it(home: Home) -> None:
     """Mutant: ``kill_children`` kills every child of the process."""
     home.submit([chat("hanging", "never", echo="hang")])
     with worker_with_helper(home, "--engine", "echo") as (worker, helper):
-        wait_until(lambda: "engine.loaded" in home.worker_log, timeout=120)
+        until(lambda: "engine.loaded" in home.worker_log)
         worker.send_signal(signal.SIGTERM)
-        wait_until(lambda: "worker.draining" in home.worker_log, timeout=120)
+        until(lambda: "worker.draining" in home.worker_log)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=120) == 128 + signal.SIGTERM
+        assert exit_code(worker) == 128 + signal.SIGTERM
         assert helper.alive()
 
 
@@ -66,13 +67,13 @@ def test_a_worker_that_is_killed_while_it_loads_leaves_it_to_itself(home: Home) 
     home.submit([chat("r", "text", model="no-such-model")])
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     with worker_with_helper(home, "--engine", "vllm") as (worker, helper):
-        wait_until(lambda: "engine.loading" in home.worker_log, timeout=120)
-        with pytest.raises(AssertionError, match="waited in vain"):
-            wait_until(lambda: bool(registry.ledger(store)), timeout=4)
+        until(lambda: "engine.loading" in home.worker_log)
+        with pytest.raises(TimeoutError):
+            until(lambda: bool(registry.ledger(store)), silence=4)
         worker.kill()
         worker.wait()
         home.submit([chat("r", "text")], name="second")
-        home.run("run-worker", "--engine", "echo", "--drain", timeout=120)
+        home.run("run-worker", "--engine", "echo", "--drain")
         assert helper.alive()
     store.close()
 
@@ -89,5 +90,5 @@ def test_only_what_carries_the_token_of_a_load_is_recorded(tmp_path: Path) -> No
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(engines.child(*engines.command(title=title))) for title in titles]
         for title, process in zip(titles, children, strict=True):
-            wait_until(lambda process=process, title=title: processes.title(process.pid).startswith(title))
+            until(lambda process=process, title=title: processes.title(process.pid).startswith(title))
         assert models._carrying(token) == [children[0].pid]

@@ -110,7 +110,8 @@ class Request:
 class Lease:
     """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
 
-    ``epoch`` is the fencing token: a flush that carries an older one is dropped.
+    ``epoch`` is the fencing token: a flush that carries an older one is dropped. ``alone``: nothing else may run
+    while these requests do.
     """
 
     key: ChunkKey
@@ -118,7 +119,7 @@ class Lease:
     epoch: int
     model: str
     url: str
-    crashes: int
+    alone: bool
     requests: tuple[Request, ...]
 
     @property

@@ -33,7 +33,9 @@ def reclaim(
     """
 
     def work(connection: Connection) -> int:
-        alive = select(_worker.c.boot_id, _worker.c.stopping_at).where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
+        alive = select(_worker.c.boot_id, _worker.c.stopping_at).where(
+            _worker.c.id == worker, _worker.c.stopped_at.is_(None)
+        )
         if beat is not None:
             alive = alive.where(_worker.c.beat == beat)
         dead = connection.execute(alive.with_for_update()).one_or_none()

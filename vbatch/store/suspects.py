@@ -37,7 +37,9 @@ _result = ResultRow.__table__  # type: ignore[attr-defined]
 _worker = WorkerRow.__table__  # type: ignore[attr-defined]
 
 SPLIT_AT = 2  # engine deaths
-LOSSES = 3  # worker deaths in a row: a chunk is halved, a request that was compared with another one convicted
+LOSSES = (
+    3  # worker deaths in a row: a chunk is halved, a request that was compared with another one convicted
+)
 LOSSES_WITHOUT_CONTROL = 10  # worker deaths in a row over a request that could not be compared with any other
 
 
@@ -102,9 +104,7 @@ def first(connection: Connection, row: Any, boot: str | None) -> Any:
         return row
     other = connection.execute(
         select(_chunk)
-        .where(
-            text(f"chunk.{READY}"), _chunk.c.model == row.model, _chunk.c.losses <= row.losses, ~_is(row)
-        )
+        .where(text(f"chunk.{READY}"), _chunk.c.model == row.model, _chunk.c.losses <= row.losses, ~_is(row))
         .order_by(_chunk.c.alone, _chunk.c.losses, _chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -118,9 +118,7 @@ def first(connection: Connection, row: Any, boot: str | None) -> Any:
         control, *rest = _open(connection, other)
         kept = {name: getattr(other, name) for name in _HISTORY}
         number = _cut(connection, other, [([control], {"alone": True}), (rest, kept)])
-    return connection.execute(
-        select(_chunk).where(_chunk.c.batch == other.batch, _chunk.c.n == number)
-    ).one()
+    return connection.execute(select(_chunk).where(_chunk.c.batch == other.batch, _chunk.c.n == number)).one()
 
 
 def ended(connection: Connection, row: Any, worker: str) -> None:

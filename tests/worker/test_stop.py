@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from sqlalchemy import make_url
 from tests.rigs.commands import VBATCH, Home, chat, chats, wait_until
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
+from tests.rigs.workers import kill, start_worker
 from tests.store.filling import rows
 from vbatch.store import Store
 from vbatch.worker import Stop, recovery
@@ -128,14 +130,18 @@ def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home:
 
     Mutants: a loop that does not write the signal down; deaths.reclaim that does not ask for it.
     """
+    url = store.url.render_as_string(hide_password=False)
     home.submit([chat("long", "long", echo="slow:60")])
     asked = "SELECT 1 FROM worker WHERE stopping_at IS NOT NULL AND stopped_at IS NULL"
     losses = []
     for signals in ((), (), (TERM,), (), (INT, INT)):
-        with at_work(home, store) as worker:
-            for number in signals:
-                worker.send_signal(number)
-                wait_until(lambda: rows(store, asked) != [])
+        worker = start_worker(url, home.path)
+        assert worker.pid is not None
+        wait_until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        for number in signals:
+            os.kill(worker.pid, number)
+            wait_until(lambda: rows(store, asked) != [])
+        kill(worker)
         recovery.release_chunks(store)
         losses += rows(store, "SELECT losses FROM chunk")
     assert losses == [(1,), (2,), (0,), (1,), (0,)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -169,7 +170,7 @@ def test_ctrl_c_leaves_a_watch(busy: Cli) -> None:
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colours(cli: Cli, environment: dict[str, str], coloured: bool) -> None:
+def test_colours(cli: Cli, environment: dict[str, Any], coloured: bool) -> None:
     cli.submit("a.jsonl", chats(1))
     code, text = Terminal(cli, "status", "batch_", **environment).end()
     assert code == 0

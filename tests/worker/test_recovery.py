@@ -81,7 +81,7 @@ def dead(store: Store) -> str:
 
 @pytest.fixture
 def accused(store: Store) -> str:
-    """A request that is alone in the queue and was nine times the only one of a worker that died; the tenth holds it."""
+    """A lone request that was nine times the only one of a worker that died; a tenth dead one holds it."""
     take_in(store, 1)
     for number in range(LOSSES_WITHOUT_CONTROL):
         who = dead(store)

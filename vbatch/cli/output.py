@@ -184,10 +184,10 @@ def _outliving(stream: TextIO) -> TextIO:
 class _Outliving(io.FileIO):
     """A stream whose reader may be gone. Its number then leads to /dev/null, for whoever else writes there."""
 
-    def write(self, data: ReadableBuffer, /) -> int | None:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Write, or drop it where nothing reads any more."""
         try:
-            return super().write(data)
+            return super().write(data) or 0  # none at all: it would block
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal, of a pipe
                 raise

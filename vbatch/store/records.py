@@ -173,11 +173,11 @@ class Waiting:
 
 
 class Troubled(NamedTuple):
-    """A chunk whose requests were in the engine each time it died: one of them is probably poisonous."""
+    """A chunk whose requests were running each time an engine or a worker died: one of them may be the cause."""
 
     batch_id: str
     requests: int
-    crashes: int
+    deaths: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

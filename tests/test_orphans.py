@@ -156,7 +156,7 @@ def test_root_ends_only_what_runs_as_the_workers_user(store: Store, state_dir: P
     if of_root == "file":
         sleeper = ["bash", "-c", 'exec -a "$0" sleep 600', engines.TITLE]
         with engines.child("setpriv", f"--reuid={NOBODY}", "--clear-groups", *sleeper) as other:
-            until(lambda: processes.title(other.pid).startswith(engines.TITLE), seconds=10)
+            until(lambda: processes.title(other.pid).startswith(engines.TITLE))
             os.chown(path, 0, -1)
             engines.in_ledger(store, other.identity, worker=engines.dead_identity(), state_dir=state_dir)
             assert verdicts(store, state_dir) == [Verdict.OF_ANOTHER_USER]

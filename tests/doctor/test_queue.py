@@ -126,6 +126,18 @@ def test_suspects_are_told(facts: Facts, store: Store) -> None:
     assert batch.id in found(facts)["queue.poisoned"].what
 
 
+def test_suspects_of_ending_workers_are_told(facts: Facts, store: Store) -> None:
+    """Mutant: a look at the deaths of engines alone."""
+    batch = take_in(store, 4)
+    for number in range(2):
+        assert found(facts)["queue.poisoned"].level is Level.OK, number
+        who = dead_worker(store)
+        claim(store, who)
+        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+    what = found(facts)["queue.poisoned"].what
+    assert what == f"4 requests of {batch.id} were running when an engine or a worker died, 2 times"
+
+
 def test_files_that_do_not_match(tmp_path: Path) -> None:
     """Mutant: looking for the file alone."""
     home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}", {"VBATCH_ENGINE": "echo"})

@@ -89,6 +89,5 @@ def test_only_what_carries_the_token_of_a_load_is_recorded(tmp_path: Path) -> No
     ]
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(engines.child(*engines.command(title=title))) for title in titles]
-        for title, process in zip(titles, children, strict=True):
-            until(lambda process=process, title=title: processes.title(process.pid).startswith(title))
+        until(lambda: [processes.title(process.pid).split()[0] for process in children] == titles)
         assert models._carrying(token) == [children[0].pid]

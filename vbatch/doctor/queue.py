@@ -23,7 +23,7 @@ from vbatch.worker import recovery
 RECENT = 50  # batches whose files are looked for
 SHOWN = 5  # unfinished batches that are told one by one
 COUNTED = 5  # newest batches whose files are read, so that their lines can be counted
-SUSPICIOUS = 2  # engine deaths of one chunk: from then on it is halved
+SUSPICIOUS = 2  # deaths of engines, or of workers in a row, over one chunk
 
 MEANINGS = {
     "queue.unfinished": Meaning(
@@ -123,14 +123,14 @@ def _stale(facts: Facts) -> Iterator[Finding]:
 
 
 def _poisoned(facts: Facts) -> Iterator[Finding]:
-    """Look for chunks that took engines down."""
-    troubled = overview.troubled(facts.records, crashes=SUSPICIOUS)
-    for batch_id, requests, crashes in troubled:
+    """Look for chunks that took engines or workers down."""
+    troubled = overview.troubled(facts.records, deaths=SUSPICIOUS)
+    for batch_id, requests, deaths in troubled:
         yield Finding(
             id="queue.poisoned",
             level=Level.WARN,
-            what=f"{requests} requests of {batch_id} were in the engine when it died, {crashes} times",
-            why="one of them is probably poisonous; they are halved until it is found, the others complete",
+            what=f"{requests} requests of {batch_id} were running when an engine or a worker died, {deaths} times",
+            why="one of them may be the cause; they are halved until it is found, the others complete",
             commands=(f"vbatch status {batch_id}",),
         )
     if not troubled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, or_, select, text
 
 from vbatch.store.database import Store
 from vbatch.store.records import Troubled
@@ -13,13 +13,15 @@ from vbatch.store.tables import OPEN, RUNNING, BatchRow, ChunkRow
 _batch = BatchRow.__table__  # type: ignore[attr-defined]
 _chunk = ChunkRow.__table__  # type: ignore[attr-defined]
 
+_open = _chunk.c.total - _chunk.c.completed - _chunk.c.failed
 
-def troubled(store: Store, *, crashes: int) -> list[Troubled]:
-    """Return the open chunks that took down so many engines already."""
+
+def troubled(store: Store, *, deaths: int) -> list[Troubled]:
+    """Return the open chunks over which so many engines, or workers in a row, died."""
     query = (
-        select(_batch.c.id, _chunk.c.total - _chunk.c.completed - _chunk.c.failed, _chunk.c.crashes)
+        select(_batch.c.id, _open, _chunk.c.crashes + _chunk.c.losses)
         .join_from(_chunk, _batch, _chunk.c.batch == _batch.c.pk)
-        .where(text(f"chunk.{OPEN}"), _chunk.c.crashes >= crashes)
+        .where(text(f"chunk.{OPEN}"), or_(_chunk.c.crashes >= deaths, _chunk.c.losses >= deaths))
         .order_by(_chunk.c.batch, _chunk.c.n)
     )
     return store.read(lambda connection: [Troubled(*row) for row in connection.execute(query)])

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from vbatch import suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed
-from vbatch.errors import ConfigError, EngineUnavailable
+from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import catalog, deaths, endings, queue, registry
 from vbatch.store.records import Waiting
 from vbatch.worker import models, recovery
@@ -219,10 +220,12 @@ class WorkLoop:
         self._engine = self._model = None
 
     async def _limit_the_stop(self) -> None:
-        """See to it that a stop ends, though the database may not come back."""
+        """Write down that a stop is asked for, and see to it that it ends, though the database may not come back."""
         context = self._context
         await context.stop.wait()
         context.stop.abandon_store_after(AT_REST if self._at_rest else context.options.drain_limit)
+        with suppress(Interrupted):
+            await context.in_store(registry.stopping, context.store, worker=context.worker)
 
     async def _recover_now_and_then(self) -> None:
         context = self._context

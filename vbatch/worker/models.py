@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from vbatch import preflight, processes
-from vbatch.engine import Engine, EngineStartFailed, echo, vllm
+from vbatch.engine import Engine, EngineStartFailed
+from vbatch.engine.kinds import KINDS, Load
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
 from vbatch.worker.context import Context
@@ -97,17 +98,20 @@ async def _load(context: Context, model: str) -> Engine | None:
 
 async def _home(context: Context, model: str) -> Engine:
     options = context.options
-    if options.engine == "echo":
-        return await echo.load(model=model, latency=options.echo_latency)
+    kind = KINDS[options.engine]
     args = options.engine_args(model)
-    await context.in_files(preflight.require_room, context.store, gpu=options.gpu, args=args)
-    return await vllm.load(
-        model=model,
-        path=options.model_path(model),
-        args=args,
-        shared_args=options.shared_args,
-        gpu=options.gpu,
-        log_dir=options.state_dir / "logs",
+    if kind.needs_gpu:
+        await context.in_files(preflight.require_room, context.store, gpu=options.gpu, args=args)
+    return await kind.load(
+        Load(
+            model=model,
+            path=options.model_path(model),
+            args=args,
+            shared_args=options.shared_args,
+            gpu=options.gpu,
+            log_dir=options.state_dir / "logs",
+            echo_latency=options.echo_latency,
+        )
     )
 
 

@@ -80,16 +80,6 @@ def test_a_model_of_another_engine_is_not_preloaded(home: Home, engine: str, oth
     assert (done.returncode, done.stderr.splitlines()[-1]) == (ExitCode.MISCONFIGURED, hint)
 
 
-def test_a_drain_waits_for_what_another_worker_of_its_kind_runs(home: Home) -> None:
-    """As ever, though requests for another kind wait, too. Mutant: a drain that looks at what is ready alone."""
-    slow = home.submit([chat("slow", "x", echo="slow:4")], name="slow")
-    home.submit(chats(2, model="qwen-8b"), name="real")
-    with home.worker("--engine", "echo"):
-        wait_until(lambda: "qwen-8b" in home.worker_log or waiting(home) == ["qwen-8b"])
-        home.run("run-worker", "--engine", "echo", "--drain", timeout=60)
-        assert home.batch(slow)["status"] == "completed"
-
-
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_commands_name_the_worker_that_is_missing(home: Home) -> None:
     """While an echo worker lives. Mutant: ``at_work`` that takes any worker for one that serves the batch."""

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.parrot import PARROT, parrot
-from tests.store.filling import claim, rows, take_in, worker
+from tests.store.filling import answers_to, claim, rows, take_in, worker
 from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.engine.kinds import KINDS, Load
 from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
-from vbatch.store import WORKER_PATIENCE, Store, catalog, registry
+from vbatch.protocol import BatchStatus
+from vbatch.store import WORKER_PATIENCE, Store, catalog, queue, registry
 from vbatch.worker import Stop, View, WorkerOptions, models
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
@@ -287,6 +288,23 @@ def test_a_chunk_that_nobody_holds_goes_back_to_the_queue(
     work(context)
     assert counts(store, pk) == (10, 0)
     assert rows(store, "SELECT state FROM chunk") == [("done",)]
+
+
+def test_a_drain_waits_for_what_another_worker_runs(context: Context, store: Store, tmp_path: Path) -> None:
+    """And not for what its engine does not serve. Mutant: a drain that looks at what is ready alone."""
+    other = replace(context, options=replace(context.options, engine="echo"))
+    pk, left = batch_of(store, tmp_path, "echo"), batch_of(store, tmp_path, "qwen-8b")
+    elsewhere = worker(store)
+    (lease,) = claim(store, elsewhere, model="echo")
+
+    async def answer() -> None:
+        while not other.view.snapshot.left_alone:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await other.in_files(queue.flush, store, worker=elsewhere, results=answers_to(lease))
+
+    work(other, answer())
+    assert catalog.by_pk(store, pk=pk).status is BatchStatus.COMPLETED
+    assert counts(store, left) == (0, 0)
 
 
 def test_what_goes_on_beside_the_work_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

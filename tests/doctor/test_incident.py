@@ -230,7 +230,7 @@ def test_the_whole_incident_in_one_command(
     assert "leave it alone" in done.stdout
     told = f"; {saved} of 600 requests are saved; nothing was lost; it goes on when a worker runs"
     assert told in done.stdout
-    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker"
+    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker --engine echo"
 
     home.run("run-worker", "--engine", "echo", "--drain")
     answered = Lines.of(home.batch(batch))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.rigs import parrot
 from tests.rigs.commands import Home, chat, chats
 from tests.rigs.queued import queued
 from tests.rigs.waiting import until
@@ -198,7 +199,7 @@ def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Pat
     models = ("echo-a", "echo-b", "echo-c")
     lines: list[dict[str, Any]] = [chat(f"r-{i}", f"r-{i}", model=models[i % 3]) for i in range(3000)]
     batch = queued(store, tmp_path, lines)
-    log = drain(batch.url, tmp_path)
+    log = drain(batch.url, tmp_path, engine=parrot.NAME)
     assert log.count("engine.loaded") == 3
     assert not batch.lines().lost(lines)
     assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
@@ -211,7 +212,7 @@ def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Pa
         queued(store, tmp_path, chats(300, model=model), name=str(number))
         for number, model in enumerate(models)
     ]
-    log = drain(batches[0].url, tmp_path)
+    log = drain(batches[0].url, tmp_path, engine=parrot.NAME)
     assert re.findall(r"engine.loaded model=(\S+)", log) == ["echo-a", "echo-b"]
     for batch in batches:
         assert not batch.lines().lost(chats(300))

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from tests.store.filling import worker
+from vbatch import recovery
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
-from vbatch.worker import recovery
 
 
 class Clock:

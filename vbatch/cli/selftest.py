@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from vbatch import selftest as trials
 from vbatch.cli import words
 from vbatch.cli.opening import settings
 from vbatch.cli.output import Mode, Output
+from vbatch.doctor import selftest as trials
+from vbatch.doctor.selftest import Trial
 from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
-from vbatch.selftest import Trial
 
 
 def selftest(*, duration: str, json: bool) -> int:

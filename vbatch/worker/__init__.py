@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vbatch import gpu, preflight, processes
+from vbatch import gpu, preflight, processes, recovery
 from vbatch.engine import build
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import Store, registry
-from vbatch.worker import models, recovery
+from vbatch.worker import models
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed

@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from vbatch import suspension
+from vbatch import recovery, suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.errors import ConfigError, EngineUnavailable
 from vbatch.store import catalog, deaths, endings, queue, registry
 from vbatch.store.records import Waiting
-from vbatch.worker import models, recovery
+from vbatch.worker import models
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose

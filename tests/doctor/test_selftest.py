@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.rigs.commands import Home
-from vbatch import selftest
+from vbatch.doctor import selftest
 
 
 def test_selftest_kills_and_loses_nothing(home: Home) -> None:

@@ -44,7 +44,7 @@ def meanings() -> dict[str, Entry]:
 def chosen(names: Sequence[str]) -> tuple[Check, ...]:
     """Return the checks that these groups, checks or findings name, with what they need; all for no name.
 
-    Raises UsageError for a name that is none of these.
+    Raises UsageError for any other name.
     """
     if not names:
         return CHECKS

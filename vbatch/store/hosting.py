@@ -77,7 +77,7 @@ class Database:
 
 
 def recognise(url: str) -> Database:
-    """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for a URL that is none."""
+    """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for an invalid URL."""
     parsed = parse_url(url)
     if is_sqlite(parsed):
         file = sqlite_path(parsed)

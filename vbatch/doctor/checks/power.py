@@ -30,12 +30,12 @@ POWER = Path("/sys/power/state")  # what the kernel can do: "freeze mem disk"
 
 def _shutdown(facts: Facts) -> Iterator[Finding]:
     """Report how the last boot ended."""
-    told = story.of(facts)
-    if told is None:
+    found = story.of(facts)
+    if found is None:
         yield SHUTDOWN.ok("no worker was cut off at the end of the last boot")
         return
-    workers = f"{told.workers} workers were" if told.workers > 1 else "1 worker was"
-    cut = f"{workers} cut off at about {story.clock(told.cut_at)}"
+    workers = f"{found.workers} workers were" if found.workers > 1 else "1 worker was"
+    cut = f"{workers} cut off at about {story.clock(found.cut_at)}"
     yield SHUTDOWN.info(f"the last shutdown was not clean: {cut}")
 
 

@@ -16,6 +16,7 @@ from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_lines_after_the_installation(home: Home, small_model: Path) -> None:  # noqa: F811
     """Mutant of the README: a request without messages."""

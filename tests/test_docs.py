@@ -175,10 +175,9 @@ class Session:
             process.wait()
 
     def play(self, step: readme.Step) -> None:
-        if step.command is None:
-            if "the power goes" in step.comment:
-                wait_until(lambda: self._home.finished("batch_") > 1000)
-                self.__exit__()
+        if step.command is None:  # the power cut
+            wait_until(lambda: self._home.finished("batch_") > 1000)
+            self.__exit__()
         elif step.command.endswith("&"):
             self._background.append(self._start(step.command.removesuffix("&")))
         else:

@@ -99,22 +99,10 @@ def test_the_sdist_builds_the_same_wheel(dist: Path, tmp_path: Path) -> None:
 def test_a_clean_installation_works(dist: Path, tmp_path: Path) -> None:
     """The wheel alone in a fresh environment, which finds only the dependencies elsewhere: a batch runs to its end."""
     environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    bin_ = environment / "bin"
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            the(dist, "*.whl"),
-        ],
-        check=True,
+        [bin_ / "pip", "install", "--quiet", "--no-deps", "--no-index", the(dist, "*.whl")], check=True
     )
     site = the(environment, "lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -130,8 +118,8 @@ def test_a_clean_installation_works(dist: Path, tmp_path: Path) -> None:
         )
         return done.stdout
 
-    vbatch = environment / "bin" / "vbatch"
-    where = run(python, "-c", "import vbatch; print(vbatch.__file__)").strip()
+    vbatch = bin_ / "vbatch"
+    where = run(bin_ / "python", "-c", "import vbatch; print(vbatch.__file__)").strip()
     assert Path(where).is_relative_to(site)
     assert run(vbatch, "--version").strip().endswith(__version__)
     assert "store.reach" in run(vbatch, "doctor", "--list")

@@ -17,10 +17,9 @@ SERVICE = DOCS / "service.md"
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a console block, and what is printed after it. A comment is a step without a command."""
+    """One command of a console block, and what is printed after it. A comment (no command) is a power cut."""
 
     command: str | None
-    comment: str
     expected: list[str]
 
 
@@ -39,9 +38,9 @@ def parse_steps(block: str) -> list[Step]:
     steps: list[Step] = []
     for line in block.replace(MODEL, "echo").splitlines():
         if line.startswith("$ "):
-            steps.append(Step(line[2:], "", []))
+            steps.append(Step(line[2:], []))
         elif line.startswith("# "):
-            steps.append(Step(None, line[2:], []))
+            steps.append(Step(None, []))
         else:
             steps[-1].expected.append(line)
     return steps

@@ -146,13 +146,11 @@ def test_every_requirement_has_a_licence_that_fits() -> None:
 
 def licence(distribution: str) -> str:
     """Return what a distribution's metadata has: an SPDX expression, or older words for it, or nothing."""
-    metadata = importlib.metadata.metadata(distribution)
+    metadata = importlib.metadata.metadata(distribution).json
     trove = [
-        line.rpartition(" :: ")[2]
-        for line in metadata.get_all("Classifier", [])
-        if line.startswith("License")
+        line.rpartition(" :: ")[2] for line in metadata.get("classifier", ()) if line.startswith("License")
     ]
-    return metadata.get("License-Expression") or metadata.get("License") or " AND ".join(trove)
+    return str(metadata.get("license_expression") or metadata.get("license") or " AND ".join(trove))
 
 
 def requirements(distribution: str, extras: Iterable[str] = ()) -> set[str]:

@@ -26,7 +26,7 @@ PHRASES = re.compile(
             r"\banew\b",
             r"\bours\b",
             r"\boutliv(e[sd]?|ing)\b",
-            r"\b(one|once)( (?!of\b)\w+)? an? (batch|check|engine|GPU|line|minute|process|request|second|worker)\b",
+            r"\bone( (?!of\b)\w+)? an? (batch|check|engine|GPU|line|process|request|worker)\b",
             r"\bforbids? (to|him|her|it)\b",
             r"\bknows? no\b",
             r"\bstands? (already )?(in|on) line\b",

@@ -132,6 +132,17 @@ def test_a_drained_worker_says_so(cli: Cli) -> None:
     assert "the queue is empty: 3 results saved in" in text
 
 
+def test_a_drained_worker_names_what_it_left(cli: Cli) -> None:
+    """With the command for it. Mutant: "the queue is empty"."""
+    cli.submit("a.jsonl", chats(3))
+    cli.submit("b.jsonl", chats(2, model="qwen-8b"))
+    code, text = Terminal(cli, "run-worker", "--engine", "echo", "--drain").end()
+    assert code == 0
+    assert "nothing is left for this worker: 3 results saved in" in text
+    command = "vbatch run-worker --engine vllm"
+    assert f"2 requests for qwen-8b wait for a worker with vLLM: {command}" in " ".join(text.split())
+
+
 def test_watch_follows_to_the_end(busy: Cli) -> None:
     watching = Terminal(busy, "watch", "--exit-status", "batch_")
     watching.expect("night run")

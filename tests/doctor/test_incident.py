@@ -52,7 +52,7 @@ def levels(document: dict[str, Any]) -> dict[str, str]:
 def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: StandInDriver) -> None:
     """Mutant: ``Repair.carry_out`` that does not end the process, or a memory check that does not look anew."""
     with engines.orphan() as engine, engines.orphan() as foreign:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
 
         before = examined(home, "gpu", code=1)
@@ -87,7 +87,7 @@ def test_a_gpu_that_no_worker_uses_may_be_small_and_full(
 
 def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, driver: StandInDriver) -> None:
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         done = home.run("doctor", "gpu", "--fix", check=False)
         assert done.returncode == 1
@@ -98,7 +98,7 @@ def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, dr
 def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, driver: StandInDriver) -> None:
     """Nor does it repair anything else. Mutant: it carries out every repair unasked."""
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, GIB // 2))
         left = home.path / f".batch_1.x{SUFFIX}"
         left.touch()
@@ -135,7 +135,7 @@ def test_min_free_gb_is_demanded(
 def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: StandInDriver) -> None:
     """What doctor does by hand, the worker does before it loads. Mutant: no ``orphans.clear`` in ``recover``."""
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         batch = home.submit(lines := chats(20))
         home.run("run-worker", "--engine", "echo", "--drain")
@@ -211,7 +211,7 @@ def test_the_whole_incident_in_one_command(
     home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable"
     (tmp_path / "config" / "vbatch").mkdir(parents=True, exist_ok=True)
     with engines.orphan() as engine, label_studio() as url:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         (tmp_path / "config" / "vbatch" / "config.toml").write_text(
             f'[doctor.neighbours]\nlabel-studio = "{url}"\n'
@@ -228,9 +228,9 @@ def test_the_whole_incident_in_one_command(
     assert "14.4 GiB of GPU memory came back" in done.stdout
     assert "label-studio is healthy" in done.stdout
     assert "leave it alone" in done.stdout
-    told = f"; {saved} of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+    told = f"; {saved} of 600 requests are saved; nothing was lost; the work continues when a worker runs"
     assert told in done.stdout
-    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker"
+    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker --engine echo"
 
     home.run("run-worker", "--engine", "echo", "--drain")
     answered = Lines.of(home.batch(batch))
@@ -257,13 +257,13 @@ def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
     proxy.mood = Mood.ACCEPT_AND_CLOSE
     home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{store.url.database}?sslmode=disable"
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         document = examined(home, "gpu", "--fix", "--yes", code=75)
         said = levels(document)
         assert (said["gpu.orphan"], said["gpu.unproven"], said["gpu.memory"]) == ("skip", "warn", "fail")
         assert f"kill {engine.pid}" not in json.dumps(document)
-        assert "outlived its worker" not in json.dumps(document["findings"])
+        assert "left behind by a dead worker" not in json.dumps(document["findings"])
         assert engine.alive()
         threading.Timer(3, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
         examined(home, "gpu", "--fix", "--yes", "--wait", "60s", code=0)

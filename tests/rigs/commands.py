@@ -29,6 +29,10 @@ class Home:
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
+    def state_dir(self) -> Path:
+        return self.path / "state" / "vbatch"
+
+    @property
     def env(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VBATCH_")}
         return inherited | {

@@ -37,7 +37,7 @@ def test_only_work_for_the_loaded_model_is_leased(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who, model="b", chunks=10)
     assert [request.line for request in lease.requests] == [2, 4]
-    assert (lease.model, lease.batch_id, lease.crashes) == ("b", batch.id, 0)
+    assert (lease.model, lease.batch_id, lease.alone) == ("b", batch.id, False)
     assert claim(store, who, model="other") == []
 
 

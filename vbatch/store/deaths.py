@@ -5,7 +5,7 @@ Every function is one transaction and safe to replay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, and_, select, text, update
@@ -22,30 +22,45 @@ _READY = text(f"chunk.{READY}")
 _RUNNING = text(f"chunk.{RUNNING}")
 
 
-def reclaim(store: Store, *, worker: str, beat: int | None, vanished: bool = False) -> int:
+def reclaim(
+    store: Store, *, worker: str, beat: int | None, vanished: bool = False, together: bool = False
+) -> int:
     """Give a dead worker's chunks back and return how many those were.
 
     ``beat`` is what its beat was when it was found dead: if it has risen since, it lives, and nothing happens.
-    None where its process is proved to be gone. ``vanished`` says that it died on this very boot: a chunk that
-    takes one worker after the other down with it, without any result in between, becomes a suspect.
+    None where its process is proved to be gone. ``vanished`` says that it died on this very boot, ``together`` that
+    others did in the same seconds. See ``vbatch.store.suspects`` for what follows.
     """
 
     def work(connection: Connection) -> int:
-        alive = select(_worker.c.id).where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
+        alive = select(_worker.c.boot_id, _worker.c.stopping_at).where(
+            _worker.c.id == worker, _worker.c.stopped_at.is_(None)
+        )
         if beat is not None:
             alive = alive.where(_worker.c.beat == beat)
-        if connection.execute(alive.with_for_update()).one_or_none() is None:
+        dead = connection.execute(alive.with_for_update()).one_or_none()
+        if dead is None:
             return 0
+        from_outside = not vanished or together or dead.stopping_at is not None
         rows = connection.execute(
             select(_chunk).where(_RUNNING, _chunk.c.worker == worker).with_for_update()
         ).all()
         for row in rows:
-            suspects.lost(connection, row, vanished=vanished, alone=len(rows) == 1)
+            suspects.lost(connection, row, boot=None if from_outside else dead.boot_id, alone=len(rows) == 1)
         ended = datetime.now(UTC) if vanished else _worker.c.beat_at
         connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=ended))
         return len(rows)
 
     return store.write(work)
+
+
+def at_stake(store: Store, *, workers: Collection[str]) -> frozenset[str]:
+    """Return those of these dead workers whose death would have a request blamed for it."""
+    if not workers:
+        return frozenset()
+    held = select(_chunk).where(_RUNNING, _chunk.c.worker.in_(workers))
+    rows = store.read(lambda connection: connection.execute(held).all())
+    return frozenset(row.worker for row in rows if suspects.would_blame(row))
 
 
 def record_crash(

@@ -18,7 +18,7 @@ from vbatch.store.url import is_sqlite, sqlite_path
 log = logging.getLogger(__name__)
 
 # Oldest first; a test holds this in step with the scripts in migrations/versions.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 CURRENT = REVISIONS[-1]
 
 _LOCK = 0x76626174  # "vbat": the advisory lock that all migrations take on PostgreSQL

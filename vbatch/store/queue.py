@@ -58,12 +58,13 @@ def waiting(store: Store) -> list[Waiting]:
 def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[ChunkKey]) -> list[Lease]:
     """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
 
-    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A suspect
-    (``vbatch.store.suspects``) is leased alone, by who holds nothing else; nothing behind it is leased before it.
+    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A chunk that
+    runs alone (``vbatch.store.suspects``) is leased by who holds nothing else; of what stands behind it at most one
+    request is leased before it, to compare with.
     """
 
     def work(connection: Connection) -> list[Lease]:
-        _count_as_alive(connection, worker)
+        boot = _count_as_alive(connection, worker)
         mine = connection.execute(
             select(_chunk)
             .where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
@@ -77,8 +78,11 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
             .limit(max(0, chunks - len(strays)))
             .with_for_update(skip_locked=True)
         ).all()
-        innocent = list(takewhile(lambda row: not suspects.is_suspect(row), best))
-        fresh = [] if any(map(suspects.is_suspect, mine)) else innocent if mine or innocent else best[:1]
+        fresh = list(takewhile(lambda row: not row.alone, best))
+        if any(row.alone for row in mine):
+            fresh = []
+        elif not (mine or fresh):
+            fresh = [suspects.first(connection, row, boot) for row in best[:1]]
         for row in fresh:
             connection.execute(
                 update(_chunk)
@@ -120,6 +124,7 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
             recorded += len(new)
             if _record(connection, row, new):
                 finished.add(key)
+                suspects.ended(connection, row, worker)
         return Flushed(recorded=recorded, rejected=frozenset(rejected), finished_chunks=frozenset(finished))
 
     return store.write(work)
@@ -147,13 +152,13 @@ def held_by(store: Store, *, worker: str) -> frozenset[ChunkKey]:
 
 
 def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
-    """Give chunks back unfinished. An interruption is not an attempt and no crash."""
+    """Give chunks back unfinished. An interruption is not an attempt and no crash: no deaths in a row any more."""
     return store.write(
         lambda connection: sum(
             connection.execute(
                 update(_chunk)
                 .where(_is(key), _RUNNING, _chunk.c.worker == worker)
-                .values(state=ChunkState.READY, worker=None)
+                .values(state=ChunkState.READY, worker=None, losses=0)
             ).rowcount
             for key in sorted(keys)
         )
@@ -171,17 +176,20 @@ def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[
     return [result for result in results if result.epoch == row.epoch]
 
 
-def _count_as_alive(connection: Connection, worker: str) -> None:
-    """Lock the worker's row against a reclaim, and take back that it stopped.
+def _count_as_alive(connection: Connection, worker: str) -> str | None:
+    """Lock the worker's row against a reclaim, and take back that it stopped; return its boot.
 
     A worker that was frozen past its lease has been written off. Thawed it goes on, and when it dies what it
     holds then must be found by who looks for the chunks of workers that did not stop.
     """
     row = connection.execute(
-        select(_worker.c.stopped_at).where(_worker.c.id == worker).with_for_update()
+        select(_worker.c.stopped_at, _worker.c.boot_id).where(_worker.c.id == worker).with_for_update()
     ).one_or_none()
-    if row is not None and row.stopped_at is not None:
+    if row is None:
+        return None
+    if row.stopped_at is not None:
         connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=None))
+    return str(row.boot_id)
 
 
 def _unrecorded(connection: Connection, row: Any, results: Sequence[Result]) -> list[Result]:
@@ -252,7 +260,7 @@ def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str])
         epoch=epoch,
         model=row.model,
         url=row.url,
-        crashes=row.crashes,
+        alone=row.alone,
         requests=tuple(open_requests(connection, row)),
     )
 

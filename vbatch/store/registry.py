@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, text, update
@@ -78,6 +78,17 @@ def beat(
     )
 
 
+def stopping(store: Store, *, worker: str) -> None:
+    """Write down that the worker was asked to stop by a signal: however it ends now, no request is to blame."""
+    store.write(
+        lambda connection: connection.execute(
+            update(_worker)
+            .where(_worker.c.id == worker, _worker.c.stopping_at.is_(None))
+            .values(stopping_at=datetime.now(UTC))
+        )
+    )
+
+
 def stop(store: Store, *, worker: str) -> None:
     """Write down that the worker ended cleanly, and that its engine processes did.
 
@@ -90,7 +101,7 @@ def stop(store: Store, *, worker: str) -> None:
         connection.execute(
             update(_chunk)
             .where(text(f"chunk.{RUNNING}"), _chunk.c.worker == worker)
-            .values(state=ChunkState.READY, worker=None)
+            .values(state=ChunkState.READY, worker=None, losses=0)
         )
         connection.execute(
             update(_worker)
@@ -124,6 +135,14 @@ def of_boot(store: Store, *, boot_id: str) -> list[Worker]:
         lambda connection: connection.execute(select(_worker).where(_worker.c.boot_id == boot_id)).all()
     )
     return [_to_worker(row) for row in rows]
+
+
+def asked_to_stop(store: Store, *, boot_id: str, around: datetime, within: timedelta) -> bool:
+    """Whether a worker of this boot received a signal at about that time."""
+    query = select(_worker.c.id).where(
+        _worker.c.boot_id == boot_id, _worker.c.stopping_at.between(around - within, around + within)
+    )
+    return store.read(lambda connection: connection.execute(query.limit(1)).first()) is not None
 
 
 def recent(store: Store, *, limit: int) -> list[Worker]:

@@ -336,7 +336,7 @@ def test_two_that_kill_workers_are_both_found(store: Store) -> None:
 def test_nine_deaths_of_its_worker_convict_no_request_that_is_alone_in_the_queue(store: Store) -> None:
     """Mutant: a conviction at the third death, as if it had been compared with another one."""
     batch = take_in(store, 1)
-    for number in range(1, LOSSES_WITHOUT_CONTROL):
+    for number in range(1, 10):
         die(store)
         assert losses(store) == [number]
     assert convicted(store, batch.pk) == {}
@@ -387,9 +387,8 @@ def test_a_control_whose_worker_dies_is_blamed_for_nothing_by_that_alone(store: 
     """Workers are killed from outside, whatever they run. Mutant: a control that is the same request each time."""
     take_in(store, 1)
     take_in(store, 20)
-    died_over = [die(store).key for _ in range(20)]
+    assert len({die(store).key for _ in range(20)}) == 20
     assert count(store, "result") == 0
-    assert max(died_over.count(key) for key in died_over) < LOSSES
 
 
 def test_only_a_request_of_the_same_boot_is_a_control(store: Store) -> None:

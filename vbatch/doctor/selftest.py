@@ -51,8 +51,8 @@ class Trial:
 def run(url: str, *, duration: timedelta, report: Callable[[int, int, int], None]) -> Trial:
     """Work on a batch in a scratch store for ``duration`` under random SIGKILLs, then let it finish in peace.
 
-    ``report(kills, saved, total)`` is called after each kill and at the end.
-    Raises StoreUnreachable, StoreMisconfigured.
+    ``report(kills, saved, total)`` is called after each kill and at the end. Raises StoreUnreachable and
+    StoreMisconfigured.
     """
     started = time.monotonic()
     with scratch_store(url) as scratch, tempfile.TemporaryDirectory(prefix="vbatch-selftest-") as name:

@@ -9,7 +9,7 @@ import pytest
 
 from vbatch import config
 from vbatch.errors import ConfigError, ExitCode, UsageError
-from vbatch.store.url import parse_url, sqlite_path
+from vbatch.store.database.url import parse_url, sqlite_path
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from vbatch.doctor import catalogue
 from vbatch.doctor.checks import Group
 from vbatch.holders import Kind
 from vbatch.store import COMMAND_PATIENCE, Store
-from vbatch.store.faults import Fault
+from vbatch.store.database.faults import Fault
 
 ID = re.compile(rf"(?:{'|'.join(Group)})\.[a-z0-9_]+")
 

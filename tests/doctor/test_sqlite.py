@@ -75,7 +75,7 @@ def test_wal_where_this_sqlite_can_damage_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
 ) -> None:
     """Another program set the mode. Mutant: a connection that sets it back; without --fix nothing is changed."""
-    for module in ("examination", "connections"):
+    for module in ("examination", "database.connections"):
         monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: safe)
     browser = sqlite3.connect(file)
     browser.execute("PRAGMA journal_mode=WAL")
@@ -94,7 +94,7 @@ def test_wal_where_this_sqlite_can_damage_it(
 
 def test_wal_that_another_program_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker could not set the mode back. Mutant: no look at the lock; doctor would call the store well."""
-    for module in ("examination", "connections"):
+    for module in ("examination", "database.connections"):
         monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: False)
     script = (
         "import sqlite3, sys, time\n"

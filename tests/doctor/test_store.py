@@ -30,8 +30,8 @@ from vbatch.doctor.findings import Finding, Level, exit_code
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
 from vbatch.store import Store
-from vbatch.store.faults import Fault, Transient, diagnose
-from vbatch.store.url import parse_url
+from vbatch.store.database.faults import Fault, Transient, diagnose
+from vbatch.store.database.url import parse_url
 
 SECRET = "correct-horse"
 

@@ -23,8 +23,7 @@ from tests.rigs.workers import drain, failures, kill, start_worker
 from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
 from vbatch.jsonl import atomic_file
-from vbatch.store import Store, catalog
-from vbatch.store.database import Patience
+from vbatch.store import Patience, Store, catalog
 
 CUTS = 6
 
@@ -118,8 +117,8 @@ def test_the_synchronous_setting_is_what_keeps_commits(disk: Disk, mutant: str) 
 COMMIT_FOR_EVER = """
 import sys
 from itertools import count
-from vbatch.store import connections
-from vbatch.store.url import parse_url
+from vbatch.store.database import connections
+from vbatch.store.database.url import parse_url
 connection = connections.connect(parse_url("sqlite:///" + sys.argv[1])).connect()
 driver = connection.connection.driver_connection
 driver.executescript(sys.argv[2])

@@ -14,7 +14,7 @@ import msgspec
 from tests.rigs.commands import Lines
 from vbatch import batches
 from vbatch.batches.submitting import Order
-from vbatch.store import Store, answers, catalog
+from vbatch.store import Store, catalog, results
 from vbatch.store.records import Batch
 
 
@@ -59,7 +59,7 @@ class Queued:
         """How often some requests were tried: those with a name of their own, and the first."""
         tried = {
             answer.custom_id: answer.result.attempts
-            for answer in answers.finished(self.store, pk=self.batch.pk)
+            for answer in results.finished(self.store, pk=self.batch.pk)
             if answer.result is not None
         }
         return {name: tried[name] for name in tried if not name.startswith("r-") or name == "r-0"}

@@ -15,7 +15,7 @@ from tests.rigs.commands import chats
 from tests.rigs.guest import HOME, PERSON, Guest
 from tests.rigs.readme import README, Step, block, parse_steps
 from tests.test_docs import pattern, shape
-from vbatch.store.url import parse_url, server
+from vbatch.store.database.url import parse_url, server
 
 PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
 

@@ -15,7 +15,7 @@ from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, unaccepted
+from vbatch.store import Store, catalog, finalization, ingest, results, staging
 from vbatch.store.records import Batch
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
@@ -98,7 +98,7 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
         assert catalog.recent(store, limit=5) == []
         assert catalog.ids(store, prefix="batch") == []
         assert claim(store, worker(store)) == []
-        assert endings.to_finalize(store, by="worker_x") == []
+        assert finalization.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
             catalog.find(store, new.id)
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
@@ -128,7 +128,7 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
     def away(*_args: object) -> None:
         raise StoreUnreachable
 
-    monkeypatch.setattr(unaccepted, "withdraw", away)
+    monkeypatch.setattr(staging, "withdraw", away)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -157,7 +157,7 @@ def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch)
             raise StoreUnreachable
 
     with monkeypatch.context() as outage:
-        outage.setattr(unaccepted, "withdraw", away)
+        outage.setattr(staging, "withdraw", away)
         with pytest.raises(StoreUnreachable):
             first()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
@@ -193,11 +193,11 @@ def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: p
             asked.append(identity)
             return False
 
-        assert unaccepted.sweep(store, gone=nobody_is_gone) == 0
+        assert staging.sweep(store, gone=nobody_is_gone) == 0
         assert asked == [processes.current()]
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
-    unaccepted.announce(store, new_batch(), NOBODY)
-    assert unaccepted.sweep(store, gone=lambda identity: identity == NOBODY) == 1
+    staging.announce(store, new_batch(), NOBODY)
+    assert staging.sweep(store, gone=lambda identity: identity == NOBODY) == 1
     assert count(store, "batch") == 2
     assert catalog.find(store, accepted.id) == accepted
 
@@ -211,7 +211,7 @@ def test_a_submit_that_ended_well_since_it_was_looked_at_is_not_swept(store: Sto
             storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
             return True
 
-        assert unaccepted.sweep(store, gone=ends_meanwhile) == 0
+        assert staging.sweep(store, gone=ends_meanwhile) == 0
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
 
 
@@ -219,7 +219,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
     """Another process finished the delete, and a new batch was submitted. Mutant: SQLite without AUTOINCREMENT."""
     old = take_in(store, 3)
     assert catalog.hide(store, old.pk, was=old.status)
-    assert unaccepted.sweep(store, gone=lambda _: False) == 1
+    assert staging.sweep(store, gone=lambda _: False) == 1
     new = take_in(store, 5)
     catalog.remove_rows(store, old.pk)
     assert catalog.find(store, new.id) == new
@@ -250,11 +250,11 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter.join()
     assert catalog.recent(store, limit=5) == []
     assert claim(store, worker(store)) == []
-    gone = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    gone = staging.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert gone == 1
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
 
 
 def test_lines_come_back_in_file_order_whatever_the_models(store: Store) -> None:
     batch = take_in(store, [f"model-{line * 7 % 5}" for line in range(2500)])
-    assert [answer.line for answer in answers.in_file_order(store, pk=batch.pk)] == list(range(1, 2501))
+    assert [answer.line for answer in results.in_file_order(store, pk=batch.pk)] == list(range(1, 2501))

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, endings, failures, queue, registry
+from vbatch.store import Store, catalog, deaths, failures, finalization, queue, registry, results
 from vbatch.store.records import Lease
 from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
 
@@ -162,15 +162,15 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
     "live": lambda busy: registry.live(busy.store),
     "working_on": lambda busy: registry.working_on(busy.store, pk=busy.pk),
-    "to_finalize": lambda busy: endings.to_finalize(busy.store, by=busy.who),
-    "start_finalizing": lambda busy: endings.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
-    "expire": lambda busy: endings.expire(busy.store, now=datetime.now(UTC)),
+    "to_finalize": lambda busy: finalization.to_finalize(busy.store, by=busy.who),
+    "start_finalizing": lambda busy: finalization.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
+    "expire": lambda busy: finalization.expire(busy.store, now=datetime.now(UTC)),
     "progress": lambda busy: catalog.progress(busy.store),
-    "request_cancel": lambda busy: endings.request_cancel(busy.store, pk=busy.pk),
+    "request_cancel": lambda busy: finalization.request_cancel(busy.store, pk=busy.pk),
     "record_crash": lambda busy: deaths.record_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
     ),
-    "finished": lambda busy: list(answers.finished(busy.store, pk=busy.pk)),
+    "finished": lambda busy: list(results.finished(busy.store, pk=busy.pk)),
     "failure_codes": lambda busy: failures.failure_codes(busy.store, pk=busy.pk),
     "find": lambda busy: catalog.find(busy.store, f"batch_{FINISHED_BATCHES}"),
 }

@@ -16,7 +16,7 @@ from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, r
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, paging, queue, reuse, unaccepted
+from vbatch.store import Store, catalog, finalization, ingest, paging, queue, results, reuse, staging
 from vbatch.store.records import Batch
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
@@ -42,8 +42,8 @@ def work(store: Store, *, models: Iterable[str] = ("m",), status: int = 200, chu
     for model in models:
         for lease in claim(store, who, model=model, chunks=chunks):
             for request in lease.requests:
-                results = answers_to(lease, [request], status=status, text=request.custom_id)
-                queue.flush(store, worker=who, results=results)
+                given = answers_to(lease, [request], status=status, text=request.custom_id)
+                queue.flush(store, worker=who, results=given)
                 answered.append(request.custom_id)
     return answered
 
@@ -51,7 +51,7 @@ def work(store: Store, *, models: Iterable[str] = ("m",), status: int = 200, chu
 def found(store: Store, batch: Batch) -> dict[str, bytes | None]:
     return {
         entry.custom_id: entry.result.body
-        for entry in answers.finished(store, pk=batch.pk)
+        for entry in results.finished(store, pk=batch.pk)
         if entry.result is not None
     }
 
@@ -65,8 +65,8 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
     assert (second.counts.completed, second.counts.total, second.reused) == (10, 10, 10)
     assert (second.prompt_tokens, second.completion_tokens) == (20, 30)
     assert queue.waiting(store) == []
-    assert {batch.id for batch in endings.to_finalize(store, by="me")} == {first.id, second.id}
-    assert list(answers.in_file_order(store, pk=second.pk))[3].result is not None
+    assert {batch.id for batch in finalization.to_finalize(store, by="me")} == {first.id, second.id}
+    assert list(results.in_file_order(store, pk=second.pk))[3].result is not None
     assert found(store, second) == found(store, first)
     copied = (
         "SELECT seq, status_code, request_id, body, prompt_tokens, attempts FROM result WHERE batch = :pk"
@@ -117,7 +117,7 @@ def test_order_of_lines_does_not_matter(store: Store, monkeypatch: pytest.Monkey
     work(store)
     second = take_in(store, reversed(lines(20)), earlier=[first])
     assert second.reused == 20
-    assert [entry.custom_id for entry in answers.finished(store, pk=second.pk)] == [
+    assert [entry.custom_id for entry in results.finished(store, pk=second.pk)] == [
         f"r-{number}" for number in reversed(range(20))
     ]
     assert found(store, second) == found(store, first)
@@ -187,8 +187,8 @@ def test_what_is_left_of_a_reusing_batch_can_be_cancelled(store: Store) -> None:
     first = take_in(store, lines(4))
     work(store)
     second = take_in(store, lines(6), earlier=[first])
-    endings.request_cancel(store, pk=second.pk)
-    codes = [entry.error_code for entry in answers.finished(store, pk=second.pk)]
+    finalization.request_cancel(store, pk=second.pk)
+    codes = [entry.error_code for entry in results.finished(store, pk=second.pk)]
     assert codes == [None] * 4 + ["batch_cancelled"] * 2
 
 
@@ -233,6 +233,6 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         dying.join()
-    swept = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    swept = staging.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert swept == 1
     assert {table: count(store, table) for table in before} == before

@@ -13,7 +13,7 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, queue
+from vbatch.store import Store, catalog, deaths, queue, results
 from vbatch.store.records import ChunkKey, Lease
 from vbatch.store.suspects import LOSSES, SPLIT_AT
 
@@ -52,7 +52,7 @@ class Engine:
 def convicted(store: Store, pk: int) -> dict[int, str]:
     return {
         answer.line: answer.result.error_message or ""
-        for answer in answers.finished(store, pk=pk)
+        for answer in results.finished(store, pk=pk)
         if answer.result is not None and answer.result.error_code == "engine_crash"
     }
 
@@ -67,7 +67,7 @@ def test_one_poison_is_found_among_256_within_log2_plus_2_deaths(store: Store, p
     assert engine.deaths <= math.log2(FULL) + 2
     counts = catalog.find(store, batch.id).counts
     assert (counts.completed, counts.failed) == (FULL - 1, 1)
-    assert len(list(answers.finished(store, pk=batch.pk))) == FULL
+    assert len(list(results.finished(store, pk=batch.pk))) == FULL
 
 
 def test_the_verdict_holds_its_evidence(store: Store) -> None:
@@ -153,7 +153,7 @@ def test_several_poisons_are_all_found_and_nobody_else(store: Store, seed: int) 
     assert set(convicted(store, batch.pk)) == poisons
     counts = catalog.find(store, batch.id).counts
     assert (counts.total, counts.completed, counts.failed) == (600, 596, 4)
-    lines = [answer.line for answer in answers.in_file_order(store, pk=batch.pk)]
+    lines = [answer.line for answer in results.in_file_order(store, pk=batch.pk)]
     assert lines == list(range(1, 601))
     assert engine.deaths <= len(poisons) * (math.log2(FULL) + 2)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from vbatch import config
 from vbatch.store import NO_PATIENCE, Store, catalog
+from vbatch.store.database.url import sqlite_path
 from vbatch.store.records import Batch
-from vbatch.store.url import sqlite_path
 
 OFFERED = 50  # the newest ones
 

@@ -16,7 +16,8 @@ from vbatch.engine import build
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
-from vbatch.store import NO_PATIENCE, Store, migrate
+from vbatch.store import NO_PATIENCE, Store
+from vbatch.store.database import migrate
 from vbatch.worker import WorkerOptions
 
 

@@ -16,9 +16,10 @@ from vbatch.doctor.starting import so_far, span
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.service import database
 from vbatch.service.database import Database, Kind
-from vbatch.store import Store, examination, migrate
+from vbatch.store import Store, examination
+from vbatch.store.database import migrate
+from vbatch.store.database.url import is_sqlite, parse_url, shown, sqlite_path
 from vbatch.store.examination import Server
-from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
 
 MEANINGS = sqlite.MEANINGS | {
     "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),

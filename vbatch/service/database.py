@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vbatch.service import containers, listeners
 from vbatch.service.containers import Container
-from vbatch.store.url import is_sqlite, parse_url, server, sqlite_path
+from vbatch.store.database.url import is_sqlite, parse_url, server, sqlite_path
 
 # Units that a database may be in, of Debian, Fedora and Arch; an order after one that does not exist is void.
 USUAL_UNITS = ("postgresql.service", "docker.service", "podman.service")

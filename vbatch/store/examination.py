@@ -16,9 +16,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from vbatch.store import migrate
-from vbatch.store.connections import wal_is_safe
-from vbatch.store.database import Store
+from vbatch.store.database import Store, migrate
+from vbatch.store.database.connections import wal_is_safe
 from vbatch.store.tables import BatchRow
 
 

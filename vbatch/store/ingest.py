@@ -15,10 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from vbatch.errors import StoreUnreachable
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
-from vbatch.store import reuse, unaccepted
+from vbatch.store import reuse, staging
 from vbatch.store.catalog import find_in
 from vbatch.store.database import Store
-from vbatch.store.faults import Transient, diagnose
+from vbatch.store.database.faults import Transient, diagnose
 from vbatch.store.records import Batch, ChunkState, NewBatch
 from vbatch.store.tables import BatchRow, ChunkRow
 
@@ -178,9 +178,9 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     """Open an ingest. Leaving it without ``accept`` removes every trace.
 
     Raises StoreUnreachable when the database goes away in the middle: what was written is then invisible, and
-    removed by ``unaccepted.sweep`` later.
+    removed by ``staging.sweep`` later.
     """
-    pk = unaccepted.announce(store, new, submitter)
+    pk = staging.announce(store, new, submitter)
     opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
     running: Ingest | None = None
     try:
@@ -189,10 +189,10 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
     except BaseException:
         if running is None or running.accepted is None:
             with suppress(StoreUnreachable):  # what came first is what to tell; a sweep removes the rest
-                unaccepted.take_back(store, pk, submitter)
+                staging.take_back(store, pk, submitter)
         raise
     if running.accepted is None:
-        unaccepted.take_back(store, pk, submitter)
+        staging.take_back(store, pk, submitter)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from vbatch import suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.errors import ConfigError, EngineUnavailable
-from vbatch.store import catalog, deaths, endings, queue, registry
+from vbatch.store import catalog, deaths, finalization, queue, registry
 from vbatch.store.records import Waiting
 from vbatch.worker import models, recovery
 from vbatch.worker.context import Context
@@ -230,7 +230,7 @@ class WorkLoop:
         while True:
             await context.in_watch(recovery.recover, context.store, self._watch, me=context.worker)
             await context.in_watch(recovery.sweep, context.store)
-            for expired in await context.in_watch(endings.expire, context.store, now=datetime.now(UTC)):
+            for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()

@@ -19,7 +19,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import StoreMisconfigured
-from vbatch.store.url import shown, sqlite_path
+from vbatch.store.database.url import shown, sqlite_path
 
 
 class Fault(StrEnum):

@@ -1,4 +1,4 @@
-"""Run the migration scripts on the connection that ``vbatch.store.migrate`` hands in, under its lock."""
+"""Run the migration scripts on the connection that ``vbatch.store.database.migrate`` hands in, under its lock."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from sqlalchemy import text
 
 from vbatch.store.database import Store
-from vbatch.store.url import is_sqlite, parse_url, sqlite_path
+from vbatch.store.database.url import is_sqlite, parse_url, sqlite_path
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import Interrupted, StoreUnreachable
-from vbatch.store import connections, migrate
-from vbatch.store.faults import Transient, diagnose
-from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
+from vbatch.store.database import connections, migrate
+from vbatch.store.database.faults import Transient, diagnose
+from vbatch.store.database.url import is_sqlite, parse_url, shown, sqlite_path
 
 log = logging.getLogger(__name__)
 

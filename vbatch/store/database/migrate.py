@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, inspect, text
 
 from vbatch.errors import StoreMisconfigured
-from vbatch.store.url import is_sqlite, sqlite_path
+from vbatch.store.database.url import is_sqlite, sqlite_path
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from sqlmodel import SQLModel
 from tests.rigs.postgres import Postgres
 from tests.store.filling import count, rows, take_in
 from vbatch.errors import StoreMisconfigured
-from vbatch.store import Store, migrate, registry, tables
-from vbatch.store.url import sqlite_path
+from vbatch.store import Store, registry, tables
+from vbatch.store.database import migrate
+from vbatch.store.database.url import sqlite_path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,7 +14,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from vbatch.errors import StoreMisconfigured
-from vbatch.store.url import is_sqlite, sqlite_path
+from vbatch.store.database.url import is_sqlite, sqlite_path
 
 PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 badly
 CACHE_KIB = 48 * 1024

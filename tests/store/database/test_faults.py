@@ -24,7 +24,7 @@ from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
-from vbatch.store import NO_PATIENCE, Patience, Store, catalog, endings, queue
+from vbatch.store import NO_PATIENCE, Patience, Store, catalog, finalization, queue
 
 QUICK = Patience(limit=timedelta(seconds=0.5), pause=timedelta(seconds=0.1))
 ENDLESS = Patience(limit=None, pause=timedelta(seconds=0.1))
@@ -240,7 +240,7 @@ def test_waiting_ends_when_the_server_is_there(moody: Proxy, postgresql_url: str
 def test_a_server_that_accepts_and_says_nothing_is_given_up_on(
     moody: Proxy, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbatch.store.connections.CONNECT_TIMEOUT_S", 2)
+    monkeypatch.setattr("vbatch.store.database.connections.CONNECT_TIMEOUT_S", 2)
     moody.mood = Mood.ACCEPT_AND_HANG
     assert "does not answer" in reason(through(moody, postgresql_url))
 
@@ -313,14 +313,14 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A psql session that was left open, say. Mutant: no lock_timeout; the worker then hangs without a word."""
-    monkeypatch.setattr("vbatch.store.connections.LOCK_TIMEOUT_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.connections.LOCK_TIMEOUT_MS", 300)
     said: list[str | None] = []
     store = Store(postgresql_url, patience=ENDLESS, on_wait=lambda reason, _seconds: said.append(reason))
     take_in(store)
     with psycopg.connect(postgresql_url) as other, ThreadPoolExecutor() as threads:
         other.execute("SELECT * FROM chunk FOR UPDATE")
         (batch,) = catalog.recent(store, limit=1)
-        cancelling = threads.submit(endings.request_cancel, store, pk=batch.pk)
+        cancelling = threads.submit(finalization.request_cancel, store, pk=batch.pk)
         until(lambda: bool(said), seconds=10)
         other.rollback()
         assert cancelling.result().status is BatchStatus.CANCELLING
@@ -336,7 +336,7 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
 
     Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
     """
-    monkeypatch.setattr("vbatch.store.connections.IDLE_IN_TRANSACTION_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.connections.IDLE_IN_TRANSACTION_MS", 300)
     store, other = Store(postgresql_url, patience=ENDLESS), Store(postgresql_url, patience=NO_PATIENCE)
     pk = take_in(store).pk
     frozen, thawed = threading.Event(), threading.Event()
@@ -351,7 +351,7 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
     with ThreadPoolExecutor() as threads:
         freezing = threads.submit(store.write, work)
         assert frozen.wait(10)
-        assert endings.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
+        assert finalization.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
         thawed.set()
         assert freezing.result() == 1
     store.close()

@@ -68,13 +68,6 @@ def test_the_newest_batches_come_first(store: Store) -> None:
     assert catalog.recent(store, limit=9, statuses=[BatchStatus.COMPLETED]) == [done]
 
 
-def test_ids_are_completed_by_their_beginning_alone(store: Store) -> None:
-    for batch_id in ("batch_a1", "batch_a2", "batch_b1"):
-        take_in(store, id=batch_id)
-    assert catalog.ids(store, prefix="batch_a") == ["batch_a2", "batch_a1"]
-    assert catalog.ids(store, prefix="batch_%") == []
-
-
 def test_the_same_input_is_recognised(store: Store) -> None:
     first, other = take_in(store), take_in(store)
     assert catalog.same_input(store, input_sha256=first.input_sha256) == [first]

@@ -16,7 +16,8 @@ from vbatch.identity import ProcessIdentity
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, results, staging
-from vbatch.store.records import Batch
+from vbatch.store.database.backends import postgresql, sqlite
+from vbatch.store.records import CHUNK_REQUESTS, Batch
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
 AWKWARD_BODIES = (b"{}", b'{"a": "\\u0000"}', "…é🜚".encode(), b"\x00\xff\\x\n\r\t", b"", b"x" * 100_000)
@@ -61,7 +62,7 @@ def test_mixed_models_are_grouped_and_chunks_never_mix_them(store: Store) -> Non
     found = rows(store, "SELECT model, first_seq, last_seq, total FROM chunk ORDER BY first_seq")
     assert sum(total for *_, total in found) == 1000
     for model, first, last, total in found:
-        assert last - first + 1 == total <= ingest.CHUNK_REQUESTS
+        assert last - first + 1 == total <= CHUNK_REQUESTS
         lines = rows(
             store,
             "SELECT line FROM request WHERE seq BETWEEN :first AND :last ORDER BY seq",
@@ -89,14 +90,13 @@ def test_a_body_larger_than_a_whole_chunk_is_taken(store: Store) -> None:
 
 
 def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)  # every row is written at once
-    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+    for kind in (sqlite, postgresql):
+        monkeypatch.setattr(kind, "BULK_BYTES", 1)  # every row is written at once
     new = new_batch()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
         for line in range(1, 4):
             storing.add(line, f"r-{line}", "m", b"{}")
         assert catalog.recent(store, limit=5) == []
-        assert catalog.ids(store, prefix="batch") == []
         assert claim(store, worker(store)) == []
         assert finalization.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
@@ -106,8 +106,8 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
 
 
 def test_an_error_in_the_middle_leaves_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
-    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+    for kind in (sqlite, postgresql):
+        monkeypatch.setattr(kind, "BULK_BYTES", 1)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -183,7 +183,7 @@ def test_accepting_twice_is_accepting_once(store: Store) -> None:
 
 
 def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
+    monkeypatch.setattr(sqlite, "BULK_BYTES", 1)
     accepted = take_in(store, 3)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")
@@ -227,7 +227,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
 
 
 def _submit_for_ever(url: str) -> None:
-    ingest.SQLITE_WRITE = ingest.COPY_WRITE = 1 << 16
+    sqlite.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
     store = Store(url)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         line = 0
@@ -242,7 +242,7 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(url,))
     submitter.start()
     assert submitter.pid is not None
-    if store.sqlite:  # on PostgreSQL the rows of an open transaction are seen by nobody
+    if store.file is not None:  # on PostgreSQL the rows of an open transaction are seen by nobody
         wait_until(lambda: count(store, "request") > 500)
     else:
         wait_until(lambda: count(store, "batch") == 1)

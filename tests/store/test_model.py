@@ -30,8 +30,7 @@ from sqlmodel import SQLModel
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, deaths, finalization, ingest, queue, registry, results
-from vbatch.store.records import ChunkKey, Lease
-from vbatch.store.suspects import SPLIT_AT
+from vbatch.store.records import SPLIT_AT, ChunkKey, Lease
 
 T = TypeVar("T")
 MODELS = ("a", "b")

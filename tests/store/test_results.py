@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, catalog, deaths, finalization, paging, queue, results
+from vbatch.store import Store, catalog, deaths, finalization, queue, results
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
@@ -105,7 +105,7 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
 
 def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutants: a page of 1,000 whole answers; one whole page for each model of the file."""
-    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
     batch = take_in(store, ["a", "b", "c", "d"] * 12)
     who = worker(store)
     for model in "abcd":
@@ -128,7 +128,7 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
 
 
 def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "PAGE_BYTES", 1)
+    monkeypatch.setattr(results, "PAGE_BYTES", 1)
     batch = take_in(store, ["a", "b", "a"])
     who = worker(store)
     for model in "ab":

@@ -16,7 +16,7 @@ from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, r
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, finalization, ingest, paging, queue, results, reuse, staging
+from vbatch.store import Store, catalog, finalization, ingest, queue, results, reuse, staging
 from vbatch.store.records import Batch
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
@@ -76,7 +76,7 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
 
 def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: reading all requests of a chunk at once."""
-    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
     large = lines(32, body=b'{"body": %d' + b" " * (1 << 20) + b"}")
     first = take_in(store, large)
     work(store)

@@ -14,8 +14,8 @@ import pytest
 from tests.rigs.waiting import until
 from tests.store.filling import answers_to, claim, count, rows, take_in, worker
 from vbatch.store import Store, catalog, deaths, queue, results
-from vbatch.store.records import ChunkKey, Lease
-from vbatch.store.suspects import LOSSES, SPLIT_AT
+from vbatch.store.records import SPLIT_AT, ChunkKey, Lease
+from vbatch.store.suspects import LOSSES
 
 FULL = 256  # requests in a full chunk
 
@@ -229,7 +229,7 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
     for who, lease in [(who, claim(store, who)[0]) for who in whos]:
         die(who, lease)
     held = {who: claim(store, who)[0] for who in whos}  # their second death splits them
-    with ThreadPoolExecutor() as threads, store.driver_connection() as referee:
+    with ThreadPoolExecutor() as threads, psycopg.connect(postgresql_url) as referee:
         # Nobody may insert a chunk: both have looked which number is the last before either one goes on.
         referee.execute("LOCK TABLE chunk IN SHARE ROW EXCLUSIVE MODE")
         splitting = [threads.submit(die, who, lease) for who, lease in held.items()]

@@ -9,8 +9,7 @@ from datetime import timedelta
 import pytest
 
 from vbatch.engine import EngineDied, Reply
-from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request
-from vbatch.store.suspects import SPLIT_AT
+from vbatch.store.records import SPLIT_AT, ChunkKey, Lease, LeaseKey, Request
 from vbatch.worker import inflight as inflight_module
 from vbatch.worker.inflight import Inflight
 

@@ -16,14 +16,13 @@ from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, Repair, info, ok
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import catalog, overview, registry
+from vbatch.store import catalog, examination, registry
 from vbatch.store.records import Batch
 from vbatch.worker import recovery
 
 RECENT = 50  # batches whose files are looked for
 SHOWN = 5  # unfinished batches that are told one by one
 COUNTED = 5  # newest batches whose files are read, so that their lines can be counted
-SUSPICIOUS = 2  # engine deaths of one chunk: from then on it is halved
 
 MEANINGS = {
     "queue.unfinished": Meaning(
@@ -101,7 +100,7 @@ def _progress(batch: Batch) -> str:
 def _stale(facts: Facts) -> Iterator[Finding]:
     """Look for chunks of workers whose processes are provably gone."""
     dead = recovery.gone(facts.records)
-    chunks = overview.running(facts.records, workers=[worker.id for worker in dead])
+    chunks = examination.running(facts.records, workers=[worker.id for worker in dead])
     if not chunks:
         yield ok("queue.stale", "no chunk is leased to a dead worker")
         return
@@ -124,7 +123,7 @@ def _stale(facts: Facts) -> Iterator[Finding]:
 
 def _poisoned(facts: Facts) -> Iterator[Finding]:
     """Look for chunks that took engines down."""
-    troubled = overview.troubled(facts.records, crashes=SUSPICIOUS)
+    troubled = examination.troubled(facts.records)
     for batch_id, requests, crashes in troubled:
         yield Finding(
             id="queue.poisoned",

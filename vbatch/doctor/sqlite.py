@@ -12,7 +12,7 @@ from vbatch import disks
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import ExitCode
-from vbatch.store import examination
+from vbatch.store.database.backends.sqlite import examine, in_unsafe_wal_mode, kept_in_wal_mode
 
 LONGEST_READ = timedelta(seconds=10)  # a worker must wait with its results while the file is read
 
@@ -46,7 +46,7 @@ def unopened(path: Path) -> Iterator[Finding]:
         yield _cannot_open(path.parent, f"{path.parent} cannot be entered: {error.strerror}")
         return
     if disks.exists(path):
-        if examination.in_unsafe_wal_mode(path):
+        if in_unsafe_wal_mode(path):
             yield Finding(
                 id="store.journal_mode",
                 level=Level.WARN,
@@ -54,7 +54,7 @@ def unopened(path: Path) -> Iterator[Finding]:
                 why="vbatch sets journal_mode=DELETE as soon as no other program has it open",
                 commands=(shlex.join(["fuser", "-v", str(path)]),),
             )
-            if examination.kept_in_wal_mode(path):
+            if kept_in_wal_mode(path):
                 yield Finding(
                     id="store.locked",
                     level=Level.FAIL,
@@ -114,7 +114,7 @@ def _place(path: Path) -> Iterator[Finding]:
 
 
 def _state(path: Path) -> Iterator[Finding]:
-    seen = examination.file(path, limit=LONGEST_READ)
+    seen = examine(path, limit=LONGEST_READ)
     if seen.damage is not None:
         yield Finding(
             id="store.damaged",

@@ -18,8 +18,9 @@ from vbatch.service import database
 from vbatch.service.database import Database, Kind
 from vbatch.store import Store, examination
 from vbatch.store.database import migrate
-from vbatch.store.database.url import is_sqlite, parse_url, shown, sqlite_path
-from vbatch.store.examination import Server
+from vbatch.store.database.backends import backend_of
+from vbatch.store.database.backends.postgresql import Server
+from vbatch.store.database.url import shown
 
 MEANINGS = sqlite.MEANINGS | {
     "store.reach": Meaning(means="The store answers, and vbatch may use it.", remedy="Nothing to do."),
@@ -147,9 +148,9 @@ def _reach(facts: Facts) -> Iterator[Finding]:
 
 
 def _unopened(facts: Facts) -> Iterator[Finding]:
-    url = parse_url(facts.settings.store_url)
-    if is_sqlite(url):
-        yield from sqlite.unopened(sqlite_path(url))
+    file = backend_of(facts.settings.store_url).file
+    if file is not None:
+        yield from sqlite.unopened(file)
 
 
 def _remedy(facts: Facts, error: StoreMisconfigured) -> tuple[str, ...]:

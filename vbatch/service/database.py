@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vbatch.service import containers, listeners
 from vbatch.service.containers import Container
-from vbatch.store.database.url import is_sqlite, parse_url, server, sqlite_path
+from vbatch.store.database.backends import backend_of
 
 # Units that a database may be in, of Debian, Fedora and Arch; an order after one that does not exist is void.
 USUAL_UNITS = ("postgresql.service", "docker.service", "podman.service")
@@ -78,11 +78,11 @@ class Database:
 
 def recognise(url: str) -> Database:
     """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for a URL that is none."""
-    parsed = parse_url(url)
-    if is_sqlite(parsed):
-        file = sqlite_path(parsed)
-        return Database(kind=Kind.EMBEDDED, where=str(file), folder=file.parent)
-    host, port = server(parsed)
+    database = backend_of(url)
+    if database.file is not None:
+        return Database(kind=Kind.EMBEDDED, where=str(database.file), folder=database.file.parent)
+    assert database.address is not None
+    host, port = database.address
     if host.startswith("/") or not host:
         socket = Path(host or "/run/postgresql") / f".s.PGSQL.{port}"
         return _of_unit(str(socket), listeners.unit_of_socket(socket))

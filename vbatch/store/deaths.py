@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, and_, select, text, update
+from sqlalchemy import Connection, and_, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkKey, ChunkState
-from vbatch.store.tables import READY, RUNNING, ChunkRow, WorkerRow
+from vbatch.store.tables import CHUNK, READY, RUNNING, WORKER
 
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
+_chunk = CHUNK
+_worker = WORKER
 
-_READY = text(f"chunk.{READY}")
-_RUNNING = text(f"chunk.{RUNNING}")
+_READY = READY
+_RUNNING = RUNNING
 
 
 def reclaim(store: Store, *, worker: str, beat: int | None, vanished: bool = False) -> int:

@@ -11,21 +11,21 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkKey, ChunkState, Flushed, Lease, Request, Result, Waiting
-from vbatch.store.tables import READY, RUNNING, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+from vbatch.store.tables import BATCH, CHUNK, READY, REQUEST, RESULT, RUNNING, WORKER
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
+_batch = BATCH
+_chunk = CHUNK
+_request = REQUEST
+_result = RESULT
+_worker = WORKER
 
-_READY = text(f"chunk.{READY}")
-_RUNNING = text(f"chunk.{RUNNING}")
+_READY = READY
+_RUNNING = RUNNING
 _BEST_FIRST = (_chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
 
 

@@ -11,6 +11,10 @@ from typing import NamedTuple
 from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
 
+CHUNK_REQUESTS = 256  # in a full chunk
+SPLIT_AT = 2  # engine deaths over the requests of a chunk: from then on it is suspected, and runs alone
+MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
+
 
 class ChunkState(StrEnum):
     """Where a chunk is on its way."""
@@ -125,6 +129,11 @@ class Lease:
     def id(self) -> LeaseKey:
         """What tells it from an earlier lease of the same chunk."""
         return LeaseKey(self.key, self.epoch)
+
+    @property
+    def suspected(self) -> bool:
+        """Whether its requests run alone, for one of them seems to end engines."""
+        return self.crashes >= SPLIT_AT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

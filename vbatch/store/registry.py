@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from vbatch.identity import ProcessIdentity
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState, EngineProcess, Worker
-from vbatch.store.tables import RUNNING, ChunkRow, ProcessRow, WorkerRow
+from vbatch.store.tables import CHUNK, PROCESS, RUNNING, WORKER
 
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-_process = ProcessRow.__table__  # type: ignore[attr-defined]
+_chunk = CHUNK
+_worker = WORKER
+_process = PROCESS
 
 
 def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:
@@ -89,7 +89,7 @@ def stop(store: Store, *, worker: str) -> None:
         connection.execute(delete(_process).where(_process.c.worker == worker))
         connection.execute(
             update(_chunk)
-            .where(text(f"chunk.{RUNNING}"), _chunk.c.worker == worker)
+            .where(RUNNING, _chunk.c.worker == worker)
             .values(state=ChunkState.READY, worker=None)
         )
         connection.execute(
@@ -113,7 +113,7 @@ def live(store: Store) -> list[Worker]:
 
 def working_on(store: Store, *, pk: int) -> list[Worker]:
     """Return the workers that did not stop cleanly and hold a chunk of this batch."""
-    holders = select(_chunk.c.worker).where(_chunk.c.batch == pk, text(f"chunk.{RUNNING}"))
+    holders = select(_chunk.c.worker).where(_chunk.c.batch == pk, RUNNING)
     query = select(_worker).where(_worker.c.stopped_at.is_(None), _worker.c.id.in_(holders))
     return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
 

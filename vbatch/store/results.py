@@ -9,34 +9,19 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, case, func, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
-from vbatch.store.ingest import MODEL_SHIFT
-from vbatch.store.paging import pages
-from vbatch.store.records import Answer, ChunkKey, ChunkState, Result
-from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
-
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
+from vbatch.store.records import MODEL_SHIFT, Answer, ChunkKey, ChunkState, Result
+from vbatch.store.tables import CHUNK, FAILED, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
-
-_with_result = _request.outerjoin(
-    _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-)
-_FAILED = or_(
-    _result.c.seq.is_(None),
-    _result.c.status_code.is_(None),
-    _result.c.status_code < 200,
-    _result.c.status_code >= 300,
-)
+PAGE_BYTES = 16 << 20  # of bodies in a page; one body alone may be larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +37,13 @@ def _between(table: Any) -> Any:
 
 
 _ANSWERS = _Bodies(
-    size=func.length(_result.c.body), select=select(_result.c.seq, _result.c.body).where(_between(_result))
+    size=func.length(RESULT.c.body), select=select(RESULT.c.seq, RESULT.c.body).where(_between(RESULT))
 )
 _FAILED_REQUESTS = _Bodies(
-    size=case((_FAILED, func.length(_request.c.body))),
-    select=select(_request.c.seq, _request.c.body)
-    .select_from(_with_result)
-    .where(_between(_request), _FAILED),
+    size=case((FAILED, func.length(REQUEST.c.body))),
+    select=select(REQUEST.c.seq, REQUEST.c.body)
+    .select_from(REQUEST_WITH_RESULT)
+    .where(_between(REQUEST), FAILED),
 )
 
 
@@ -113,6 +98,24 @@ def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
     store.read(lambda connection: still_there(connection, pk))
 
 
+def pages(rows: Iterable[Any], *, most: int = PAGE) -> Iterator[list[Any]]:
+    """Cut rows into pages that fit into memory, never an empty one.
+
+    ``row.size`` is what its body takes, None without a body.
+    """
+    page: list[Any] = []
+    held = 0
+    for row in rows:
+        size = row.size or 0
+        if page and (len(page) >= most or held + size > PAGE_BYTES):
+            yield page
+            page, held = [], 0
+        page.append(row)
+        held += size
+    if page:
+        yield page
+
+
 def _read(store: Store, pk: int, bodies: _Bodies) -> Iterator[tuple[Any, bytes | None, list[_Stopped]]]:
     """Yield every request in file order, with its body of this kind and the chunks that were stopped."""
     ordinals, stopped = store.read(lambda connection: (_ordinals(connection, pk), _stopped(connection, pk)))
@@ -129,23 +132,23 @@ def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> It
     after, end = (ordinal << MODEL_SHIFT) - 1, (ordinal + 1) << MODEL_SHIFT
     query = (
         select(
-            _request.c.batch,
-            _request.c.seq,
-            _request.c.line,
-            _request.c.custom_id,
-            _result.c.epoch,
-            _result.c.status_code,
-            _result.c.request_id,
-            _result.c.error_code,
-            _result.c.error_message,
-            _result.c.prompt_tokens,
-            _result.c.completion_tokens,
-            _result.c.attempts,
+            REQUEST.c.batch,
+            REQUEST.c.seq,
+            REQUEST.c.line,
+            REQUEST.c.custom_id,
+            RESULT.c.epoch,
+            RESULT.c.status_code,
+            RESULT.c.request_id,
+            RESULT.c.error_code,
+            RESULT.c.error_message,
+            RESULT.c.prompt_tokens,
+            RESULT.c.completion_tokens,
+            RESULT.c.attempts,
             bodies.size.label("size"),
         )
-        .select_from(_with_result)
-        .where(_request.c.batch == pk, _request.c.seq > bindparam("after"), _request.c.seq < end)
-        .order_by(_request.c.seq)
+        .select_from(REQUEST_WITH_RESULT)
+        .where(REQUEST.c.batch == pk, REQUEST.c.seq > bindparam("after"), REQUEST.c.seq < end)
+        .order_by(REQUEST.c.seq)
         .limit(limit)
     )
     while True:
@@ -210,9 +213,9 @@ def _to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
 def _stopped(connection: Connection, pk: int) -> list[_Stopped]:
     """Return the chunks that were stopped before all their requests had results, by their first request."""
     rows = connection.execute(
-        select(_chunk.c.first_seq, _chunk.c.last_seq, _chunk.c.error_code, _chunk.c.error_message)
-        .where(_chunk.c.batch == pk, _chunk.c.state.in_((ChunkState.CANCELLED, ChunkState.FAILED)))
-        .order_by(_chunk.c.first_seq)
+        select(CHUNK.c.first_seq, CHUNK.c.last_seq, CHUNK.c.error_code, CHUNK.c.error_message)
+        .where(CHUNK.c.batch == pk, CHUNK.c.state.in_((ChunkState.CANCELLED, ChunkState.FAILED)))
+        .order_by(CHUNK.c.first_seq)
     )
     return [_Stopped(*row) for row in rows]
 
@@ -223,7 +226,7 @@ def _ordinals(connection: Connection, pk: int) -> list[int]:
     while True:
         beyond = (found[-1] + 1) << MODEL_SHIFT if found else 0
         seq = connection.execute(
-            select(func.min(_request.c.seq)).where(_request.c.batch == pk, _request.c.seq >= beyond)
+            select(func.min(REQUEST.c.seq)).where(REQUEST.c.batch == pk, REQUEST.c.seq >= beyond)
         ).scalar()
         if seq is None:
             return found
@@ -232,8 +235,8 @@ def _ordinals(connection: Connection, pk: int) -> list[int]:
 
 def _models(connection: Connection, pk: int) -> dict[int, str]:
     rows = connection.execute(
-        select(func.min(_chunk.c.first_seq).label("seq"), _chunk.c.model)
-        .where(_chunk.c.batch == pk)
-        .group_by(_chunk.c.model)
+        select(func.min(CHUNK.c.first_seq).label("seq"), CHUNK.c.model)
+        .where(CHUNK.c.batch == pk)
+        .group_by(CHUNK.c.model)
     )
     return {row.seq >> MODEL_SHIFT: row.model for row in rows}

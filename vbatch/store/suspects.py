@@ -13,15 +13,14 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
-from vbatch.store.records import ChunkState
-from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow
+from vbatch.store.records import SPLIT_AT, ChunkState
+from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
+_batch = BATCH
+_chunk = CHUNK
+_request = REQUEST
+_result = RESULT
 
-SPLIT_AT = 2  # engine deaths
 LOSSES = 3  # workers that vanished in a row over a chunk, without any result of it in between
 
 

@@ -19,7 +19,6 @@ LOOK = 1.0  # seconds between two looks at an engine that gives nothing while re
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
 SAVED_BYTES = 32 << 20  # of answers in one transaction: embeddings may be large
 SHOWN_BYTES = 200  # of an answer that is not JSON
-SUSPECT_CRASHES = 2  # a chunk that was running at so many engine deaths runs alone
 
 
 class Inflight:
@@ -93,7 +92,7 @@ class Inflight:
             if not lease.requests:
                 continue
             self._leases[lease.key] = lease
-            if lease.crashes >= SUSPECT_CRASHES:
+            if lease.suspected:
                 self._suspects.append(lease)
             else:
                 self._pending.extend((lease, request) for request in lease.requests)

@@ -98,7 +98,7 @@ def with_passwords() -> Iterator[Postgres]:
     [
         ("ann", "wrong", "private", "wrong password"),
         ("nobody", "right", "private", "wrong password"),
-        ("ann", None, "private", "wants a password"),
+        ("ann", None, "private", "requires a password"),
         ("ann", "right", "missing", "does not exist"),
         ("nologin", "right", "private", "may not connect"),
         ("bob", "right", "private", "permission denied"),
@@ -240,7 +240,7 @@ def test_waiting_ends_when_the_server_is_there(moody: Proxy, postgresql_url: str
 def test_a_server_that_accepts_and_says_nothing_is_given_up_on(
     moody: Proxy, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbatch.store.database.connections.CONNECT_TIMEOUT_S", 2)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.CONNECT_TIMEOUT_S", 2)
     moody.mood = Mood.ACCEPT_AND_HANG
     assert "does not answer" in reason(through(moody, postgresql_url))
 
@@ -313,7 +313,7 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A psql session that was left open, say. Mutant: no lock_timeout; the worker then hangs without a word."""
-    monkeypatch.setattr("vbatch.store.database.connections.LOCK_TIMEOUT_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.LOCK_TIMEOUT_MS", 300)
     said: list[str | None] = []
     store = Store(postgresql_url, patience=ENDLESS, on_wait=lambda reason, _seconds: said.append(reason))
     take_in(store)
@@ -324,7 +324,7 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
         until(lambda: bool(said), seconds=10)
         other.rollback()
         assert cancelling.result().status is BatchStatus.CANCELLING
-    assert said[0] == "another transaction holds what we need"
+    assert said[0] == "another transaction holds a lock that vbatch needs"
     assert said[-1] is None
     store.close()
 
@@ -336,7 +336,7 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
 
     Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
     """
-    monkeypatch.setattr("vbatch.store.database.connections.IDLE_IN_TRANSACTION_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.IDLE_IN_TRANSACTION_MS", 300)
     store, other = Store(postgresql_url, patience=ENDLESS), Store(postgresql_url, patience=NO_PATIENCE)
     pk = take_in(store).pk
     frozen, thawed = threading.Event(), threading.Event()

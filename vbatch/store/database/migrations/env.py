@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlmodel import SQLModel
-
-from vbatch.store import tables  # noqa: F401  (fills the metadata)
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=SQLModel.metadata,
     transactional_ddl=False,  # the transaction is the caller's
     render_as_batch=True,
 )

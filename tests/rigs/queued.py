@@ -58,9 +58,9 @@ class Queued:
     def attempts(self) -> dict[str, int]:
         """How often some requests were tried: those with a name of their own, and the first."""
         tried = {
-            answer.custom_id: answer.result.attempts
+            answer.custom_id: answer.outcome.attempts
             for answer in results.finished(self.store, pk=self.batch.pk)
-            if answer.result is not None
+            if answer.outcome is not None and answer.outcome.attempts
         }
         return {name: tried[name] for name in tried if not name.startswith("r-") or name == "r-0"}
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.store.filling import answers_to, claim, count, take_in, worker
+from tests.store.filling import answers_to, claim, code_of, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
@@ -97,8 +97,8 @@ def test_cancelling_stops_what_is_ready_and_what_runs(store: Store) -> None:
     assert finalization.request_cancel(store, pk=batch.pk) == cancelled
     entries = list(results.finished(store, pk=batch.pk))
     assert [entry.line for entry in entries] == list(range(1, 601))
-    assert {entry.error_code for entry in entries if entry.line > 259} == {"batch_cancelled"}
-    assert {entry.error_code for entry in entries if entry.line <= 259} == {None}
+    assert {code_of(entry) for entry in entries if entry.line > 259} == {"batch_cancelled"}
+    assert {code_of(entry) for entry in entries if entry.line <= 259} == {None}
     assert finalization.start_finalizing(store, pk=batch.pk, by=who) is not None
     ended = finalization.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
     assert (ended.status, ended.output_path, ended.error_path) == (BatchStatus.CANCELLED, "/o", "/e")
@@ -125,7 +125,7 @@ def test_a_batch_expires_at_its_deadline(store: Store) -> None:
     assert finalization.expire(store, now=now) == []
     assert finalization.expire(store, now=now + timedelta(hours=2)) == [late.id]
     assert queue.flush(store, worker=who, results=answers_to(running)).recorded == 0
-    codes = [entry.error_code for entry in results.finished(store, pk=late.pk)]
+    codes = [code_of(entry) for entry in results.finished(store, pk=late.pk)]
     assert codes == [None] * 3 + ["batch_expired"] * 597
     assert finalization.start_finalizing(store, pk=late.pk, by=who) is not None
     ended = finalization.finish(store, pk=late.pk, by=who, output_path="/o", error_path="/e")

@@ -125,10 +125,10 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
 ) -> None:
     """Mutant: the store's own trouble in place of Ctrl-C; the file would then be read again, and accepted."""
 
-    def away(*_args: object) -> None:
+    def unreachable(*_args: object) -> None:
         raise StoreUnreachable
 
-    monkeypatch.setattr(staging, "withdraw", away)
+    monkeypatch.setattr(staging, "withdraw", unreachable)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -139,14 +139,14 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
         interrupted()
 
 
-def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_try_starts_from_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one could not take back what it had written, and the file was changed since.
 
     Mutant: no ``remove_requests``; PostgreSQL then refuses the same rows, SQLite keeps the old ones.
     """
     new = new_batch()
 
-    def away(*_args: object) -> None:
+    def unreachable(*_args: object) -> None:
         raise StoreUnreachable
 
     def first() -> None:
@@ -157,7 +157,7 @@ def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch)
             raise StoreUnreachable
 
     with monkeypatch.context() as outage:
-        outage.setattr(staging, "withdraw", away)
+        outage.setattr(staging, "withdraw", unreachable)
         with pytest.raises(StoreUnreachable):
             first()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
@@ -189,11 +189,11 @@ def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: p
         storing.add(1, "a", "m", b"{}")
         asked: list[ProcessIdentity] = []
 
-        def nobody_is_gone(identity: ProcessIdentity) -> bool:
+        def none_is_gone(identity: ProcessIdentity) -> bool:
             asked.append(identity)
             return False
 
-        assert staging.sweep(store, gone=nobody_is_gone) == 0
+        assert staging.sweep(store, gone=none_is_gone) == 0
         assert asked == [processes.current()]
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
     staging.announce(store, new_batch(), NOBODY)
@@ -242,7 +242,7 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(url,))
     submitter.start()
     assert submitter.pid is not None
-    if store.file is not None:  # on PostgreSQL the rows of an open transaction are seen by nobody
+    if store.file is not None:  # PostgreSQL does not show the rows of an open transaction
         wait_until(lambda: count(store, "request") > 500)
     else:
         wait_until(lambda: count(store, "batch") == 1)

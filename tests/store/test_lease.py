@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import answer, answers_to, claim, count, rows, take_in, worker
+from tests.store.filling import answer, answers_to, claim, code_of, count, rows, take_in, worker
 from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
-from vbatch.store.records import ChunkKey, RequestCounts, Result
+from vbatch.store.records import ChunkKey, Outcome, RequestCounts, Result
 
 
 def counts(store: Store, batch_id: str) -> tuple[int, int]:
@@ -26,12 +26,7 @@ def test_results_are_recorded_exactly(store: Store) -> None:
             key=lease.key,
             epoch=lease.epoch,
             seq=none.seq,
-            status_code=None,
-            request_id=None,
-            body=None,
-            error_code="request_timeout",
-            error_message="too slow",
-            attempts=3,
+            outcome=Outcome(error_code="request_timeout", error_message="too slow", attempts=3),
         ),
     ]
     flushed = queue.flush(store, worker=who, results=late)
@@ -40,8 +35,8 @@ def test_results_are_recorded_exactly(store: Store) -> None:
         frozenset(),
         frozenset({lease.key}),
     )
-    found = [entry.result for entry in results.in_file_order(store, pk=batch.pk)]
-    assert [replace(result, key=lease.key) for result in found if result is not None] == late
+    found = [entry.outcome for entry in results.in_file_order(store, pk=batch.pk)]
+    assert found == [result.outcome for result in late]
     after = catalog.find(store, batch.id)
     assert after.counts == RequestCounts(total=3, completed=1, failed=2)
     assert (after.prompt_tokens, after.completion_tokens) == (4, 6)
@@ -78,12 +73,12 @@ def test_a_frozen_worker_writes_nothing(store: Store) -> None:
     assert counts(store, batch.id) == (0, 0)
     assert queue.flush(store, worker=other, results=answers_to(fresh)).recorded == 2
     assert queue.flush(store, worker=frozen, results=answers_to(stale, text="stale")).recorded == 0
-    bodies = {entry.result.body for entry in results.in_file_order(store, pk=batch.pk) if entry.result}
+    bodies = {entry.outcome.body for entry in results.in_file_order(store, pk=batch.pk) if entry.outcome}
     assert bodies == {b'"1"', b'"2"'}
 
 
 def test_a_frozen_worker_that_leases_its_chunk_again_is_fenced_from_its_own_past(store: Store) -> None:
-    """State and name fit again; only the epoch tells the old lease from the new one."""
+    """State and name fit again; only the epoch distinguishes the old lease from the new one."""
     take_in(store, 2)
     who = worker(store)
     (stale,) = claim(store, who)
@@ -146,7 +141,7 @@ def test_an_answer_is_recorded_once_and_never_changed(store: Store) -> None:
     first, _ = lease.requests
     queue.flush(store, worker=who, results=[answer(lease, first)])
     queue.flush(store, worker=who, results=[answer(lease, first, status=500, text="other")])
-    found = next(iter(results.finished(store, pk=batch.pk))).result
+    found = next(iter(results.finished(store, pk=batch.pk))).outcome
     assert found is not None
     assert (found.status_code, found.body) == (200, b'"1"')
     assert counts(store, batch.id) == (1, 0)
@@ -180,7 +175,7 @@ def test_releasing_is_no_crash_and_no_loss(store: Store) -> None:
     assert queue.release(store, worker=who, keys=[lease.key]) == 0
 
 
-def test_nobody_releases_what_another_one_holds(store: Store) -> None:
+def test_a_worker_cannot_release_what_another_one_holds(store: Store) -> None:
     take_in(store, 10)
     who = worker(store, pid=1)
     (lease,) = claim(store, who)
@@ -256,7 +251,7 @@ def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
     )
     assert counts(store, batch.id) == (5, 295)
     assert [entry.model for entry in queue.waiting(store)] == ["good"]
-    ended = {entry.line: entry.error_code for entry in results.finished(store, pk=batch.pk)}
+    ended = {entry.line: code_of(entry) for entry in results.finished(store, pk=batch.pk)}
     assert len(ended) == 300
     assert [line for line, code in ended.items() if code is None] == [1, 2, 3, 4, 5]
     assert set(ended.values()) == {None, "model_not_loaded"}

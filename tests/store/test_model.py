@@ -370,11 +370,9 @@ class Machine(RuleBasedStateMachine):
 
 def _lines(store: Store, batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:
     for found in results.finished(store, pk=batch.pk):
-        result = found.result
-        if result is None:
-            yield found.line, found.error_code, None
-        else:
-            yield found.line, result.status_code or result.error_code, result.body
+        outcome = found.outcome
+        assert outcome is not None
+        yield found.line, outcome.status_code or outcome.error_code, outcome.body
 
 
 def _expected_lines(batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:

@@ -1,4 +1,4 @@
-"""The answers of a batch come in file order, at any time, while the work goes on."""
+"""The answers of a batch come in file order, at any time, while the work continues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.store.filling import answers_to, claim, code_of, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
 from vbatch.store import Store, catalog, deaths, finalization, queue, results
@@ -28,7 +28,7 @@ def test_mixed_models_come_in_file_order_page_after_page(
     found = list(results.in_file_order(store, pk=batch.pk))
     assert [answer.line for answer in found] == list(range(1, 501))
     assert [answer.custom_id for answer in found] == [f"r-{line}" for line in range(1, 501)]
-    assert [answer.result.body for answer in found if answer.result] == [
+    assert [answer.outcome.body for answer in found if answer.outcome] == [
         b'"%d"' % line for line in range(1, 501)
     ]
 
@@ -57,7 +57,7 @@ def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
 def test_nothing_is_finished_at_first(store: Store) -> None:
     batch = take_in(store, 3)
     assert list(results.finished(store, pk=batch.pk)) == []
-    assert [answer.result for answer in results.in_file_order(store, pk=batch.pk)] == [None] * 3
+    assert [answer.outcome for answer in results.in_file_order(store, pk=batch.pk)] == [None] * 3
 
 
 def test_failed_requests_come_with_model_and_body(store: Store) -> None:
@@ -83,7 +83,7 @@ def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
     finalization.request_cancel(store, pk=batch.pk)
-    codes = [answer.error_code for answer in results.finished(store, pk=batch.pk)]
+    codes = [code_of(answer) for answer in results.finished(store, pk=batch.pk)]
     assert codes == ["model_not_loaded"] * 300 + [None] * 10 + ["batch_cancelled"] * 290
 
 
@@ -97,8 +97,9 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
             deaths.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
     deaths.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
     messages = {
-        answer.result.error_message if answer.result else answer.error_message
+        answer.outcome.error_message
         for answer in results.finished(store, pk=batch.pk)
+        if answer.outcome is not None
     }
     assert all(message is not None and "bad\N{REPLACEMENT CHARACTER}byte" in message for message in messages)
 
@@ -116,7 +117,7 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
     tracemalloc.start()
     try:
         found = [
-            (answer.line, len(answer.result.body or b"") if answer.result else 0)
+            (answer.line, len(answer.outcome.body or b"") if answer.outcome else 0)
             for answer in results.finished(store, pk=batch.pk)
         ]
         peak = tracemalloc.get_traced_memory()[1]
@@ -134,7 +135,7 @@ def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest
     for model in "ab":
         for lease in claim(store, who, model=model):
             queue.flush(store, worker=who, results=answers_to(lease))
-    bodies = [answer.result.body for answer in results.finished(store, pk=batch.pk) if answer.result]
+    bodies = [answer.outcome.body for answer in results.finished(store, pk=batch.pk) if answer.outcome]
     assert bodies == [b'"1"', b'"2"', b'"3"']
 
 

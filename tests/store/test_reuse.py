@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.rigs.commands import wait_until
-from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, rows, worker
+from tests.store.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from vbatch import processes
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
@@ -50,9 +50,9 @@ def work(store: Store, *, models: Iterable[str] = ("m",), status: int = 200, chu
 
 def found(store: Store, batch: Batch) -> dict[str, bytes | None]:
     return {
-        entry.custom_id: entry.result.body
+        entry.custom_id: entry.outcome.body
         for entry in results.finished(store, pk=batch.pk)
-        if entry.result is not None
+        if entry.outcome is not None
     }
 
 
@@ -66,7 +66,7 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
     assert (second.prompt_tokens, second.completion_tokens) == (20, 30)
     assert queue.waiting(store) == []
     assert {batch.id for batch in finalization.to_finalize(store, by="me")} == {first.id, second.id}
-    assert list(results.in_file_order(store, pk=second.pk))[3].result is not None
+    assert list(results.in_file_order(store, pk=second.pk))[3].outcome is not None
     assert found(store, second) == found(store, first)
     copied = (
         "SELECT seq, status_code, request_id, body, prompt_tokens, attempts FROM result WHERE batch = :pk"
@@ -188,7 +188,7 @@ def test_what_is_left_of_a_reusing_batch_can_be_cancelled(store: Store) -> None:
     work(store)
     second = take_in(store, lines(6), earlier=[first])
     finalization.request_cancel(store, pk=second.pk)
-    codes = [entry.error_code for entry in results.finished(store, pk=second.pk)]
+    codes = [code_of(entry) for entry in results.finished(store, pk=second.pk)]
     assert codes == [None] * 4 + ["batch_cancelled"] * 2
 
 
@@ -227,7 +227,7 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
     dying.start()
     try:
         wait_until(lambda: count(store, "result") > before["result"])
-        assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "nobody sees it"
+        assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "it is not visible"
         assert catalog.by_pk(store, pk=first.pk).status is BatchStatus.IN_PROGRESS
     finally:
         assert dying.pid is not None

@@ -51,9 +51,9 @@ class Engine:
 
 def convicted(store: Store, pk: int) -> dict[int, str]:
     return {
-        answer.line: answer.result.error_message or ""
+        answer.line: answer.outcome.error_message or ""
         for answer in results.finished(store, pk=pk)
-        if answer.result is not None and answer.result.error_code == "engine_crash"
+        if answer.outcome is not None and answer.outcome.error_code == "engine_crash"
     }
 
 

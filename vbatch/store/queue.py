@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +18,7 @@ from vbatch.store import suspects
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkKey, ChunkState, Flushed, Lease, Request, Result, Waiting
 from vbatch.store.tables import BATCH, CHUNK, READY, REQUEST, RESULT, RUNNING, WORKER
+from vbatch.store.tables import same_chunk as _is
 
 _batch = BATCH
 _chunk = CHUNK
@@ -160,10 +162,6 @@ def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
     )
 
 
-def _is(key: ChunkKey) -> Any:
-    return and_(_chunk.c.batch == key.batch, _chunk.c.n == key.n)
-
-
 def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[Result]:
     """Return those of the results that belong to the present lease of their chunk."""
     if row is None or row.worker != worker:
@@ -208,19 +206,12 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
                 "batch": result.key.batch,
                 "seq": result.seq,
                 "epoch": result.epoch,
-                "status_code": result.status_code,
-                "request_id": result.request_id,
-                "body": result.body,
-                "error_code": result.error_code,
-                "error_message": result.error_message,
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.completion_tokens,
-                "attempts": result.attempts,
+                **asdict(result.outcome),
             }
             for result in results
         ],
     )
-    succeeded = sum(result.succeeded for result in results)
+    succeeded = sum(result.outcome.succeeded for result in results)
     finished = row.completed + row.failed + len(results) == row.total
     connection.execute(
         update(_chunk)
@@ -228,9 +219,9 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
         .values(
             completed=_chunk.c.completed + succeeded,
             failed=_chunk.c.failed + len(results) - succeeded,
-            prompt_tokens=_chunk.c.prompt_tokens + sum(result.prompt_tokens for result in results),
+            prompt_tokens=_chunk.c.prompt_tokens + sum(result.outcome.prompt_tokens for result in results),
             completion_tokens=_chunk.c.completion_tokens
-            + sum(result.completion_tokens for result in results),
+            + sum(result.outcome.completion_tokens for result in results),
             losses=0,
             state=ChunkState.DONE if finished else ChunkState.RUNNING,
         )

@@ -17,11 +17,14 @@ from sqlalchemy import Connection, and_, bindparam, case, func, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
-from vbatch.store.records import MODEL_SHIFT, Answer, ChunkKey, ChunkState, Result
+from vbatch.store.records import MODEL_SHIFT, OUTCOME, Answer, ChunkState, Outcome
 from vbatch.store.tables import CHUNK, FAILED, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
 PAGE_BYTES = 16 << 20  # of bodies in a page; one body alone may be larger
+
+
+_WITHOUT_BODY = tuple(name for name in OUTCOME if name != "body")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,7 @@ def in_file_order(store: Store, *, pk: int) -> Iterator[Answer]:
 
 def finished(store: Store, *, pk: int) -> Iterator[Answer]:
     """Yield the requests that are finished: the same lines as at the end, as far as they are known."""
-    return (
-        answer
-        for answer in in_file_order(store, pk=pk)
-        if answer.result is not None or answer.error_code is not None
-    )
+    return (answer for answer in in_file_order(store, pk=pk) if answer.outcome is not None)
 
 
 def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
@@ -132,18 +131,11 @@ def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> It
     after, end = (ordinal << MODEL_SHIFT) - 1, (ordinal + 1) << MODEL_SHIFT
     query = (
         select(
-            REQUEST.c.batch,
             REQUEST.c.seq,
             REQUEST.c.line,
             REQUEST.c.custom_id,
             RESULT.c.epoch,
-            RESULT.c.status_code,
-            RESULT.c.request_id,
-            RESULT.c.error_code,
-            RESULT.c.error_message,
-            RESULT.c.prompt_tokens,
-            RESULT.c.completion_tokens,
-            RESULT.c.attempts,
+            *(RESULT.c[name] for name in _WITHOUT_BODY),
             bodies.size.label("size"),
         )
         .select_from(REQUEST_WITH_RESULT)
@@ -183,31 +175,12 @@ def _first(chunk: _Stopped) -> int:
 
 
 def _to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
-    result = code = message = None
+    outcome = None
     if row.epoch is not None:
-        result = Result(
-            key=ChunkKey(row.batch, 0),
-            epoch=row.epoch,
-            seq=row.seq,
-            status_code=row.status_code,
-            request_id=row.request_id,
-            body=body,
-            error_code=row.error_code,
-            error_message=row.error_message,
-            prompt_tokens=row.prompt_tokens,
-            completion_tokens=row.completion_tokens,
-            attempts=row.attempts,
-        )
+        outcome = Outcome(body=body, **{name: getattr(row, name) for name in _WITHOUT_BODY})
     elif (chunk := _stopped_with(stopped, row.seq)) is not None:
-        code, message = chunk.code, chunk.message
-    return Answer(
-        seq=row.seq,
-        line=row.line,
-        custom_id=row.custom_id,
-        result=result,
-        error_code=code,
-        error_message=message,
-    )
+        outcome = Outcome(error_code=chunk.code, error_message=chunk.message, attempts=0)
+    return Answer(seq=row.seq, line=row.line, custom_id=row.custom_id, outcome=outcome)
 
 
 def _stopped(connection: Connection, pk: int) -> list[_Stopped]:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, func, select, text
 
 from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store
+from vbatch.store.records import OUTCOME
 from vbatch.store.results import pages
 from vbatch.store.tables import CHUNK, REQUEST, RESULT, RESULT_OF_REQUEST, SUCCEEDED
 
@@ -26,9 +27,7 @@ WRITE_CHUNKS = (
 )
 INDEX_CACHE_KIB = 32 * 1024
 
-_COPIED = (
-    "status_code, request_id, body, error_code, error_message, prompt_tokens, completion_tokens, attempts"
-)
+_COPIED = ", ".join(OUTCOME)
 _COPY = text(
     f"INSERT INTO result (batch, seq, epoch, {_COPIED})"
     f" SELECT CAST(:batch AS bigint), CAST(:seq AS bigint), 0, {_COPIED} FROM result"

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, func, insert, select, update
 
 from vbatch.store.records import SPLIT_AT, ChunkState
 from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT
+from vbatch.store.tables import same_chunk as _is
 
 _batch = BATCH
 _chunk = CHUNK
@@ -153,7 +154,3 @@ def _open(connection: Connection, row: Any) -> list[int]:
         .order_by(_request.c.seq)
     )
     return list(connection.execute(query).scalars())
-
-
-def _is(row: Any) -> Any:
-    return and_(_chunk.c.batch == row.batch, _chunk.c.n == row.n)

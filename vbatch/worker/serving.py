@@ -150,7 +150,7 @@ class Serving:
         except Interrupted:
             self._inflight.give_back(results)
             raise
-        self.progressed |= any(result.succeeded for result in results)
+        self.progressed |= any(result.outcome.succeeded for result in results)
         over = flushed.rejected | flushed.finished_chunks
         self._inflight.forget({lease for lease in held if lease.chunk in over})
         self._count(results, recorded=flushed.recorded)
@@ -160,14 +160,14 @@ class Serving:
             self._saved()
 
     def _count(self, results: Sequence[Result], *, recorded: int) -> None:
-        prompt_tokens = sum(result.prompt_tokens for result in results)
-        completion_tokens = sum(result.completion_tokens for result in results)
+        prompt_tokens = sum(result.outcome.prompt_tokens for result in results)
+        completion_tokens = sum(result.outcome.completion_tokens for result in results)
         self._context.meter.add(
             requests=recorded, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
         )
         self._context.view.count(
             saved=recorded,
-            failed=min(recorded, sum(not result.succeeded for result in results)),
+            failed=min(recorded, sum(not result.outcome.succeeded for result in results)),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )

@@ -1,4 +1,4 @@
-"""A database that comes back is waited for; one that a person must mend is said so at once. Against real ones."""
+"""A database that comes back is waited for; what a person must fix is reported at once. Against real ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reason(url: str) -> str:
     return unreachable.value.message
 
 
-# What a person must mend.
+# What a person must fix.
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_host_name_that_is_not_known_yet_is_waited_for() -> None:
-    """At boot the name server comes up later than we do."""
+    """At boot the name server comes up later than vbatch."""
     assert "host name" in reason("postgresql://postgres@no-such-host.invalid/postgres")
 
 
@@ -264,7 +264,7 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(own_postgres: Po
         nonlocal waits
         waits += 1
         if waits == 5:
-            own_postgres.start(wait=False)  # it recovers from the crash while we go on asking
+            own_postgres.start(wait=False)  # it recovers from the crash while vbatch keeps asking
 
     store = Store(own_postgres.url(), patience=ENDLESS, on_wait=waited)
     store.prepare()
@@ -332,7 +332,7 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
 def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or lost its power: the others would wait for as long as the server believes that it is there. Thawed, it goes on.
+    """Or lost its power: others would wait for as long as the server believes that it is alive. Thawed, it works on.
 
     Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
     """

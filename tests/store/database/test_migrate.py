@@ -115,7 +115,7 @@ def test_the_partial_indexes_have_the_conditions_that_the_queries_repeat(
 
 
 def test_what_the_first_revision_holds_is_kept(empty_url: str) -> None:
-    """A store of the first version, with a worker in it, goes on to the newest one."""
+    """A store of the first version, with a worker in it, is migrated to the newest one."""
     store = Store(empty_url)
     store.write(lambda connection: upgrade(connection, migrate.REVISIONS[0]))
     store.write(
@@ -178,7 +178,7 @@ def test_a_sqlite_file_is_backed_up_before_it_is_migrated(
         lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
     )
     monkeypatch.setattr(migrate, "REVISIONS", ("0000", *migrate.REVISIONS))
-    with pytest.raises(Exception, match="0000"):  # there is no script 0000 to go on from
+    with pytest.raises(Exception, match="0000"):  # there is no script 0000 to continue from
         store.prepare()
     assert [place.name for place in tmp_path.iterdir()] == [folder.name]
     backup = folder / "vbatch.db.before-0000.bak"

@@ -116,7 +116,9 @@ class Store:
         except Exception as error:
             fault = self._diagnose(error)
             if isinstance(fault, Transient):
-                raise self._unreachable("became unreachable while the batch was stored", fault) from error
+                raise self._unreachable(
+                    "became unreachable while the batch was being stored", fault
+                ) from error
             if fault is None:
                 raise
             raise fault from error

@@ -61,7 +61,7 @@ class Postgresql:
         given = self.url.query.get(name, "")
         return (given if isinstance(given, str) else given[0]).partition(",")[0]
 
-    def engine(self, *, as_it_is: bool = False) -> Engine:  # noqa: ARG002  (a server keeps no state of connections)
+    def engine(self, *, as_it_is: bool) -> Engine:  # noqa: ARG002  (a server keeps no state of connections)
         """Return an engine whose commits are durable, and whose waits and locks end."""
         options = (
             f"-c synchronous_commit=on -c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS}"

@@ -72,7 +72,7 @@ class Sqlite:
             raise not_understood("the SQLite URL names no file")
         self.file = Path(self.url.database)
 
-    def engine(self, *, as_it_is: bool = False) -> Engine:
+    def engine(self, *, as_it_is: bool) -> Engine:
         """Return an engine whose commits are durable. A file that is looked at ``as_it_is`` keeps its journal mode."""
         engine = create_engine(
             self.url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None}

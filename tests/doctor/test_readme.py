@@ -19,10 +19,10 @@ from vbatch.store import COMMAND_PATIENCE, Store
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_screens_of_doctor(home: Home, driver: StandInDriver, tmp_path: Path) -> None:
     (text,) = re.findall(r"^```console doctor\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    home.submit(chats(5000))
+    home.submit(chats(5000, model="qwen-8b"))
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, round(14.37 * GIB)))
         for step in parse_steps(text):
             assert step.command is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import Home, chat, chats, wait_until
+from tests.rigs import parrot
+from tests.rigs.commands import Home, chat, chats
 from tests.rigs.queued import queued
-from tests.rigs.workers import drain, kill, start_worker
+from tests.rigs.waiting import until
+from tests.rigs.workers import drain, exit_code, kill, start_worker
+from tests.store.filling import rows
 from vbatch.store import Store
+from vbatch.worker import recovery
 
 
 def test_poisonous_request_is_found_and_the_rest_completes(store: Store, tmp_path: Path) -> None:
@@ -51,19 +58,62 @@ def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -
 
 
 def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Path) -> None:
-    """Mutant: suspects.lost always gives back; worker after worker then dies over the same chunk."""
+    """Three deaths for each halving of 40, and ten over it alone: it is the last one, with nothing to compare it with.
+
+    Mutant: suspects.lost always gives back; worker after worker then dies over the same chunk.
+    """
     lines = chats(40)
     lines[17] = chat("poison", "x", echo="kill")
     batch = queued(store, tmp_path, lines)
     for deaths in range(60):  # noqa: B007
         worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
-        worker.join(60)
-        if worker.exitcode == 0:
+        if exit_code(worker) == 0:
             break
     print(f"worker deaths: {deaths}")
+    assert deaths <= 3 * math.ceil(math.log2(40)) + 10
     ended = batch.lines()
     assert ended.errors.keys() == {"poison"}
     assert not ended.lost(lines)
+
+
+def test_request_that_kills_workers_is_found_by_comparison(store: Store, tmp_path: Path) -> None:
+    """Another batch waits: between its deaths a request of that one runs alone to its end.
+
+    Mutant: queue.claim that always takes the suspect itself; ten deaths are needed then.
+    """
+    batch = queued(store, tmp_path, [chat("poison", "x", echo="kill")])
+    other = queued(store, tmp_path, chats(40), name="other", priority=-1)
+    for deaths in range(20):  # noqa: B007
+        worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
+        if exit_code(worker) == 0:
+            break
+    assert deaths == 3
+    assert "ran alone to their end" in batch.lines().errors["poison"]["error"]["message"]
+    assert not other.lines().lost(chats(40))
+    assert not other.lines().errors
+
+
+@pytest.mark.parametrize(("sent", "times"), [(signal.SIGHUP, 20), (signal.SIGKILL, 9)])
+def test_whoever_ends_workers_from_outside_convicts_no_request(
+    store: Store, tmp_path: Path, sent: signal.Signals, times: int
+) -> None:
+    """The terminal is closed again and again, or the worker killed, over one request that takes longer than that.
+
+    Mutants: on_signals without SIGHUP; the tenth closing then convicts. LOSSES_WITHOUT_CONTROL = LOSSES.
+    """
+    batch = queued(store, tmp_path, [chat("long", "long", echo="slow:5")])
+    options: dict[str, Any] = {"drain_limit": timedelta(milliseconds=50)}
+    for _ in range(times):
+        worker = start_worker(batch.url, tmp_path, **options)
+        until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        assert worker.pid is not None
+        os.kill(worker.pid, sent)
+        assert exit_code(worker) == (0 if sent == signal.SIGHUP else -signal.SIGKILL)
+        assert batch.failed() == 0
+        if sent == signal.SIGKILL:
+            recovery.release_chunks(store)
+    drain(batch.url, tmp_path)
+    assert batch.lines().answers == {"long": "long"}
 
 
 def test_hanging_request_ends_by_its_time_limit(store: Store, tmp_path: Path) -> None:
@@ -121,15 +171,15 @@ def test_a_request_to_be_tried_again_waits_without_a_place_in_the_engine(
         echo_latency=timedelta(milliseconds=20),
     )
     try:
-        wait_until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
+        until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
         first = time.monotonic()
-        wait_until(lambda: batch.batch.counts.completed == 8 or batch.failed() > 0, pause=0.01)
+        until(lambda: batch.batch.counts.completed == 8 or batch.failed() > 0, pause=0.01)
         assert batch.failed() == 0
-        wait_until(lambda: batch.failed() > 0, pause=0.01)
+        until(lambda: batch.failed() > 0, pause=0.01)
         waited = time.monotonic() - first
         print(f"failed for good {waited:.1f} s after the first answer")
         assert waited > 1, "the two pauses are of 0.5 and of 1 s at least"
-        worker.join(30)
+        exit_code(worker)
     finally:
         kill(worker)
     assert batch.attempts() == {"fails": 3, "r-0": 1}
@@ -140,8 +190,7 @@ def test_engine_that_dies_over_everything_is_given_up(store: Store, tmp_path: Pa
     lines = [chat(f"p-{i}", "x", echo="exit") for i in range(300)]
     batch = queued(store, tmp_path, lines)
     worker = start_worker(batch.url, tmp_path, drain=True)
-    worker.join(120)
-    assert worker.exitcode not in (0, None)
+    assert exit_code(worker) != 0
     assert batch.failed() <= 4
 
 
@@ -150,7 +199,7 @@ def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Pat
     models = ("echo-a", "echo-b", "echo-c")
     lines: list[dict[str, Any]] = [chat(f"r-{i}", f"r-{i}", model=models[i % 3]) for i in range(3000)]
     batch = queued(store, tmp_path, lines)
-    log = drain(batch.url, tmp_path)
+    log = drain(batch.url, tmp_path, engine=parrot.NAME)
     assert log.count("engine.loaded") == 3
     assert not batch.lines().lost(lines)
     assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
@@ -163,7 +212,7 @@ def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Pa
         queued(store, tmp_path, chats(300, model=model), name=str(number))
         for number, model in enumerate(models)
     ]
-    log = drain(batches[0].url, tmp_path)
+    log = drain(batches[0].url, tmp_path, engine=parrot.NAME)
     assert re.findall(r"engine.loaded model=(\S+)", log) == ["echo-a", "echo-b"]
     for batch in batches:
         assert not batch.lines().lost(chats(300))
@@ -184,11 +233,11 @@ def test_how_an_engine_died_is_told(home: Home) -> None:
     """
     poison = home.submit([*chats(4), chat("poison", "x", echo="exit")], name="poison")
     with home.worker("--engine", "echo"):
-        wait_until(lambda: home.finished(poison) == 5)
+        until(lambda: home.finished(poison) == 5)
         batch_id = home.submit([chat("slow", "x", echo="slow:60")])
         (worker,) = json.loads(home.run("status", batch_id, "--json").stdout)["workers"]
         assert re.match(r"the engine died \d times, the last time: .*exit", worker["note"])
-        wait_until(lambda: home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died"))
+        until(lambda: home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died"))
         assert "the engine died" in home.run("status", batch_id).stdout
 
 
@@ -198,10 +247,10 @@ def test_idle_engine_is_unloaded_and_loaded_again(store: Store, tmp_path: Path) 
     worker = start_worker(first.url, tmp_path, idle_unload=timedelta(seconds=1))
     log = tmp_path / f"worker-{worker.pid}.log"
     try:
-        wait_until(lambda: first.batch.status == "completed")
-        wait_until(lambda: "engine.unloaded" in log.read_text())
+        until(lambda: first.batch.status == "completed")
+        until(lambda: "engine.unloaded" in log.read_text())
         second = queued(store, tmp_path, chats(5), name="second")
-        wait_until(lambda: second.batch.status == "completed")
+        until(lambda: second.batch.status == "completed")
         assert log.read_text().count("engine.loaded") == 2
         assert worker.is_alive()
     finally:

@@ -62,7 +62,7 @@ def test_an_edited_environment_file_is_added_to() -> None:
 def test_a_plain_call_keeps_options_gpus_and_account(guest: Guest) -> None:
     """Which is what doctor advises. Mutant: the defaults; it took the options away and disabled the second GPU."""
     guest.machine.run(["useradd", "--create-home", "bob"])
-    chosen = ("--run-as", "bob", "--gpu", "0", "--gpu", "1", "--", "--engine", "echo", "--preload", ODD)
+    chosen = ("--run-as", "bob", "--gpu", "0", "--gpu", "1", "--", "--engine", "vllm", "--preload", ODD)
     guest.sudo("install-service", "--no-now", *chosen)
     before = guest.machine.written()
     done = guest.sudo("install-service", "--no-now")

@@ -37,7 +37,7 @@ def test_only_work_for_the_loaded_model_is_leased(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who, model="b", chunks=10)
     assert [request.line for request in lease.requests] == [2, 4]
-    assert (lease.model, lease.batch_id, lease.crashes) == ("b", batch.id, 0)
+    assert (lease.model, lease.batch_id, lease.alone) == ("b", batch.id, False)
     assert claim(store, who, model="other") == []
 
 
@@ -150,7 +150,7 @@ def test_many_processes_claim_each_chunk_once(store: Store, workers: int) -> Non
         start.send(None)
     claims = dict(found.recv() for found in founds)
     for process in running:
-        process.join(30)
+        process.join()
     assert Counter(key for keys in claims.values() for key in keys).most_common(1)[0][1] == 1
     assert sum(map(len, claims.values())) == 60
     assert rows(store, "SELECT DISTINCT state, epoch FROM chunk") == [("running", 1)]

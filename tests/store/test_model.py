@@ -30,7 +30,7 @@ from sqlmodel import SQLModel
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, deaths, finalization, ingest, queue, registry, results
-from vbatch.store.records import SPLIT_AT, ChunkKey, Lease
+from vbatch.store.records import Lease
 
 T = TypeVar("T")
 MODELS = ("a", "b")
@@ -128,14 +128,15 @@ class Machine(RuleBasedStateMachine):
         leases = queue.claim(self.store, worker=who, model=model, chunks=chunks, held=held)
         self.store.forget = False
         assert len(leases) <= chunks
-        suspected = [lease for lease in leases if lease.crashes >= SPLIT_AT]
-        assert not suspected or (len(leases) == 1 and not mine), "a suspect is leased alone"
+        alone = [lease for lease in leases if lease.alone]
+        assert not alone or (len(leases) == 1 and not mine)
         if not leases and best is not None:
             assert mine
-            assert self.is_suspected(mine[0].lease.key) or self.has_suspect_first(model)
+            assert mine[0].lease.alone or self.has_one_to_run_alone_first(model)
             return
         assert (leases == []) == (best is None)
-        assert best is None or self.batches[leases[0].key.batch].priority == best
+        might_be_a_control = bool(alone) and len(alone[0].requests) == 1
+        assert best is None or might_be_a_control or self.batches[leases[0].key.batch].priority == best
         for lease in leases:
             entry = Held(lease, who)
             batch = self.batches[lease.key.batch]
@@ -146,13 +147,9 @@ class Machine(RuleBasedStateMachine):
             assert not any(entry.lines & other.lines for other in self.good(batch.pk)), "leased twice"
             self.leases.append(entry)
 
-    def is_suspected(self, key: ChunkKey) -> bool:
-        query = "SELECT crashes FROM chunk WHERE batch = :batch AND n = :n"
-        return int(rows(self.store, query, batch=key.batch, n=key.n)[0][0]) >= SPLIT_AT
-
-    def has_suspect_first(self, model: str) -> bool:
-        query = "SELECT crashes FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
-        return int(rows(self.store, query, model=model)[0][0]) >= SPLIT_AT
+    def has_one_to_run_alone_first(self, model: str) -> bool:
+        query = "SELECT alone FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
+        return bool(rows(self.store, query, model=model)[0][0])
 
     def ready(self, batch: Expected, model: str) -> set[int]:
         """The lines of a model that nobody works on."""

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, Table, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, catalog, deaths, failures, finalization, queue, registry, results
+from vbatch.store import Store, catalog, deaths, failures, finalization, overview, queue, registry, results
 from vbatch.store.records import Lease
 from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT, WORKER
 
@@ -168,6 +168,7 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "start_finalizing": lambda busy: finalization.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
     "expire": lambda busy: finalization.expire(busy.store, now=datetime.now(UTC)),
     "progress": lambda busy: catalog.progress(busy.store),
+    "left": lambda busy: overview.left(busy.store),
     "request_cancel": lambda busy: finalization.request_cancel(busy.store, pk=busy.pk),
     "record_crash": lambda busy: deaths.record_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import wait_until
+from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from vbatch import processes
 from vbatch.processes import Liveness
@@ -95,7 +95,7 @@ def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: 
 
 
 def test_only_what_is_new_or_changed_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutants: queue.open_requests looks at results only after a first lease; _digest without the body."""
+    """Mutants: queue._open_requests looks at results only after a first lease; _digest without the body."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 4)
     first = take_in(store, lines(8))
     work(store)
@@ -226,7 +226,7 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
     dying = multiprocessing.get_context("spawn").Process(target=_take_in_and_stop_short, args=(url, first.pk))
     dying.start()
     try:
-        wait_until(lambda: count(store, "result") > before["result"])
+        until(lambda: count(store, "result") > before["result"])
         assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "it is not visible"
         assert catalog.by_pk(store, pk=first.pk).status is BatchStatus.IN_PROGRESS
     finally:

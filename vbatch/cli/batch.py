@@ -15,9 +15,10 @@ from vbatch.cli.listing import BatchTable
 from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
 from vbatch.cli.targets import target
+from vbatch.cli.workers import AtWork
 from vbatch.errors import VbatchError
 from vbatch.store import catalog
-from vbatch.store.records import Batch, Worker
+from vbatch.store.records import Batch
 
 NEWEST = 20
 EVERY = 1_000_000
@@ -42,7 +43,7 @@ def show_status(ref: str, *, json: bool, quiet: bool) -> None:
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
         status = batches.status(store, ref)
-        at_work = None if status.batch.status.final else workers.at_work(store)
+        at_work = None if status.batch.status.final else workers.at_work(store, status.batch)
     output.show(StatusView(status, at_work))
 
 
@@ -100,20 +101,19 @@ class IdAlone:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """One batch in full. ``workers`` are those that live, None when nobody needs to work on it."""
+    """One batch in full. ``at_work`` is None when no worker needs to work on it."""
 
     status: Status
-    workers: Sequence[Worker] | None
+    at_work: AtWork | None
 
     def ids(self) -> Sequence[str]:
         return [self.status.batch.id]
 
     def document(self) -> dict[str, Any]:
-        return documents.status(self.status, self.workers or ())
+        return documents.status(self.status, () if self.at_work is None else self.at_work.workers)
 
     def screen(self) -> RenderableType:
-        words = None if self.workers is None else workers.in_words(self.workers)
-        return screens.status(self.status, worker=words)
+        return screens.status(self.status, worker=None if self.at_work is None else self.at_work.words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def demo() -> int:
             WorkerOptions.of(settings, drain=True),
             preload=None,
             default_args=(),
-            models={smollm.NAME: ModelOptions(path=str(model), args=smollm.FLAGS)},
+            models={smollm.NAME: ModelOptions(path=str(model), args=smollm.flags())},
         )
         ended = work(output, url, told, log_level="error")
         finished = [catalog.by_pk(store, pk=batch.pk) for batch in submitted]

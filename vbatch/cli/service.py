@@ -14,6 +14,7 @@ import typer
 from vbatch.cli.app import app
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.output import Mode, Output
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import UsageError
 from vbatch.service import again, install, plan, uninstall
 from vbatch.service.accounts import account
@@ -68,11 +69,14 @@ def install_service(
 def _check_worker_options(arguments: Sequence[str]) -> None:
     """Refuse at once what the worker itself would refuse at every start, and what a service must not be told.
 
-    Raises UsageError, or click's own; ``--help`` shows what there is.
+    Raises UsageError, ConfigError, or click's own; ``--help`` shows what there is.
     """
     run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]
     with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
         check_vllm_flags(context.params["vllm_flags"] or [])
+        engine, preload = context.params["engine"], context.params["preload"]
+        if engine is not None and preload is not None:
+            KINDS[engine].require(preload)
         if context.params["drain"]:
             raise UsageError(
                 "a service that ends when the queue is empty would not be there for the next batch"

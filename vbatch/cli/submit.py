@@ -132,8 +132,8 @@ def _explain(output: Output, store: Store, order: Order, done: Submitted) -> Non
         output.warn(
             f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
         )
-    if not batch.status.final and not workers.at_work(store):
-        output.note("no worker is running; start one with: vbatch run-worker")
+    if not batch.status.final and (hint := workers.at_work(store, batch).hint) is not None:
+        output.note(hint)
 
 
 def _reused(done: Submitted, batch: Batch) -> str:

@@ -61,7 +61,7 @@ def _show_live(output: Output, store: Store, batch: Batch) -> None:
     with Live(console=output.stderr, transient=True, auto_refresh=False) as live:
         output.stderr.show_cursor(True)
         while not batch.status.final:
-            active = workers.in_words(workers.at_work(store))
+            active = workers.at_work(store, batch).words
             live.update(screens.status(pace.of(batch), worker=active), refresh=True)
             batch = _look(store, batch)
 

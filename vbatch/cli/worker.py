@@ -9,22 +9,27 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from vbatch import logs, worker
-from vbatch.cli import words
+from vbatch.cli import words, workers
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
 from vbatch.cli.opening import settings as load_settings
-from vbatch.cli.output import Output
+from vbatch.cli.output import Output, outlive_readers
 from vbatch.store import WORKER_PATIENCE, Store
+from vbatch.store.overview import Backlog
 from vbatch.worker import Stop, View, WorkerOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: how many results it saved, in how many seconds, and whether it was told to stop."""
+    """How a worker ended: how many results it saved, in how many seconds, and whether it was told to stop.
+
+    ``left_alone`` waits for a worker with another engine.
+    """
 
     saved: int
     seconds: float
     stopped: bool
+    left_alone: Sequence[Backlog]
 
 
 def run_worker(
@@ -36,8 +41,9 @@ def run_worker(
     preload: str | None,
     max_inflight: int | None,
 ) -> None:
-    """Work until a signal or, with ``drain``, until the queue is empty."""
+    """Work until a signal or, with ``drain``, until nothing is left that the engine serves."""
     check_vllm_flags(vllm_flags)
+    outlive_readers()
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
     ended = work(
@@ -47,8 +53,11 @@ def run_worker(
         log_level=settings.log_level,
     )
     if output.stderr.is_terminal:
-        why = "stopped" if ended.stopped else "the queue is empty"
+        empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
+        why = "stopped" if ended.stopped else empty
         output.note(f"{why}: {words.count(ended.saved, 'result')} saved in {words.duration(ended.seconds)}")
+        for backlog in ended.left_alone:
+            output.note(workers.left_alone(backlog))
 
 
 def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
@@ -70,4 +79,9 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
             worker.run(store, options, view=view, stop=stop)
     finally:
         store.close()
-    return Ended(saved=view.snapshot.saved, seconds=time.monotonic() - started, stopped=stop.requested)
+    return Ended(
+        saved=view.snapshot.saved,
+        seconds=time.monotonic() - started,
+        stopped=stop.requested,
+        left_alone=view.snapshot.left_alone,
+    )

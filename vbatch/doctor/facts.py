@@ -13,6 +13,7 @@ from functools import cached_property
 from vbatch import gpu, orphans
 from vbatch.config import Settings
 from vbatch.engine import build
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
@@ -81,7 +82,7 @@ class Facts:
     @property
     def needs_gpu(self) -> bool:
         """Whether a worker would compute on a GPU: not on the echo engine, nor on vLLM's build for CPUs."""
-        return self.settings.engine != "echo" and build.computes_on_gpu()
+        return KINDS[self.settings.engine].needs_gpu and build.computes_on_gpu()
 
     @cached_property
     def gpu(self) -> GpuReport:
@@ -92,7 +93,7 @@ class Facts:
     def suspects(self) -> Sequence[orphans.Suspect] | None:
         """The engine processes of the ledger that live, judged by the kill rules; None where it cannot be read."""
         try:
-            return orphans.suspects(self.records)
+            return orphans.suspects(self.records, self.settings.state_dir)
         except (VbatchError, OtherTables):
             return None
         except NothingStored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from vbatch import gpu as nvml
@@ -12,6 +13,7 @@ from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group, need_in_words
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, info, ok, skip
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import Gpu, GpuReport, needs
 from vbatch.holders import Holder, Kind
@@ -136,7 +138,7 @@ def _evidence(process: EngineProcess) -> str:
 def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
     before = facts.gpu
     resident = _resident(found)
-    outcomes = orphans.end(facts.records, found)
+    outcomes = orphans.end(facts.records, found, facts.settings.state_dir)
     for pid, outcome in outcomes.items():
         if outcome is Ended.UNKILLABLE:
             raise RepairFailed(f"process {pid} was killed but waits inside the kernel", "sudo reboot")
@@ -283,12 +285,11 @@ def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
 
 
 def wanted_models(facts: Facts) -> set[str]:
-    """Return the models that the settings name or the queue waits for."""
-    named = {*facts.settings.models, *filter(None, [facts.settings.preload])}
-    try:
-        return named | {entry.model for entry in queue.waiting(facts.records)}
-    except (VbatchError, NothingStored):
-        return named
+    """Return the models that the settings name or the queue waits for, as far as the engine serves them."""
+    wanted = {*facts.settings.models, *filter(None, [facts.settings.preload])}
+    with suppress(VbatchError, NothingStored):
+        wanted |= {entry.model for entry in queue.waiting(facts.records)}
+    return set(filter(KINDS[facts.settings.engine].serves, wanted))
 
 
 CHECKS = (

@@ -15,6 +15,7 @@ from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, ok, skip
 from vbatch.doctor.memory import of_the_worker, wanted_models
+from vbatch.engine.kinds import KINDS
 from vbatch.gpu import needs
 from vbatch.text import harmless
 
@@ -46,8 +47,9 @@ class _Files:
 
 def _models(facts: Facts) -> Iterator[Finding]:
     """Look at each model that the settings name or the queue waits for."""
-    if facts.settings.engine == "echo":
-        yield skip("engine.model", "the echo engine needs no model")
+    kind = KINDS[facts.settings.engine]
+    if not kind.needs_files:
+        yield skip("engine.model", f"{kind.title} needs no model")
         return
     models = sorted(wanted_models(facts))
     if not models:

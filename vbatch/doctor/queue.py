@@ -14,10 +14,12 @@ from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, Repair, info, ok
+from vbatch.engine import kinds
 from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import catalog, examination, registry
+from vbatch.store import catalog, overview, registry
 from vbatch.store.records import Batch
+from vbatch.text import harmless
 from vbatch.worker import recovery
 
 RECENT = 50  # batches whose files are looked for
@@ -30,8 +32,10 @@ MEANINGS = {
         remedy="Nothing: a running worker goes on by itself. Without one: vbatch run-worker.",
     ),
     "queue.no_worker": Meaning(
-        means="Batches wait, and no worker runs.",
-        remedy="vbatch run-worker, or vbatch install-service once for all.",
+        means="Batches wait, and no worker runs, or none whose engine serves their models: the echo engine serves "
+        "the model `echo` alone, vLLM every other one.",
+        remedy="vbatch run-worker, or vbatch install-service once for all; for the model `echo`: "
+        "vbatch run-worker --engine echo.",
     ),
     "queue.stale": Meaning(
         means="Chunks are leased to workers that are gone.",
@@ -69,16 +73,43 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
         for worker in registry.live(facts.records)
         if processes.liveness(worker.identity) is not Liveness.GONE
     ]
-    if alive:
+    engines = [worker.engine for worker in alive] + [facts.settings.engine] * facts.of_service
+    unserved = [
+        backlog.model
+        for backlog in overview.left(facts.records).models
+        if backlog.waiting and not any(kinds.may_serve(engine, backlog.model) for engine in engines)
+    ]
+    commands = _worker_commands(facts, unserved)
+    if engines and unserved:
+        yield Finding(
+            id="queue.no_worker",
+            level=Level.WARN,
+            what=f"no worker can serve {_named(unserved)}",
+            why="the workers have another engine; nothing is lost, the requests wait for one that serves them",
+            commands=commands,
+        )
+    elif alive:
         workers = "worker is" if len(alive) == 1 else "workers are"
         yield ok("queue.no_worker", f"{len(alive)} {workers} running; what waits goes on by itself")
     elif facts.of_service:
         yield ok("queue.no_worker", "no worker is running yet; the service brings one")
     else:
-        yield _without_worker(service.brings_a_worker())
+        yield _without_worker(service.brings_a_worker(), commands)
 
 
-def _without_worker(unit: Finding | None) -> Finding:
+def _worker_commands(facts: Facts, models: Sequence[str]) -> tuple[str, ...]:
+    """Return the commands that start workers for these models, or any worker where only files are to be written."""
+    engine = facts.settings.engine
+    commands = dict.fromkeys(kinds.worker_command(model, default=engine) for model in models)
+    return tuple(commands) or ("vbatch run-worker",)
+
+
+def _named(models: Sequence[str]) -> str:
+    shown = ", ".join(harmless(model) for model in models[:SHOWN])
+    return shown if len(models) <= SHOWN else f"{shown} and {len(models) - SHOWN} more models"
+
+
+def _without_worker(unit: Finding | None, commands: tuple[str, ...]) -> Finding:
     if unit is not None and unit.level in (Level.OK, Level.WARN):  # it starts, or is between two tries
         return ok("queue.no_worker", "no worker is running yet; the service brings one", unit.what)
     return Finding(
@@ -86,7 +117,7 @@ def _without_worker(unit: Finding | None) -> Finding:
         level=Level.INFO,
         what="no worker is running",
         why="nothing is lost; the queue waits for one",
-        commands=unit.commands[-1:] if unit is not None else ("vbatch run-worker",),
+        commands=unit.commands[-1:] if unit is not None else commands,
     )
 
 
@@ -100,7 +131,7 @@ def _progress(batch: Batch) -> str:
 def _stale(facts: Facts) -> Iterator[Finding]:
     """Look for chunks of workers whose processes are provably gone."""
     dead = recovery.gone(facts.records)
-    chunks = examination.running(facts.records, workers=[worker.id for worker in dead])
+    chunks = overview.running(facts.records, workers=[worker.id for worker in dead])
     if not chunks:
         yield ok("queue.stale", "no chunk is leased to a dead worker")
         return
@@ -122,14 +153,14 @@ def _stale(facts: Facts) -> Iterator[Finding]:
 
 
 def _poisoned(facts: Facts) -> Iterator[Finding]:
-    """Look for chunks that took engines down."""
-    troubled = examination.troubled(facts.records)
-    for batch_id, requests, crashes in troubled:
+    """Look for chunks that took engines or workers down."""
+    troubled = overview.troubled(facts.records)
+    for batch_id, requests, deaths in troubled:
         yield Finding(
             id="queue.poisoned",
             level=Level.WARN,
-            what=f"{requests} requests of {batch_id} were in the engine when it died, {crashes} times",
-            why="one of them is probably poisonous; they are halved until it is found, the others complete",
+            what=f"{requests} requests of {batch_id} were running when an engine or a worker died, {deaths} times",
+            why="one of them may be the cause; they are halved until it is found, the others complete",
             commands=(f"vbatch status {batch_id}",),
         )
     if not troubled:

@@ -16,7 +16,7 @@ from vbatch.doctor.starting import so_far, span
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.service import database
 from vbatch.service.database import Database, Kind
-from vbatch.store import Store, examination
+from vbatch.store import Store, overview
 from vbatch.store.database import migrate
 from vbatch.store.database.backends import backend_of
 from vbatch.store.database.backends.postgresql import Server
@@ -113,7 +113,7 @@ def _reach(facts: Facts) -> Iterator[Finding]:
         if any(finding.level is Level.FAIL for finding in found):
             return
         store = facts.store
-        revision = examination.revision(store)
+        revision = overview.revision(store)
     except NothingStored:
         yield info("store.empty", "there is no store yet", "the first batch makes it")
         return
@@ -173,7 +173,7 @@ def _psql(store: Store, *command: str) -> str:
 def _called(store: Store) -> str:
     if store.file is not None:
         return f"SQLite {sqlite3.sqlite_version} ({store.file})"
-    seen = examination.server(store)
+    seen = overview.server(store)
     return f"PostgreSQL {seen.version} at {database.recognise(str(store)).where}, up for {span(seen.uptime)},"
 
 
@@ -211,7 +211,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
     if store.file is not None:
         yield from sqlite.look(store.file)
         return
-    seen = examination.server(store)
+    seen = overview.server(store)
     if seen.in_recovery or seen.read_only:
         yield Finding(
             id="store.read_only",
@@ -247,7 +247,7 @@ def _server(facts: Facts) -> Iterator[Finding]:
 
 def _rights(store: Store, seen: Server) -> Iterator[Finding]:
     """Look whether we may do what the next command will do; connecting shows nothing of it."""
-    makes_tables = examination.revision(store) != migrate.CURRENT
+    makes_tables = overview.revision(store) != migrate.CURRENT
     if makes_tables and not seen.may_create:
         what, right = f"we may not make tables in {store}", "CREATE ON SCHEMA public"
     elif seen.withheld:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
@@ -85,8 +86,8 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
     """Return the kinds of failure of a batch, the most frequent first. Raises NoSuchBatch where it was deleted."""
     found: dict[_Kind, _Many] = {}
     after = -1
-    while chunks := store.read(lambda connection, last=after: _chunks(connection, pk, last)):  # type: ignore[misc]
-        for kind, many in store.read(lambda connection, some=chunks: _kinds(connection, pk, some)):  # type: ignore[misc]
+    while chunks := store.read(partial(_chunks, pk=pk, after=after)):
+        for kind, many in store.read(partial(_kinds, pk=pk, chunks=chunks)):
             found[kind] = found[kind] + many if kind in found else many
         after = chunks[-1].n
     groups = store.read(lambda connection: _groups(connection, pk, found))

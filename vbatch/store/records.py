@@ -114,7 +114,8 @@ class Request:
 class Lease:
     """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
 
-    ``epoch`` is the fencing token: a flush that carries an older one is dropped.
+    ``epoch`` is the fencing token: a flush that carries an older one is dropped. ``alone``: nothing else may run
+    while these requests do.
     """
 
     key: ChunkKey
@@ -122,7 +123,7 @@ class Lease:
     epoch: int
     model: str
     url: str
-    crashes: int
+    alone: bool
     requests: tuple[Request, ...]
 
     @property
@@ -187,11 +188,11 @@ class Waiting:
 
 
 class Troubled(NamedTuple):
-    """A chunk whose requests were in the engine each time it died: one of them is probably poisonous."""
+    """A chunk whose requests were running each time an engine or a worker died: one of them may be the cause."""
 
     batch_id: str
     requests: int
-    crashes: int
+    deaths: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, func, select
+from sqlalchemy import Connection, Select, and_, bindparam, case, func, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
@@ -121,7 +122,7 @@ def _read(store: Store, pk: int, bodies: _Bodies) -> Iterator[tuple[Any, bytes |
     limit = max(1, PAGE // max(1, len(ordinals)))
     runs = [_run(store, pk, ordinal, bodies, limit) for ordinal in ordinals]
     for page in pages(heapq.merge(*runs, key=lambda row: row.line), most=PAGE):
-        found = store.read(lambda connection, rows=page: _bodies_of(connection, pk, bodies, rows))  # type: ignore[misc]
+        found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=page))
         for row in page:
             yield row, found.pop(row.seq, None), stopped
 
@@ -144,11 +145,15 @@ def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> It
         .limit(limit)
     )
     while True:
-        rows = store.read(lambda connection, last=after: connection.execute(query, {"after": last}).all())  # type: ignore[misc]
+        rows = store.read(partial(_rows, query=query, after=after))
         yield from rows
         if len(rows) < limit:
             return
         after = rows[-1].seq
+
+
+def _rows(connection: Connection, query: Select[Any], after: int) -> Sequence[Any]:
+    return connection.execute(query, {"after": after}).all()
 
 
 def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[Any]) -> dict[int, bytes]:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -139,7 +140,7 @@ def _requests(
     rows = store.read(lambda connection: connection.execute(query.order_by(REQUEST.c.seq)).all())
     for page in pages(rows):
         seqs = [row.seq for row in page]
-        yield from store.read(lambda connection, seqs=seqs: _digests(connection, batch, seqs))  # type: ignore[misc]
+        yield from store.read(partial(_digests, batch=batch, seqs=seqs))
 
 
 def _digests(connection: Connection, batch: int, seqs: Sequence[int]) -> list[tuple[int, bytes]]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     TypeDecorator,
     and_,
     exists,
+    false,
     literal_column,
     or_,
 )
@@ -168,6 +170,9 @@ class ChunkRow(SQLModel, table=True):
     completion_tokens: int = Field(sa_column=_big(server_default="0"))
     error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
     error_message: str | None = Field(default=None, sa_column=_words())
+    alone: bool = Field(sa_column=Column(Boolean(), nullable=False, server_default=false()))
+    lost_boot: str | None = Field(default=None, sa_column=_text(nullable=True))
+    controls: int = Field(sa_column=_integer(server_default="0"))
 
 
 class ResultRow(SQLModel, table=True):
@@ -208,6 +213,7 @@ class WorkerRow(SQLModel, table=True):
     beat_at: datetime = Field(sa_column=_time(nullable=False))
     stopped_at: datetime | None = Field(default=None, sa_column=_time())
     requests_per_second: float | None = Field(default=None, sa_column=Column(Float(), nullable=True))
+    stopping_at: datetime | None = Field(default=None, sa_column=_time())
 
 
 class ProcessRow(SQLModel, table=True):

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from vbatch.engine import Engine, EngineDied, Reply
 from vbatch.protocol import usage_of
-from vbatch.store.records import SPLIT_AT, ChunkKey, Lease, LeaseKey, Outcome, Request, Result
+from vbatch.store.records import ChunkKey, Lease, LeaseKey, Outcome, Request, Result
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
@@ -24,8 +24,8 @@ SHOWN_BYTES = 200  # of an answer that is not JSON
 class Inflight:
     """Keeps the engine busy with up to ``limit`` requests and collects their results.
 
-    There is no barrier between chunks: the next request starts when any one ends. The exception is a suspect
-    chunk (it was running at two engine deaths): it runs alone, so that a further death accuses only it.
+    There is no barrier between chunks: the next request starts when any one ends. The exception is a lease that
+    the store wants to run alone (``vbatch.store.suspects``), so that a further death says something about it.
     """
 
     def __init__(self, engine: Engine, *, limit: int, request_timeout: timedelta | None) -> None:
@@ -34,7 +34,7 @@ class Inflight:
         self._timeout = request_timeout.total_seconds() if request_timeout else None
         self._leases: dict[ChunkKey, Lease] = {}
         self._pending: deque[tuple[Lease, Request]] = deque()
-        self._suspects: deque[Lease] = deque()
+        self._waiting_alone: deque[Lease] = deque()
         self._running: dict[asyncio.Task[None], tuple[Lease, Request]] = {}
         self._lost: set[tuple[LeaseKey, int]] = set()
         self._active = 0
@@ -67,14 +67,14 @@ class Inflight:
     @property
     def wanting(self) -> int:
         """How many more requests should be leased so that the engine never waits for the store."""
-        if self._suspects or self._alone is not None:
+        if self._waiting_alone or self._alone is not None:
             return 0
         return max(0, self._limit - len(self._pending))
 
     @property
     def idle(self) -> bool:
         """Whether nothing is pending, running or waiting to be saved."""
-        return self.quiet and not (self._suspects or self.answered)
+        return self.quiet and not (self._waiting_alone or self.answered)
 
     @property
     def quiet(self) -> bool:
@@ -92,19 +92,19 @@ class Inflight:
             if not lease.requests:
                 continue
             self._leases[lease.key] = lease
-            if lease.crashes >= SPLIT_AT:
-                self._suspects.append(lease)
+            if lease.alone:
+                self._waiting_alone.append(lease)
             else:
                 self._pending.extend((lease, request) for request in lease.requests)
 
     def start(self) -> None:
-        """Start what there is room for. The next suspect waits until the one before it is saved."""
+        """Start what there is room for. What runs alone waits until all before it is saved."""
         if self._alone not in self.leases:
             self._alone = None
-        if self._suspects and self._alone is None and self.quiet:
-            suspect = self._suspects.popleft()
-            self._alone = suspect.id
-            self._pending.extend((suspect, request) for request in suspect.requests)
+        if self._waiting_alone and self._alone is None and self.quiet:
+            lease = self._waiting_alone.popleft()
+            self._alone = lease.id
+            self._pending.extend((lease, request) for request in lease.requests)
         while self._pending and self._active < self._limit:
             lease, request = self._pending.popleft()
             self._active += 1
@@ -119,7 +119,7 @@ class Inflight:
         for gone in leases & self.leases:
             del self._leases[gone.chunk]
         self._pending = deque(entry for entry in self._pending if entry[0].id not in leases)
-        self._suspects = deque(lease for lease in self._suspects if lease.id not in leases)
+        self._waiting_alone = deque(lease for lease in self._waiting_alone if lease.id not in leases)
         for task, (lease, _) in list(self._running.items()):
             if lease.id in leases:
                 task.cancel()
@@ -128,7 +128,7 @@ class Inflight:
     def drop_pending(self) -> None:
         """Start nothing more; what runs goes on."""
         self._pending.clear()
-        self._suspects.clear()
+        self._waiting_alone.clear()
 
     def take_answered(self) -> list[Result]:
         """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from vbatch import orphans, processes
@@ -18,6 +19,9 @@ from vbatch.store import Store, deaths, registry, staging
 from vbatch.store.records import Worker
 
 log = logging.getLogger(__name__)
+
+SAME_SECONDS = timedelta(seconds=10)  # a worker's last sign of life may be 5 s older than its death
+LOOK_AGAIN = timedelta(seconds=3)  # after which all that died in one moment are seen to be gone
 
 
 class _Sight(NamedTuple):
@@ -46,13 +50,13 @@ class Watch:
         return now - since >= self._lease
 
 
-def recover(store: Store, watch: Watch, *, me: str) -> int:
+def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     """Give the chunks of dead workers back to the queue and return how many those were.
 
     Their engine processes are ended first, where the kill rules prove them ours (``vbatch.orphans``): an engine
     that outlived its worker holds the memory that the next one needs.
     """
-    orphans.clear(store)
+    orphans.clear(store, state_dir)
     chunks = release_chunks(store)
     for worker in registry.live(store):
         if worker.id != me and watch.lapsed(worker):
@@ -68,11 +72,25 @@ def gone(store: Store) -> list[Worker]:
 
 
 def release_chunks(store: Store) -> int:
-    """Give back the chunks of workers that are provably gone, and return how many those were."""
+    """Give back the chunks of workers that are provably gone, and return how many those were.
+
+    Workers of this boot that are found gone in one look died together: whatever ended them, it was no request.
+    Before a request is blamed we look again, and for a signal that another worker received in those seconds.
+    """
     here = processes.current()
+    dead = gone(store)
+    at_stake = deaths.at_stake(store, workers=[worker.id for worker in dead])
+    if at_stake:
+        time.sleep(LOOK_AGAIN.total_seconds())
+        dead = gone(store)
+    several = sum(_same_boot(worker, here) for worker in dead) > 1
     chunks = 0
-    for worker in gone(store):
-        reclaimed = deaths.reclaim(store, worker=worker.id, beat=None, vanished=_same_boot(worker, here))
+    # First those at stake: who looks at the same time must not find one of them as the only one that is left.
+    for worker in sorted(dead, key=lambda worker: worker.id not in at_stake):
+        together = several or (worker.id in at_stake and _in_time_of_a_signal(store, worker))
+        reclaimed = deaths.reclaim(
+            store, worker=worker.id, beat=None, vanished=_same_boot(worker, here), together=together
+        )
         log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
         chunks += reclaimed
     return chunks
@@ -81,6 +99,12 @@ def release_chunks(store: Store) -> int:
 def _same_boot(worker: Worker, here: ProcessIdentity) -> bool:
     """Whether it died on this boot: after a power cut nobody is to blame."""
     return worker.identity.boot_id == here.boot_id
+
+
+def _in_time_of_a_signal(store: Store, worker: Worker) -> bool:
+    return registry.asked_to_stop(
+        store, boot_id=worker.identity.boot_id, around=worker.beat_at, within=SAME_SECONDS
+    )
 
 
 def sweep(store: Store) -> None:

@@ -47,7 +47,7 @@ class Serving:
         engine: Engine,
         model: str,
         *,
-        loadable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
+        servable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
         saved: Callable[[], None],
         slept_before: timedelta,
         raise_failures: Callable[[], None],
@@ -56,7 +56,7 @@ class Serving:
         self._context = context
         self._engine = engine
         self._model = model
-        self._loadable = loadable
+        self._servable = servable
         self._saved = saved
         self._slept_before = slept_before
         self._raise_failures_beside = raise_failures
@@ -128,7 +128,7 @@ class Serving:
 
     def _claim_in_store(self, chunks: int, held: frozenset[ChunkKey]) -> list[Lease]:
         store = self._context.store
-        if choose(self._loadable(queue.waiting(store)), loaded=self._model) != self._model:
+        if choose(self._servable(queue.waiting(store)), loaded=self._model) != self._model:
             return []
         return queue.claim(store, worker=self._context.worker, model=self._model, chunks=chunks, held=held)
 

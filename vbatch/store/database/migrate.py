@@ -13,7 +13,7 @@ from vbatch.store.database.backends.protocol import Backend
 log = logging.getLogger(__name__)
 
 # Oldest first; a test holds this in step with the scripts in migrations/versions.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 CURRENT = REVISIONS[-1]
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from vbatch.durations import parse_duration
+from vbatch.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,19 @@ def test_read(text: str, expected: timedelta) -> None:
 def test_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a duration|is too long"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("duration", "written"),
+    [
+        (timedelta(), "0 s"),
+        (timedelta(seconds=59.9), "59 s"),
+        (timedelta(hours=7), "7 h"),
+        (timedelta(hours=7, seconds=5), "7 h"),
+        (timedelta(hours=29, minutes=59), "1 d 5 h"),
+        (timedelta(minutes=4, seconds=10), "4 min 10 s"),
+    ],
+)
+def test_written_in_the_two_largest_units(duration: timedelta, written: str) -> None:
+    """Mutant: the units of the front that are 0 are counted; ``7 h`` would be ``0 d 7 h``."""
+    assert format_duration(duration) == written

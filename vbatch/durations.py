@@ -1,4 +1,4 @@
-"""Durations as people write them: ``90s``, ``15m``, ``1h30m``, ``2d``."""
+"""Durations as people write and read them: ``90s``, ``15m``, ``1h30m``, ``2d``."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def parse_duration(text: str) -> timedelta:
     if duration <= timedelta():
         raise ValueError(f"'{text}' is not a duration above zero")
     return duration
+
+
+def format_duration(duration: timedelta) -> str:
+    """Write a duration in its two largest units: ``1 d 5 h``, ``7 h``, ``5 s``."""
+    rest = int(duration.total_seconds())
+    parts: list[str] = []
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, rest = divmod(rest, size)
+        parts += [f"{count} {unit}"] if count or parts else []
+    return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"

@@ -78,6 +78,26 @@ def holders(gpu: Gpu, suspects: Collection[Suspect] | None) -> list[Holder]:
     return sorted(found, key=lambda holder: -(holder.used or 0))
 
 
+def unproven(suspects: Collection[Suspect]) -> list[Holder]:
+    """Return the living processes that the ledger alone calls engines, whatever they hold."""
+    described = [
+        (suspect.process.identity.pid, processes.describe(suspect.process.identity.pid))
+        for suspect in suspects
+        if suspect.verdict in (Verdict.UNPROVEN, Verdict.OF_ANOTHER_USER)
+    ]
+    return [
+        Holder(
+            pid=pid,
+            used=None,
+            kind=Kind.UNPROVEN,
+            who=_name(description),
+            remedies=tuple(_polite_stop(description)),
+        )
+        for pid, description in described
+        if description is not None
+    ]
+
+
 def ghost(gpu: Gpu) -> int:
     """Return the bytes that are in use though no listed process holds them; 0 where that cannot be told."""
     known = [listed.used for listed in gpu.holders if listed.used is not None]

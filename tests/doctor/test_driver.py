@@ -13,15 +13,15 @@ import pytest
 
 from tests.rigs.nvml import StandInDriver
 from vbatch import config, gpu, preflight
-from vbatch.doctor import driver as driver_checks
-from vbatch.doctor import memory
+from vbatch.doctor.checks import driver as driver_checks
+from vbatch.doctor.checks import gpu_memory
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.engine import EngineStartFailed
 from vbatch.store import Store
 
-CHECKS = (*driver_checks.CHECKS, *memory.CHECKS)
+CHECKS = (*driver_checks.CHECKS, *gpu_memory.CHECKS)
 
 
 @pytest.fixture(autouse=True)

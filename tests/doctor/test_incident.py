@@ -228,7 +228,7 @@ def test_the_whole_incident_in_one_command(
     assert "14.4 GiB of GPU memory came back" in done.stdout
     assert "label-studio is healthy" in done.stdout
     assert "leave it alone" in done.stdout
-    told = f"; {saved} of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+    told = f"; {saved} of 600 requests are saved; nothing was lost; the work continues when a worker runs"
     assert told in done.stdout
     assert done.stdout.splitlines()[-1] == "next: vbatch run-worker --engine echo"
 
@@ -263,7 +263,7 @@ def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
         said = levels(document)
         assert (said["gpu.orphan"], said["gpu.unproven"], said["gpu.memory"]) == ("skip", "warn", "fail")
         assert f"kill {engine.pid}" not in json.dumps(document)
-        assert "outlived its worker" not in json.dumps(document["findings"])
+        assert "left behind by a dead worker" not in json.dumps(document["findings"])
         assert engine.alive()
         threading.Timer(3, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
         examined(home, "gpu", "--fix", "--yes", "--wait", "60s", code=0)

@@ -13,7 +13,7 @@ from tests.doctor.test_driver import CHECKS, empty_home, found, gpu_build  # noq
 from tests.rigs import engines
 from tests.rigs.nvml import GIB, TOTAL, StandInDriver
 from vbatch import config, gpu, preflight
-from vbatch.doctor import memory
+from vbatch.doctor.checks import gpu_memory
 from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Level
@@ -200,4 +200,4 @@ def test_freed_is_what_was_measured(
         driver.has((engine.pid, 14 * GIB))
         assert facts.gpu.gpus[0].used == 14 * GIB
         driver.has(leak=8 * GIB)
-        assert memory._end(facts, [entry]) == "ended, 6.0 GiB of GPU memory came back"
+        assert gpu_memory._end(facts, [entry]) == "ended, 6.0 GiB of GPU memory came back"

@@ -17,13 +17,13 @@ from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.store.filling import claim, take_in
 from vbatch import config
-from vbatch.doctor import models as model_checks
-from vbatch.doctor import queue as checks
-from vbatch.doctor import service, story
-from vbatch.doctor import store as store_checks
+from vbatch.doctor.checks import models as model_checks
+from vbatch.doctor.checks import power, service, sqlite
+from vbatch.doctor.checks import queue as checks
+from vbatch.doctor.checks import store as store_checks
+from vbatch.doctor.checks.gpu_memory import wanted_models
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level, info, ok, skip
-from vbatch.doctor.memory import wanted_models
+from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
 from vbatch.store import Store, deaths, queue, registry
@@ -60,15 +60,15 @@ def test_what_waits_without_a_worker(facts: Facts, store: Store) -> None:
 @pytest.mark.parametrize(
     ("unit", "level", "command"),
     [
-        (ok("service.running", "vbatch-worker@0 is activating"), Level.OK, None),
-        (Finding(id="service.failed", level=Level.WARN, what="between two tries"), Level.OK, None),
+        (service.RUNNING.ok("vbatch-worker@0 is activating"), Level.OK, None),
+        (service.FAILED.warn("between two tries"), Level.OK, None),
         (
-            Finding(id="service.failed", level=Level.FAIL, what="x", commands=("journalctl", "again")),
+            service.FAILED.fail("x", commands=("journalctl", "again")),
             Level.INFO,
             "again",
         ),
-        (info("service.stopped", "x", commands=("systemctl start x",)), Level.INFO, "systemctl start x"),
-        (skip("service.none", "no service to look at"), Level.INFO, "vbatch run-worker"),
+        (service.STOPPED.info("x", commands=("systemctl start x",)), Level.INFO, "systemctl start x"),
+        (service.NONE.skip("no service to look at"), Level.INFO, "vbatch run-worker"),
     ],
 )
 @pytest.mark.usefixtures("waiting")
@@ -134,7 +134,7 @@ def test_chunks_of_the_dead_are_given_back_only_when_asked(facts: Facts, store: 
     assert queue.waiting(store) != []
     assert len(claim(store, dead_worker(store), chunks=9)) == 1  # two of three are still leased
     fixed = found(facts, fix=True)["queue.stale"]
-    assert (fixed.level, "3 given back" in fixed.what) == (Level.FIXED, True)
+    assert (fixed.level, "3 returned" in fixed.what) == (Level.FIXED, True)
     assert len(claim(store, dead_worker(store), chunks=9)) == 3
 
 
@@ -188,7 +188,7 @@ def test_files_that_do_not_match(tmp_path: Path) -> None:
     output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:15]))
     assert "has 15 lines; vbatch wrote 20" in line()
     output.unlink()
-    assert "is not there any more" in line()
+    assert "is no longer there" in line()
     batch = home.run("list", "--quiet").stdout.strip()
     home.run("results", batch, "-o", output)
     assert line() == ""
@@ -282,9 +282,9 @@ def test_of_a_store_that_is_not_sound_nothing_is_said_or_repaired(
     registry.register(
         store, identity=replace(engines.dead_identity(), boot_id="before"), engine="echo", gpu_uuid=None
     )
-    broken = Finding(id="store.damaged", level=Level.FAIL, what="it is damaged")
+    broken = sqlite.DAMAGED.fail("it is damaged", commands=())
     state = replace(store_checks.CHECKS[1], run=lambda _facts: [broken])
-    checked = (store_checks.CHECKS[0], state, *story.CHECKS, *checks.CHECKS)
+    checked = (store_checks.CHECKS[0], state, power.CHECKS[0], *checks.CHECKS)
     findings = examine(checked, facts, Conduct(may_repair=lambda _finding: True)).findings
     said = [finding.what for finding in findings if finding.id.startswith(("queue", "host"))]
     assert set(said) == {"skipped: needs a sound store"}

@@ -11,7 +11,7 @@ import pytest
 from tests.rigs.guest import Guest
 from tests.service.conftest import make_guest
 from vbatch import config, suspension
-from vbatch.doctor import sleep
+from vbatch.doctor.checks import power
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Level
 
@@ -23,9 +23,9 @@ DESKTOP = "[Service]\nExecStart=/bin/sleep infinity\n"
 def test_a_machine_that_has_slept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: looking only at what it may do; who slept is a proof."""
     monkeypatch.setattr(suspension, "since_boot", lambda: timedelta(hours=7))
-    (finding,) = sleep._sleep(Facts(settings=config.load()))
+    (finding,) = power._sleep(Facts(settings=config.load()))
     assert finding.level is Level.WARN
-    assert "slept for 7 hours" in finding.what
+    assert "slept for 7 h since" in finding.what
     assert "systemctl mask" in finding.commands[0]
 
 
@@ -38,7 +38,7 @@ def test_the_sleep_is_what_one_clock_does_not_count(monkeypatch: pytest.MonkeyPa
 @pytest.mark.root
 def test_a_desktop_that_may_suspend_it(guest: Guest) -> None:
     """Mutant: not asking whether somebody has forbidden it; the advice would never end."""
-    guest.mutate("vbatch/doctor/sleep.py", '"/sys/power/state"', '"/etc/power"')
+    guest.mutate("vbatch/doctor/checks/power.py", '"/sys/power/state"', '"/etc/power"')
 
     def level() -> str:
         done = guest.vbatch("doctor", "host.sleep", "--json", check=False)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.doctor.test_store import examined, failure
 from tests.rigs.commands import Home
-from vbatch.doctor import sqlite
+from vbatch.doctor.checks import sqlite
 from vbatch.doctor.findings import Level, exit_code
 from vbatch.errors import ExitCode
 from vbatch.store import COMMAND_PATIENCE, Store

@@ -25,7 +25,7 @@ from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from tests.rigs.waiting import until
 from vbatch import config, processes
-from vbatch.doctor import store as checks
+from vbatch.doctor.checks import store as checks
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, exit_code
 from vbatch.doctor.running import Conduct, examine

@@ -20,8 +20,8 @@ from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, exit_code, kill, start_worker
 from tests.store.filling import rows
+from vbatch import recovery
 from vbatch.store import Store
-from vbatch.worker import recovery
 
 
 def test_poisonous_request_is_found_and_the_rest_completes(store: Store, tmp_path: Path) -> None:

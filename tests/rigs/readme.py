@@ -99,10 +99,10 @@ def _default(name: str, value: object) -> str:
 
 def findings() -> str:
     """Return the table of doctor's findings."""
-    from vbatch.doctor import catalogue
+    from vbatch.doctor import registry
 
     rows = ["| finding | what it means | what to do |", "| --- | --- | --- |"]
-    for name, meaning in catalogue.meanings().items():
+    for name, meaning in registry.meanings().items():
         means, remedy = (text.replace("|", "\\|") for text in (meaning.means, meaning.remedy))
         rows.append(f"| `{name}` | {means} | {remedy} |")
     return "\n".join(rows) + "\n"

@@ -11,11 +11,10 @@ import pytest
 
 from tests.rigs import engines
 from tests.store.filling import claim, count, rows, take_in, worker
-from vbatch import processes
+from vbatch import processes, recovery
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 from vbatch.store.suspects import LOSSES_WITHOUT_CONTROL
-from vbatch.worker import recovery
 
 
 class Clock:

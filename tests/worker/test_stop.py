@@ -20,8 +20,9 @@ from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.waiting import exit_code, until
 from tests.rigs.workers import kill, start_worker
 from tests.store.filling import rows
+from vbatch import recovery
 from vbatch.store import Store
-from vbatch.worker import Stop, recovery
+from vbatch.worker import Stop
 
 
 @pytest.fixture

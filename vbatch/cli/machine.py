@@ -1,4 +1,4 @@
-"""The commands that look after the machine: its health, its service, its trial by fire."""
+"""The commands for the machine: its health, its service, a self-test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def doctor(
         ),
     ] = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Repair what is provably ours; asks before each repair.")
+        bool, typer.Option("--fix", help="Repair what is provably vbatch's; asks before each repair.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, for services and scripts.")] = False,
     wait: Annotated[
@@ -33,7 +33,7 @@ def doctor(
         typer.Option(
             "--wait",
             metavar="TIME",
-            help="Wait this long for what mends itself, such as a late database.",
+            help="Wait this long for what passes by itself, such as a late database.",
         ),
     ] = None,
     min_free_gb: Annotated[
@@ -51,7 +51,7 @@ def doctor(
         bool,
         typer.Option(
             "--force-clear",
-            help="End engines of ours that outlived their worker, without asking, however much memory is free.",
+            help="End engines left behind by dead workers, without asking, however much memory is free.",
         ),
     ] = False,
     report: Annotated[
@@ -66,11 +66,11 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence too.")] = False,
     json: Json = False,
 ) -> int:
-    """Say what is wrong, and repair what is ours.
+    """Report what is wrong, and repair what is vbatch's.
 
-    One line a check, in causal order; what follows from a problem is left out. Without --fix or --force-clear
+    One line per check, in causal order; what follows from a problem is left out. Without --fix or --force-clear
     nothing is changed, and with them only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when
-    something keeps it from that, 75 when the store cannot be reached yet, 78 when a person must mend the
+    something keeps it from that, 75 when the store cannot be reached yet, 78 when a person must fix the
     configuration.
     """
     from vbatch.cli import doctor as commands

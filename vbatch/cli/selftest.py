@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from vbatch import selftest as trials
 from vbatch.cli import words
 from vbatch.cli.opening import settings
 from vbatch.cli.output import Mode, Output
+from vbatch.doctor import selftest as trials
+from vbatch.doctor.selftest import Trial
 from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
-from vbatch.selftest import Trial
 
 
 def selftest(*, duration: str, json: bool) -> int:
@@ -28,12 +28,12 @@ def selftest(*, duration: str, json: bool) -> int:
     output.note(
         f"killing workers at random for {words.duration(limit.total_seconds())}, beside your own store"
     )
-    trial = trials.run(url, duration=limit, tell=lambda *now: _tell(output, *now))
+    trial = trials.run(url, duration=limit, report=lambda *now: _report(output, *now))
     output.show(_Verdict(trial))
     return ExitCode.DONE if trial.passed else ExitCode.FAILED
 
 
-def _tell(output: Output, kills: int, saved: int, total: int) -> None:
+def _report(output: Output, kills: int, saved: int, total: int) -> None:
     if output.mode is Mode.HUMAN and output.stderr.is_terminal:
         output.transient(
             f"{words.count(kills, 'worker')} killed, {saved:,} of {words.count(total, 'request')} saved"

@@ -16,12 +16,13 @@ from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.output import Mode, Output
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import UsageError
-from vbatch.service import again, install, plan, uninstall
+from vbatch.service import install, plan, uninstall
 from vbatch.service.accounts import account
 from vbatch.service.install import Installed
 from vbatch.service.plan import FileState, Plan, Wish
-from vbatch.service.scope import Scope
 from vbatch.service.uninstall import Uninstalled
+from vbatch.system import units
+from vbatch.system.units import Scope
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,7 +97,7 @@ def _warn(output: Output, planned: Plan) -> None:
         other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
         output.warn(
             f"there is a {other} service of vbatch, too ({planned.rival}): both want the same queue and GPU; "
-            f"to remove that one: {again.in_scope(other, 'uninstall-service')}"
+            f"to remove that one: {units.scoped_command(other, 'uninstall-service')}"
         )
     if planned.idle_gpus:
         numbers = ", ".join(map(str, planned.idle_gpus))
@@ -289,4 +290,4 @@ def _vbatch_of(planned: Plan) -> str:
     owner = planned.account
     if planned.scope is Scope.USER or owner == account():
         return "vbatch"
-    return f"sudo -u {shlex.quote(owner.name)} HOME={shlex.quote(owner.service_home)} {again.command()}"
+    return f"sudo -u {shlex.quote(owner.name)} HOME={shlex.quote(owner.service_home)} {units.own_command()}"

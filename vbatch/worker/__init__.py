@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vbatch import gpu, preflight, processes
+from vbatch import gpu, preflight, processes, recovery
 from vbatch.engine import build, vllm
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import Store, registry
-from vbatch.worker import recovery
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from vbatch import suspension
+from vbatch import recovery, suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed, kinds
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import catalog, deaths, finalization, overview, queue, registry
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
-from vbatch.worker import models, recovery
+from vbatch.worker import models
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose

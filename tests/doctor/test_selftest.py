@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.rigs.commands import Home
-from vbatch import selftest
+from vbatch.doctor import selftest
 
 
 @pytest.mark.timeout(1200)

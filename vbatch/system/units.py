@@ -1,8 +1,11 @@
-"""Where a service lives: the machine's systemd or a person's own, and the folders of each."""
+"""vbatch's own unit: whose systemd runs it, where its files are, and whether they are as vbatch wrote them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 UNIT = "vbatch-worker"
 TEMPLATE = f"{UNIT}@.service"
 ENVIRONMENT_FILE = "worker.env"
+
+_MARK = "# vbatch install-service sha256:"
 
 
 class Scope(StrEnum):
@@ -29,7 +34,7 @@ class Places:
 
     @property
     def unit(self) -> Path:
-        """The unit file: a template, one instance a GPU."""
+        """The unit file: a template, one instance per GPU."""
         return self.units / TEMPLATE
 
     @property
@@ -63,3 +68,32 @@ def places(scope: Scope) -> Places:
 def instance(name: int | str) -> str:
     """Return the unit's name for one GPU."""
     return f"{UNIT}@{name}.service"
+
+
+def seal(body: str) -> str:
+    """Put the checksum of the body in front of it."""
+    return f"{_MARK}{_digest(body)}\n{body}"
+
+
+def intact(text: str) -> bool:
+    """Whether the text was sealed and has not been changed since."""
+    first, _, body = text.partition("\n")
+    return first == _MARK + _digest(body)
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def own_command(*arguments: str) -> str:
+    """Return the command line of this vbatch by its own path: sudo and cron do not know a virtual environment."""
+    script = Path(sys.executable).with_name("vbatch")
+    program = [str(script)] if script.exists() else [sys.executable, "-m", "vbatch"]
+    return shlex.join([*program, *arguments])
+
+
+def scoped_command(scope: Scope, *arguments: str) -> str:
+    """Return the command line for a user who may change this scope."""
+    if scope is Scope.USER:
+        return shlex.join(["vbatch", *arguments, "--user"])
+    return f"sudo {own_command(*arguments, '--system')}"

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service import again
-from vbatch.service.errors import NoSystemd, SystemdRefused, UnitInvalid
-from vbatch.service.scope import TEMPLATE, UNIT, Scope, instance
+from vbatch.errors import VbatchError
+from vbatch.system.units import TEMPLATE, UNIT, Scope, instance, own_command
 from vbatch.text import harmless
 
 BOOTED = Path("/run/systemd/system")  # exists exactly where systemd is PID 1: sd_booted(3)
@@ -25,8 +24,26 @@ _VERSION = re.compile(r"systemd (\d+)")
 _EXPOSURE = re.compile(r"Overall exposure level for \S+: ([\d.]+)")
 
 
+class NoSystemd(VbatchError):
+    """This machine is not run by systemd."""
+
+    code = "no_systemd"
+
+
+class SystemdRefused(VbatchError):
+    """systemd did not do what it was asked to do."""
+
+    code = "systemd_refused"
+
+
+class UnitInvalid(VbatchError):
+    """systemd-analyze does not accept the unit; nothing was written."""
+
+    code = "unit_invalid"
+
+
 def environment() -> dict[str, str]:
-    """Return our environment in the C locale, with the user's bus where a login did not set it (su, cron)."""
+    """Return this environment in the C locale, with the user's bus where a login did not set it (su, cron)."""
     environment = os.environ | {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
     environment.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
     return environment
@@ -65,7 +82,7 @@ class Systemd:
         return [line.split()[0] for line in listed.splitlines() if line.split()]
 
     def enabled_instances(self, folder: Path, target: str) -> list[str]:
-        """Return the instances of our template that start with this target."""
+        """Return the instances of vbatch's template that start with this target."""
         links = (folder / f"{target}.wants").glob(instance("*"))
         return sorted(link.name for link in links if link.is_symlink())
 
@@ -87,7 +104,7 @@ class Systemd:
     def verify(self, text: str) -> None:
         """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints.
 
-        It is read under a name of its own, which no drop-in of a person is for.
+        It is read under a name of its own, which no drop-in of a user is for.
         """
         if complaints := self.complaints(text, name=f"{UNIT}-new@.service"):
             raise UnitInvalid(
@@ -175,7 +192,7 @@ def require_running(scope: Scope) -> None:
 
 def _no_systemd() -> NoSystemd:
     """Say what runs this machine instead, and what to do there."""
-    worker = again.command("run-worker")
+    worker = own_command("run-worker")
     if "microsoft" in Path("/proc/sys/kernel/osrelease").read_text().lower():
         return NoSystemd(
             "this is WSL without systemd",

@@ -1,4 +1,4 @@
-"""Checks of GPU memory: who holds it, our own orphans first, and whether what is free is enough."""
+"""Checks of GPU memory: who holds it, engines of dead workers first, and whether what is free is enough."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from datetime import timedelta
 from vbatch import gpu as nvml
 from vbatch import holders as gpu_holders
 from vbatch import orphans, preflight, processes
-from vbatch.doctor.catalogue import Meaning
-from vbatch.doctor.checks import Check, Group, need_in_words
 from vbatch.doctor.facts import Facts, NothingStored
-from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, info, ok, skip
+from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import Gpu, GpuReport, needs
@@ -23,57 +21,74 @@ from vbatch.processes import Ended, Liveness
 from vbatch.store import queue, registry
 from vbatch.store.records import EngineProcess
 
-MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that would say more
+MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that needs more or less
 
-MEANINGS = {
-    "gpu.orphan": Meaning(
-        means="An engine that vbatch started outlived its worker and still holds memory. The ledger proves that it is "
-        "ours and nobody's any more.",
-        remedy="vbatch doctor --fix ends it; so does the next worker when it starts.",
+ORPHAN = Entry(
+    id="gpu.orphan",
+    means="an engine whose worker is dead holds memory that the next engine needs; the next worker ends it when it "
+    "starts",
+    commands=("vbatch doctor --fix",),
+)
+# What else may hold memory. Each comes with the polite command for its owner.
+HOLDERS = {
+    Kind.WORKER: Entry(
+        id="gpu.worker", means="a vbatch worker is working and needs the memory", advice="leave it alone"
     ),
-    "gpu.worker": Meaning(
-        means="A worker of ours is at work and holds the memory that it needs.", remedy="Leave it alone."
+    Kind.FOREIGN_ENGINE: Entry(
+        id="gpu.foreign_engine",
+        means="a vLLM engine without a parent that vbatch's ledger does not list: another vLLM left it behind, and "
+        "doctor ends only what vbatch provably started",
+        advice="ask its owner",
     ),
-    "gpu.foreign_engine": Meaning(
-        means="A vLLM engine without a parent holds memory; another vLLM left it behind. It is not in our ledger.",
-        remedy="Ask its owner; doctor never ends what it cannot prove to be ours.",
+    Kind.UNPROVEN: Entry(
+        id="gpu.unproven",
+        means="vbatch may have started this process, but nothing proves it: the store cannot be read, or its ledger "
+        "alone names the process (an older vbatch, another state folder, a changed store); doctor does not end it",
+        advice="fix the store first (vbatch doctor gpu --fix --wait 60s waits for it), or ask the owner of the process",
     ),
-    "gpu.unproven": Meaning(
-        means="A vLLM engine holds memory, and the store whose ledger says whether it is ours cannot be read.",
-        remedy="Mend the store first: vbatch doctor gpu --fix --wait 60s waits for it.",
+    Kind.PROCESS: Entry(
+        id="gpu.process",
+        means="a running program of a user holds memory (a desktop, a notebook, a container); doctor does not end it",
+        advice="stop it with its owner's own command, or let vLLM use less (gpu_memory_utilization)",
     ),
-    "gpu.process": Meaning(
-        means="A living program of somebody holds memory: a desktop, a notebook, ollama, a container.",
-        remedy="Stop it by its owner's own command, or have vLLM use less (gpu_memory_utilization).",
+    Kind.DEFUNCT: Entry(
+        id="gpu.defunct",
+        means="the process has ended, but its parent has not collected it, and the driver still lists its memory",
+        advice="end its parent",
     ),
-    "gpu.defunct": Meaning(
-        means="A process has ended but its parent has not collected it; the driver still lists its memory.",
-        remedy="End its parent.",
+    Kind.UNKILLABLE: Entry(
+        id="gpu.unkillable",
+        means="the process was killed but waits inside the driver and cannot end",
+        advice="reboot",
     ),
-    "gpu.unkillable": Meaning(
-        means="A process was killed but waits inside the driver and cannot end.", remedy="Reboot."
-    ),
-    "gpu.hidden": Meaning(
-        means="A process that cannot be seen from here holds memory: in another container, or another user's.",
-        remedy="Look with nvidia-smi on the host, as root.",
-    ),
-    "gpu.ghost": Meaning(
-        means="Memory is in use that no listed process holds: the driver lost track of it, or hides its owner.",
-        remedy="sudo fuser -v /dev/nvidia* shows who has the device open; else reboot.",
-    ),
-    "gpu.memory": Meaning(
-        means="Whether the free memory is enough for the configured models, by vLLM's own arithmetic "
-        "(free >= total * gpu_memory_utilization), or for --min-free-gb.",
-        remedy="Free memory as the holders' findings say, or lower --gpu-memory-utilization.",
+    Kind.HIDDEN: Entry(
+        id="gpu.hidden",
+        means="a process that cannot be seen from here holds memory: it is in another container, or another user's",
+        advice="run nvidia-smi on the host, as root",
     ),
 }
+GHOST = Entry(
+    id="gpu.ghost",
+    means="the driver may still free the memory of a process that has ended, or its owner cannot be seen from here",
+    commands=("sudo fuser -v /dev/nvidia*",),
+    advice="if no process has the device open, reboot",
+)
+MEMORY = Entry(
+    id="gpu.memory",
+    means="whether the free memory is enough for the models by vLLM's own arithmetic (free >= total * "
+    "gpu_memory_utilization), or for --min-free-gb; vLLM refuses to start on less",
+    commands=("nvidia-smi -L",),
+    advice="free memory as the findings about its holders say, or lower --gpu-memory-utilization",
+)
+
+_SERIOUS = frozenset({Kind.DEFUNCT, Kind.UNKILLABLE, Kind.FOREIGN_ENGINE, Kind.UNPROVEN})
 
 
 def _holders(facts: Facts) -> Iterator[Finding]:
-    """Name our orphans, on a GPU or not, then everybody else who holds memory."""
+    """Name the engines that dead workers left behind, on a GPU or not, then every other holder of memory."""
     suspects = facts.suspects
     if suspects is None:
-        yield skip("gpu.orphan", f"skipped: needs {need_in_words('store.reach')}")
+        yield ORPHAN.skip("skipped: needs the store")
     found = [suspect.process for suspect in suspects or () if suspect.verdict is Verdict.ORPHAN]
     if found:
         yield _orphan(facts, found)
@@ -85,19 +100,21 @@ def _holders(facts: Facts) -> Iterator[Finding]:
                 yield _holder(card, holder)
         if (surplus := gpu_holders.ghost(card)) and not _worker_on(facts, card):
             others = True
-            yield Finding(
-                id="gpu.ghost",
-                level=Level.WARN,
-                what=f"{surplus / GIB:.1f} GiB of GPU {card.index} are held by no process that the driver lists",
-                why="it may be settling after a process ended, or its owner cannot be seen from here",
-                commands=("sudo fuser -v /dev/nvidia*",),
+            held = f"{surplus / GIB:.1f} GiB of GPU {card.index} are held"
+            yield GHOST.warn(f"{held} by no process that the driver lists")
+    on_a_card = {holder.pid for card in facts.gpu.gpus for holder in card.holders}
+    for holder in gpu_holders.unproven(suspects or ()):
+        if holder.pid not in on_a_card:
+            others = True
+            yield HOLDERS[Kind.UNPROVEN].warn(
+                f"the ledger alone calls this process an engine: {holder.who}", commands=holder.remedies
             )
     if suspects is not None and not found and not others:
-        yield ok("gpu.orphan", "no engine of ours outlived its worker")
+        yield ORPHAN.ok("no engine was left behind by a dead worker")
 
 
 def _worker_on(facts: Facts, card: Gpu) -> bool:
-    """Whether a worker of ours that lives has this GPU: in a container and on WSL the driver lists nobody."""
+    """Whether a live worker has this GPU: in a container and on WSL the driver lists no process."""
     pid = preflight.occupant(facts.settings.state_dir, card.index)
     try:
         workers = registry.live(facts.records) if pid is not None else ()
@@ -113,15 +130,11 @@ def _orphan(facts: Facts, found: Sequence[EngineProcess]) -> Finding:
     pids = ", ".join(str(process.identity.pid) for process in found)
     used = _used(facts.gpu, found)
     holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{_size(_resident(found))} of memory"
-    return Finding(
-        id="gpu.orphan",
-        level=Level.FAIL,
-        what=f"an engine of ours outlived its worker and holds {holds} (process {pids})",
-        why="the next engine needs that memory; nobody waits for this one any more",
+    return ORPHAN.fail(
+        f"an engine left behind by a dead worker holds {holds} (process {pids})",
         evidence=tuple(_evidence(process) for process in found),
-        commands=("vbatch doctor --fix",),
         repair=Repair(
-            question=f"End the engine that outlived its worker (process {pids})?",
+            question=f"End the engine that a dead worker left behind (process {pids})?",
             carry_out=lambda: _end(facts, found),
         ),
     )
@@ -143,9 +156,9 @@ def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
         if outcome is Ended.UNKILLABLE:
             raise RepairFailed(f"process {pid} was killed but waits inside the kernel", "sudo reboot")
         if outcome is Ended.REFUSED:
-            raise RepairFailed(f"the kernel does not let us end process {pid}", f"sudo kill {pid}")
+            raise RepairFailed(f"the kernel does not let vbatch end process {pid}", f"sudo kill {pid}")
     if not outcomes:
-        return "it ended by itself meanwhile"
+        return "it has ended by itself"
     freed = _freed(before, found)
     if freed:
         return f"ended, {freed / GIB:.1f} GiB of GPU memory came back"
@@ -185,25 +198,11 @@ def _pids(found: Sequence[EngineProcess]) -> set[int]:
     return {process.identity.pid for process in found} if processes.among_all() else set()
 
 
-_HOLDER_WORDS = {
-    Kind.WORKER: "a worker of ours is at work: leave it alone",
-    Kind.FOREIGN_ENGINE: "another vLLM left it behind; it is not ours to end",
-    Kind.UNPROVEN: "it may be ours: mend the store first, the ledger in it tells",
-    Kind.PROCESS: "it is not ours to end",
-    Kind.DEFUNCT: "it has ended, but its parent has not collected it",
-    Kind.UNKILLABLE: "it was killed but waits inside the driver",
-    Kind.HIDDEN: "it cannot be seen from here",
-}
-_GRAVE = frozenset({Kind.DEFUNCT, Kind.UNKILLABLE, Kind.FOREIGN_ENGINE, Kind.UNPROVEN})
-
-
 def _holder(card: Gpu, holder: Holder) -> Finding:
     held = "memory" if holder.used is None else f"{holder.used / GIB:.1f} GiB"
-    return Finding(
-        id=f"gpu.{holder.kind}",
-        level=Level.WARN if holder.kind in _GRAVE else Level.INFO,
-        what=f"{held} of GPU {card.index}: {holder.who}",
-        why=_HOLDER_WORDS[holder.kind],
+    return HOLDERS[holder.kind].found(
+        Level.WARN if holder.kind in _SERIOUS else Level.INFO,
+        f"{held} of GPU {card.index}: {holder.who}",
         commands=holder.remedies,
     )
 
@@ -211,31 +210,27 @@ def _holder(card: Gpu, holder: Holder) -> Finding:
 def _memory(facts: Facts) -> Iterator[Finding]:
     """Compare what is free with what the models will take."""
     if not facts.gpu.gpus:
-        yield skip("gpu.memory", "no GPU, no GPU memory to check")
+        yield MEMORY.skip("no GPU, no GPU memory to check")
         return
     cards = of_the_worker(facts)
     if not cards:
-        yield Finding(
-            id="gpu.memory",
-            level=Level.FAIL,
-            what=f"there is no GPU {preflight.index(facts.settings.gpu, facts.gpu)}, which the worker would use",
-            commands=("nvidia-smi -L",),
-        )
+        number = preflight.index(facts.settings.gpu, facts.gpu)
+        yield MEMORY.fail(f"there is no GPU {number}, which the worker would use", why="")
     for card in facts.gpu.gpus:
         if card not in cards and card.memory_known:
             other = f"not this worker's; vbatch run-worker --gpu {card.index} would use it"
-            yield info("gpu.memory", _free(card), other)
+            yield MEMORY.info(_free(card), why=other)
     for card in cards:
         needed, reason = _needed(facts, card)
         seen = preflight.room(card, facts.suspects, needed=needed, reason=reason)
         if card.memory_known and not facts.needs_gpu and facts.min_free_gb is None:
-            yield info("gpu.memory", _free(card), "the engine of this worker does not compute on a GPU")
+            yield MEMORY.info(_free(card), why="the engine of this worker does not compute on a GPU")
         elif _at_work(facts, seen):
-            yield info("gpu.memory", _free(card), "a worker of ours holds what it needs")
+            yield MEMORY.info(_free(card), why="a vbatch worker holds what it needs")
         elif not card.memory_known:
-            yield skip("gpu.memory", f"GPU {card.index}: this driver does not tell how much memory is free")
+            yield MEMORY.skip(f"GPU {card.index}: this driver does not report how much memory is free")
         elif seen.enough:
-            yield ok("gpu.memory", seen.words)
+            yield MEMORY.ok(seen.words)
         else:
             yield _too_little(seen)
 
@@ -245,7 +240,7 @@ def _free(card: Gpu) -> str:
 
 
 def _at_work(facts: Facts, seen: Room) -> bool:
-    """Whether a worker of ours has what is missing: as the driver lists it or, where it lists nobody, as we know."""
+    """Whether a live worker has what is missing, by the driver's list or, where that is empty, by its lock."""
     kinds = {holder.kind for holder in seen.holders}
     return Kind.WORKER in kinds or (
         not seen.enough and kinds <= {Kind.HIDDEN} and _worker_on(facts, seen.gpu)
@@ -253,10 +248,8 @@ def _at_work(facts: Facts, seen: Room) -> bool:
 
 
 def _too_little(seen: Room) -> Finding:
-    return Finding(
-        id="gpu.memory",
-        level=Level.FAIL,
-        what=seen.words,
+    return MEMORY.fail(
+        seen.words,
         why=f"vLLM refuses to start on less; {seen.held_by}",
         evidence=tuple(
             f"{preflight.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
@@ -276,7 +269,7 @@ def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
     """Return the bytes that must be free, and who wants them: a person, the models that wait, or the default."""
     if facts.min_free_gb is not None:
         return int(facts.min_free_gb * GIB), "--min-free-gb"
-    shares = {model: needs.utilization(facts.options.engine_args(model)) for model in wanted_models(facts)}
+    shares = {model: needs.utilization(facts.settings.engine_args(model)) for model in wanted_models(facts)}
     wanted = [(share, model) for model, share in shares.items() if share is not None]
     if wanted:
         utilization, model = max(wanted)
@@ -294,7 +287,12 @@ def wanted_models(facts: Facts) -> set[str]:
 
 CHECKS = (
     Check(
-        name="gpu.holders", group=Group.GPU, run=_holders, after=("store.reach",), limit=timedelta(minutes=1)
+        name="gpu.holders",
+        finds=(ORPHAN, *HOLDERS.values(), GHOST),
+        run=_holders,
+        provides="the engine of the dead worker to be ended first",
+        after=("store.reach",),
+        limit=timedelta(minutes=1),
     ),
-    Check(name="gpu.memory", group=Group.GPU, run=_memory, needs=("gpu.driver", "gpu.holders")),
+    Check(name="gpu.memory", finds=(MEMORY,), run=_memory, needs=("gpu.driver", "gpu.holders")),
 )

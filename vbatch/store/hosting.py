@@ -1,7 +1,7 @@
-"""Recognise how the store's database is run, so that the unit is ordered and the person told accordingly.
+"""Recognise how the store's database is run, for the order of the unit and for hints to a person.
 
-Only looks: at the URL, at who listens on its port, at what container engines say. A wrong guess costs
-nothing but words, for the worker waits for any database, however it is started.
+Only looks: at the URL, at the process that listens on its port, at what container engines report. A wrong guess costs
+nothing but words, because the worker waits for any database, however it is started.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vbatch.service import containers, listeners
-from vbatch.service.containers import Container
 from vbatch.store.database.backends import backend_of
+from vbatch.system import servers
+from vbatch.system.servers import Container
 
 # Units that a database may be in, of Debian, Fedora and Arch; an order after one that does not exist is void.
 USUAL_UNITS = ("postgresql.service", "docker.service", "podman.service")
@@ -77,7 +77,7 @@ class Database:
 
 
 def recognise(url: str) -> Database:
-    """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for a URL that is none."""
+    """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for an invalid URL."""
     database = backend_of(url)
     if database.file is not None:
         return Database(kind=Kind.EMBEDDED, where=str(database.file), folder=database.file.parent)
@@ -85,13 +85,13 @@ def recognise(url: str) -> Database:
     host, port = database.address
     if host.startswith("/") or not host:
         socket = Path(host or "/run/postgresql") / f".s.PGSQL.{port}"
-        return _of_unit(str(socket), listeners.unit_of_socket(socket))
+        return _of_unit(str(socket), servers.unit_of_socket(socket))
     where = f"{host}:{port}"
     if not _is_here(host):
         return Database(kind=Kind.REMOTE, where=where)
-    if (container := containers.publishing(port)) is not None:
+    if (container := servers.publishing(port)) is not None:
         return Database(kind=Kind.CONTAINER, where=where, unit=container.unit, container=container)
-    return _of_unit(where, listeners.unit_of_port(port))
+    return _of_unit(where, servers.unit_of_port(port))
 
 
 def _of_unit(where: str, unit: str | None) -> Database:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.disks import hub_cache
-from vbatch.doctor.catalogue import Meaning
-from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.checks.gpu_memory import of_the_worker, wanted_models
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level, ok, skip
-from vbatch.doctor.memory import of_the_worker, wanted_models
+from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.engine.kinds import KINDS
 from vbatch.gpu import needs
 from vbatch.text import harmless
 
 GIB = 1 << 30
 
-MEANINGS = {
-    "engine.model": Meaning(
-        means="Whether a model's files are complete on this disk, so that loading it needs no network.",
-        remedy='hf download NAME; or name its folder: [models."NAME"] path = … in config.toml.',
-    ),
-    "engine.fit": Meaning(
-        means="A model's weights alone are bigger than what vLLM may use of the GPU.",
-        remedy="A smaller or quantized model, or a higher --gpu-memory-utilization.",
-    ),
-}
+MODEL = Entry(
+    id="engine.model",
+    means="whether the files of a model are complete on this disk, so that loading it needs no network",
+    commands=("hf download {model}",),
+    advice='or configure its folder: [models."NAME"] path = … in config.toml',
+)
+FIT = Entry(
+    id="engine.fit",
+    means="the weights alone are larger than what vLLM may use of the GPU, so the model cannot be loaded there",
+    commands=("vbatch submit --help   # -m names a smaller or a quantized model",),
+    advice="a higher --gpu-memory-utilization may be enough",
+)
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -49,48 +48,45 @@ def _models(facts: Facts) -> Iterator[Finding]:
     """Look at each model that the settings name or the queue waits for."""
     kind = KINDS[facts.settings.engine]
     if not kind.needs_files:
-        yield skip("engine.model", f"{kind.title} needs no model")
+        yield MODEL.skip(f"{kind.title} needs no model")
         return
     models = sorted(wanted_models(facts))
     if not models:
-        yield skip("engine.model", "no model is configured or waited for")
+        yield MODEL.skip("no model is configured or waited for")
     for model in models:
         yield from _of_one(facts, model)
 
 
 def _of_one(facts: Facts, model: str) -> Iterator[Finding]:
     shown = harmless(model)
-    place = facts.options.model_path(model)
+    values = {"model": shown}
+    place = facts.settings.model_path(model)
     folder = _folder(place)
     if folder is None:
-        offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True", "yes", "on") or place.startswith(
-            "/"
-        )
-        yield Finding(
-            id="engine.model",
-            level=Level.FAIL if offline else Level.WARN,
-            what=f"{shown} is not on this disk ({harmless(place)})",
-            why="its batches cannot be answered" if offline else "the first load will download it",
-            commands=(shlex.join(["hf", "download", shown]),),
+        offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True", "yes", "on")
+        lost = offline or place.startswith("/")
+        yield MODEL.found(
+            Level.FAIL if lost else Level.WARN,
+            f"{shown} is not on this disk ({harmless(place)})",
+            why="its batches cannot be answered" if lost else "the first load will download it",
+            values=values,
         )
         return
     files = _look(folder)
     if files.missing:
-        yield Finding(
-            id="engine.model",
-            level=Level.FAIL,
-            what=f"{shown} is not complete: {', '.join(files.missing[:3])} missing",
+        yield MODEL.fail(
+            f"{shown} is not complete: {', '.join(files.missing[:3])} missing",
             why="a download was cut off, or a file was deleted; it cannot be loaded like this",
             evidence=(str(folder), *files.missing),
-            commands=(shlex.join(["hf", "download", shown]),),
+            values=values,
         )
         return
-    yield ok("engine.model", f"{shown} is complete ({files.weights / GIB:.1f} GiB of weights)", str(folder))
+    yield MODEL.ok(f"{shown} is complete ({files.weights / GIB:.1f} GiB of weights)", str(folder))
     yield from _fit(facts, model, files.weights)
 
 
 def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
-    args = facts.options.engine_args(model)
+    args = facts.settings.engine_args(model)
     parts = max(1, _number(args, "--tensor-parallel-size", "-tp"))
     for card in of_the_worker(facts):
         utilization = needs.utilization(args)
@@ -98,13 +94,9 @@ def _fit(facts: Facts, model: str, weights: int) -> Iterator[Finding]:
             continue
         allowed = needs.required(card.total, utilization)
         if weights / parts > allowed:
-            yield Finding(
-                id="engine.fit",
-                level=Level.FAIL,
-                what=f"{harmless(model)} has {weights / GIB:.1f} GiB of weights; vLLM may use "
-                f"{allowed / GIB:.1f} GiB of GPU {card.index}",
-                why="it cannot be loaded there",
-                commands=("vbatch submit --help   # -m names a smaller or a quantized model",),
+            yield FIT.fail(
+                f"{harmless(model)} has {weights / GIB:.1f} GiB of weights; vLLM may use "
+                f"{allowed / GIB:.1f} GiB of GPU {card.index}"
             )
 
 
@@ -163,4 +155,4 @@ def _shards(index: Path) -> set[str]:
         return {f"a readable {index.name}"}
 
 
-CHECKS = (Check(name="engine.models", group=Group.ENGINE, run=_models),)
+CHECKS = (Check(name="engine.models", finds=(MODEL, FIT), run=_models),)

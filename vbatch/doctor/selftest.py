@@ -48,10 +48,11 @@ class Trial:
         return not (self.lost or self.doubled or self.wrong)
 
 
-def run(url: str, *, duration: timedelta, tell: Callable[[int, int, int], None]) -> Trial:
+def run(url: str, *, duration: timedelta, report: Callable[[int, int, int], None]) -> Trial:
     """Work on a batch in a scratch store for ``duration`` under random SIGKILLs, then let it finish in peace.
 
-    ``tell(kills, saved, total)`` is called now and then. Raises StoreUnreachable, StoreMisconfigured.
+    ``report(kills, saved, total)`` is called after each kill and at the end.
+    Raises StoreUnreachable, StoreMisconfigured.
     """
     started = time.monotonic()
     with scratch_store(url) as scratch, tempfile.TemporaryDirectory(prefix="vbatch-selftest-") as name:
@@ -65,11 +66,11 @@ def run(url: str, *, duration: timedelta, tell: Callable[[int, int, int], None])
             def saved() -> int:
                 return catalog.by_pk(store, pk=submitted.pk).counts.completed
 
-            kills = _fire(lambda: _start_worker(scratch, folder), saved, duration=duration, tell=tell)
+            kills = _fire(lambda: _start_worker(scratch, folder), saved, duration=duration, report=report)
             under_fire = saved()
             _start_worker(scratch, folder, "--drain", latency_ms=0).wait()
             finished = catalog.by_pk(store, pk=submitted.pk)
-            tell(kills, finished.counts.completed, REQUESTS)
+            report(kills, finished.counts.completed, REQUESTS)
             lost, doubled, wrong = _count(Path(finished.output_path), Path(finished.error_path))
         finally:
             store.close()
@@ -89,7 +90,7 @@ def _fire(
     saved: Callable[[], int],
     *,
     duration: timedelta,
-    tell: Callable[[int, int, int], None],
+    report: Callable[[int, int, int], None],
 ) -> int:
     """Keep two workers alive and kill one of them now and then; return how many were killed.
 
@@ -110,7 +111,7 @@ def _fire(
             victim.wait()
             kills += 1
             workers.append(start())
-            tell(kills, now, REQUESTS)
+            report(kills, now, REQUESTS)
     finally:
         for worker in workers:
             worker.kill()

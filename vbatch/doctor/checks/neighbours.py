@@ -1,12 +1,11 @@
-"""Checks of services beside us that a person has named: retried before any alarm, so that none is false.
+"""Checks of the services in the configuration's ``[doctor.neighbours]``: retried before any alarm.
 
-The incident's third alarm was false: Label Studio was reported as down while its health page said UP.
+A false alarm is why: a service was once reported as down while its health page said UP.
 """
 
 from __future__ import annotations
 
 import base64
-import shlex
 import socket
 import ssl
 import threading
@@ -22,10 +21,8 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from vbatch.doctor.catalogue import Meaning
-from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level, info, ok, skip
+from vbatch.doctor.findings import Check, Entry, Finding
 
 T = TypeVar("T")
 
@@ -33,29 +30,40 @@ TRIES = 5
 PAUSE = 1.0  # seconds between two tries
 LIMIT = 3.0  # seconds for one try
 
-MEANINGS = {
-    "neighbours.none": Meaning(
-        means="No neighbour is configured.",
-        remedy='[doctor.neighbours] label-studio = "http://127.0.0.1:8080/health" in config.toml names one.',
-    ),
-    "neighbours.healthy": Meaning(means="The service answers.", remedy="Leave it alone."),
-    "neighbours.down": Meaning(
-        means="Nobody answers there, in five tries.",
-        remedy="Start the service; vbatch does not depend on it.",
-    ),
-    "neighbours.unhealthy": Meaning(
-        means="The service answers, and says itself that it is not well (5xx).", remedy="Look at its log."
-    ),
-    "neighbours.probe": Meaning(
-        means="The question is wrong, not the service: a URL that is none, a path that it does not have, a redirect, "
-        "a certificate that is not trusted.",
-        remedy="Mend the URL in config.toml.",
-    ),
-    "neighbours.address": Meaning(
-        means="The service answers at another loopback address (127.0.0.1 against ::1) than the URL leads to.",
-        remedy="Use the address that is shown.",
-    ),
-}
+_CURL = ("curl -i {url}",)
+
+NONE = Entry(
+    id="neighbours.none",
+    means="no neighbour is configured",
+    advice='[doctor.neighbours] label-studio = "http://127.0.0.1:8080/health" in config.toml adds one',
+)
+HEALTHY = Entry(id="neighbours.healthy", means="the service answers", advice="leave it alone")
+DOWN = Entry(
+    id="neighbours.down",
+    means="no server answers there; vbatch does not depend on it",
+    commands=_CURL,
+    advice="start the service",
+)
+UNHEALTHY = Entry(
+    id="neighbours.unhealthy",
+    means="the service answers and reports that it is not healthy (5xx); vbatch does not depend on it",
+    commands=_CURL,
+    advice="look at its log",
+)
+PROBE = Entry(
+    id="neighbours.probe",
+    means="the health URL in [doctor.neighbours] is wrong, not the service: no valid URL, an unknown path or host, a "
+    "redirect, an untrusted certificate",
+    commands=_CURL,
+    advice="fix the URL in config.toml",
+)
+ADDRESS = Entry(
+    id="neighbours.address",
+    means="the service listens on only one of the two loopback addresses (127.0.0.1, ::1), and the URL leads to the "
+    "other; nothing is wrong with the service",
+    commands=_CURL,
+    advice="use the address that is shown",
+)
 
 _LOOPBACKS = ("127.0.0.1", "[::1]")
 
@@ -67,14 +75,14 @@ class _Answer:
     status: int | None
     seconds: float = 0.0
     reason: str = ""
-    ours: bool = False  # the question was wrong
+    wrong_url: bool = False  # the URL is wrong, not the service
 
 
 def _health(facts: Facts) -> Iterator[Finding]:
     """Ask all neighbours at once."""
     neighbours = facts.settings.doctor.neighbours
     if not neighbours:
-        yield skip("neighbours.none", "no neighbour is configured")
+        yield NONE.skip("no neighbour is configured")
         return
     asked = [_aside(partial(_ask_patiently, name, url)) for name, url in neighbours.items()]
     for answer in asked:
@@ -93,11 +101,11 @@ def _ask_patiently(name: str, configured: str) -> Finding:
     try:
         url, headers = _without_password(configured)
     except ValueError:
-        return _wrong_question(name, "its URL", "it is no http URL")
+        return PROBE.info(f"{name}: the health URL is wrong: it is not an http URL", commands=())
     answer = _Answer(None)
     for left in reversed(range(TRIES)):
         answer = _ask(url, headers)
-        if answer.ours or (answer.status is not None and answer.status < 500):
+        if answer.wrong_url or (answer.status is not None and answer.status < 500):
             break
         if left:
             time.sleep(PAUSE)
@@ -105,7 +113,7 @@ def _ask_patiently(name: str, configured: str) -> Finding:
 
 
 def _without_password(url: str) -> tuple[str, dict[str, str]]:
-    """Take user and password out of a URL, which is shown, into the header that says them to the service."""
+    """Move user and password out of a URL, which is shown, into the header for the service."""
     user, at, rest = urlsplit(url).netloc.rpartition("@")
     if not at:
         return url, {}
@@ -114,51 +122,24 @@ def _without_password(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _finding(name: str, url: str, headers: dict[str, str], answer: _Answer) -> Finding:
-    if answer.status is not None:
-        return _answered(name, url, answer.status, answer.seconds)
-    if answer.ours:
-        return _wrong_question(name, url, answer.reason)
-    if (other := _elsewhere(url, headers)) is not None:
-        return Finding(
-            id="neighbours.address",
-            level=Level.INFO,
-            what=f"{name} is healthy at {other}, not at {url}",
-            why="it listens on one of the two loopback addresses only; nothing is wrong with it",
-            commands=(shlex.join(["curl", "-i", other]),),
-        )
-    return _alarm("neighbours.down", f"{name} does not answer ({answer.reason}), {TRIES} tries", url)
-
-
-def _answered(name: str, url: str, status: int, seconds: float) -> Finding:
-    if status >= 500:
-        return _alarm("neighbours.unhealthy", f"{name} says that it is not well (HTTP {status})", url)
-    if status >= 300:
-        return _wrong_question(name, url, f"it answers, but not there (HTTP {status})")
-    took = f"HTTP {status} in {seconds * 1000:.0f} ms"
-    return ok("neighbours.healthy", f"{name} is healthy ({took}): leave it alone")
-
-
-def _alarm(finding: str, what: str, url: str) -> Finding:
-    return Finding(
-        id=finding,
-        level=Level.WARN,
-        what=what,
-        why="vbatch does not depend on it",
-        commands=(shlex.join(["curl", "-i", url]),),
-    )
-
-
-def _wrong_question(name: str, url: str, reason: str) -> Finding:
-    return info(
-        "neighbours.probe",
-        f"{name}: the question is wrong, not the service: {reason}",
-        f"{url} in [doctor.neighbours]",
-        commands=(shlex.join(["curl", "-i", url]),),
-    )
+    values = {"url": url}
+    if answer.wrong_url:
+        return PROBE.info(f"{name}: the health URL {url} is wrong: {answer.reason}", values=values)
+    if answer.status is None:
+        if (other := _elsewhere(url, headers)) is not None:
+            return ADDRESS.info(f"{name} is healthy at {other}, not at {url}", values={"url": other})
+        return DOWN.warn(f"{name} does not answer ({answer.reason}), {TRIES} tries", values=values)
+    if answer.status >= 500:
+        return UNHEALTHY.warn(f"{name} reports that it is not healthy (HTTP {answer.status})", values=values)
+    if answer.status >= 300:
+        what = f"{name}: the health URL {url} is wrong (HTTP {answer.status}); the service answers"
+        return PROBE.info(what, values=values)
+    took = f"HTTP {answer.status} in {answer.seconds * 1000:.0f} ms"
+    return HEALTHY.ok(f"{name} is healthy ({took}): leave it alone")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer: what lies behind it is another question."""
+    """Takes a redirect for an answer: what is behind it is another URL."""
 
     def redirect_request(self, *_arguments: object, **_named: object) -> None:
         return None
@@ -167,7 +148,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def _ask(url: str, headers: dict[str, str]) -> _Answer:
     """Ask once. The limit is for the whole answer: that of a socket is for each of its bytes."""
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-        return _Answer(None, reason="it is no http URL", ours=True)
+        return _Answer(None, reason="it is not an http URL", wrong_url=True)
     try:
         return _aside(partial(_open, url, headers)).get(timeout=LIMIT)
     except Empty:
@@ -175,7 +156,7 @@ def _ask(url: str, headers: dict[str, str]) -> _Answer:
 
 
 def _open(url: str, headers: dict[str, str]) -> _Answer:
-    # No proxy: a neighbour is on this machine or in this house.
+    # No proxy: a neighbour is on this machine or on its network.
     opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
     started = time.monotonic()
     try:
@@ -187,7 +168,7 @@ def _open(url: str, headers: dict[str, str]) -> _Answer:
     except urllib.error.URLError as error:
         return _unanswered(error.reason)
     except (ValueError, HTTPException) as error:
-        return _Answer(None, reason=f"what answers does not speak HTTP ({error})", ours=True)
+        return _Answer(None, reason=f"what answers does not speak HTTP ({error})", wrong_url=True)
     except OSError as error:
         return _unanswered(error)
 
@@ -195,9 +176,9 @@ def _open(url: str, headers: dict[str, str]) -> _Answer:
 def _unanswered(reason: str | BaseException) -> _Answer:
     match reason:
         case ssl.SSLError():
-            return _Answer(None, reason=f"its certificate is not trusted ({reason.reason})", ours=True)
+            return _Answer(None, reason=f"its certificate is not trusted ({reason.reason})", wrong_url=True)
         case socket.gaierror():
-            return _Answer(None, reason="its host name is not known", ours=True)
+            return _Answer(None, reason="its host name is unknown", wrong_url=True)
         case TimeoutError():
             return _Answer(None, reason="no answer in time")
         case OSError():
@@ -224,7 +205,7 @@ def _elsewhere(url: str, headers: dict[str, str]) -> str | None:
 CHECKS = (
     Check(
         name="neighbours.health",
-        group=Group.NEIGHBOURS,
+        finds=(NONE, HEALTHY, DOWN, UNHEALTHY, PROBE, ADDRESS),
         run=_health,
         limit=timedelta(seconds=TRIES * (LIMIT + PAUSE) + 10),
     ),

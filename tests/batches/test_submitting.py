@@ -13,7 +13,7 @@ from tests.rigs.queued import queued
 from tests.store.filling import new_batch
 from vbatch import batches, processes
 from vbatch.errors import InputUnreadable
-from vbatch.store import Store, catalog, ingest, unaccepted
+from vbatch.store import Store, catalog, ingest, staging
 
 LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 
@@ -46,7 +46,7 @@ def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -
     dead = replace(me, start_ticks=me.start_ticks + 1)
     paths = {"output_path": f"{tmp_path}/again.jsonl", "error_path": f"{tmp_path}/again.errors.jsonl"}
     with pytest.MonkeyPatch.context() as killed:
-        killed.setattr(unaccepted, "take_back", lambda *_args: None)
+        killed.setattr(staging, "take_back", lambda *_args: None)
         with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
             pass
     again = batches.retry(store, first.batch, output=tmp_path / "again.jsonl")

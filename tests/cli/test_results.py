@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chats
 from vbatch.batches import lines, reading
-from vbatch.store import Store, answers, catalog
+from vbatch.store import Store, catalog, results
 from vbatch.store.records import Answer
 
 
@@ -19,7 +19,7 @@ def deleted_meanwhile(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
     """A finished batch that somebody deletes as soon as its first line was read."""
     batch_id = cli.submit("a.jsonl", chats(300))
     cli.drain()
-    monkeypatch.setattr(answers, "PAGE", 10)
+    monkeypatch.setattr(results, "PAGE", 10)
     monkeypatch.setattr(reading, "output_line", _deleting(cli.folder.parent / "home" / "data" / "vbatch"))
     return batch_id
 

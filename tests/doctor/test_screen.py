@@ -20,7 +20,7 @@ from vbatch.doctor import checks, registry
 from vbatch.doctor.findings import Entry
 from vbatch.holders import Kind
 from vbatch.store import COMMAND_PATIENCE, Store
-from vbatch.store.faults import Fault
+from vbatch.store.database.faults import Fault
 
 
 @pytest.fixture

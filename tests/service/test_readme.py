@@ -15,7 +15,7 @@ from tests.rigs.commands import chats
 from tests.rigs.guest import HOME, PERSON, Guest
 from tests.rigs.readme import SERVICE, blocks, consoles
 from tests.test_docs import pattern, shape
-from vbatch.store.url import parse_url, server
+from vbatch.store.database.backends import backend_of
 
 PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -69,8 +69,8 @@ def test_the_compose_file() -> None:
     assert postgres["ports"] == ["127.0.0.1:4332:5432"]
     url = re.search(r"VBATCH_DATABASE_URL=(postgresql://vbatch:PASSWORD@\S+)`", SERVICE.read_text())
     assert url is not None
-    assert server(parse_url(url[1])) == ("127.0.0.1", 4332)
-    assert parse_url(url[1]).database == postgres["environment"]["POSTGRES_DB"]
+    assert backend_of(url[1]).address == ("127.0.0.1", 4332)
+    assert backend_of(url[1]).url.database == postgres["environment"]["POSTGRES_DB"]
     if (
         shutil.which("docker")
         and subprocess.run(["docker", "compose", "version"], check=False).returncode == 0

@@ -185,7 +185,7 @@ def test_the_worker_is_confined_and_runs_as_the_person(guest: Guest) -> None:
 
 def upgrade(guest: Guest) -> None:
     """Put a version with one more migration into the guest, as pip would; the host's stays as it is."""
-    store = Path(__file__).parents[2] / "vbatch" / "store"
+    store = Path(__file__).parents[2] / "vbatch" / "store" / "database"
     script = (
         'from alembic import op\nimport sqlalchemy as sa\nrevision = "{new}"\ndown_revision = "{old}"\n'
         'def upgrade():\n    op.add_column("batch", sa.Column("of_the_future", sa.Text()))\n'

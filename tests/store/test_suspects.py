@@ -15,9 +15,9 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import NOBODY, answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, queue, registry
-from vbatch.store.records import Batch, ChunkKey, Lease
-from vbatch.store.suspects import LOSSES, LOSSES_WITHOUT_CONTROL, SPLIT_AT
+from vbatch.store import Store, catalog, deaths, queue, registry, results
+from vbatch.store.records import SPLIT_AT, Batch, ChunkKey, Lease
+from vbatch.store.suspects import LOSSES, LOSSES_WITHOUT_CONTROL
 
 FULL = 256  # requests in a full chunk
 PIDS = counting(1000)
@@ -54,9 +54,9 @@ class Engine:
 
 def convicted(store: Store, pk: int) -> dict[int, str]:
     return {
-        answer.line: answer.result.error_message or ""
-        for answer in answers.finished(store, pk=pk)
-        if answer.result is not None and answer.result.error_code == "engine_crash"
+        answer.line: answer.outcome.error_message or ""
+        for answer in results.finished(store, pk=pk)
+        if answer.outcome is not None and answer.outcome.error_code == "engine_crash"
     }
 
 
@@ -70,7 +70,7 @@ def test_one_poison_is_found_among_256_within_log2_plus_2_deaths(store: Store, p
     assert engine.deaths <= math.log2(FULL) + 2
     counts = catalog.find(store, batch.id).counts
     assert (counts.completed, counts.failed) == (FULL - 1, 1)
-    assert len(list(answers.finished(store, pk=batch.pk))) == FULL
+    assert len(list(results.finished(store, pk=batch.pk))) == FULL
 
 
 def test_the_verdict_holds_its_evidence(store: Store) -> None:
@@ -156,7 +156,7 @@ def test_several_poisons_are_all_found_and_nobody_else(store: Store, seed: int) 
     assert set(convicted(store, batch.pk)) == poisons
     counts = catalog.find(store, batch.id).counts
     assert (counts.total, counts.completed, counts.failed) == (600, 596, 4)
-    lines = [answer.line for answer in answers.in_file_order(store, pk=batch.pk)]
+    lines = [answer.line for answer in results.in_file_order(store, pk=batch.pk)]
     assert lines == list(range(1, 601))
     assert engine.deaths <= len(poisons) * (math.log2(FULL) + 2)
 
@@ -232,7 +232,7 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
     for who, lease in [(who, claim(store, who)[0]) for who in whos]:
         crash(who, lease)
     held = {who: claim(store, who)[0] for who in whos}  # their second death splits them
-    with ThreadPoolExecutor() as threads, store.driver_connection() as referee:
+    with ThreadPoolExecutor() as threads, psycopg.connect(postgresql_url) as referee:
         # Nobody may insert a chunk: both have looked which number is the last before either one goes on.
         referee.execute("LOCK TABLE chunk IN SHARE ROW EXCLUSIVE MODE")
         splitting = [threads.submit(crash, who, lease) for who, lease in held.items()]

@@ -165,7 +165,7 @@ def test_a_slow_request_ends_by_its_time_limit() -> None:
         await asyncio.sleep(0.15)
         engine.progress += 1
         await asyncio.sleep(1.2)
-        codes = {result.seq: result.error_code for result in held.answered}
+        codes = {result.seq: result.outcome.error_code for result in held.answered}
         assert codes == {0: None, 1: "request_timeout", 2: "request_timeout"}
         assert not engine.waiting, "their sequences are aborted"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vbatch.batches.finalizing import finalize_here
-from vbatch.store import Store, endings
+from vbatch.store import Store, finalization
 from vbatch.store.records import Batch
 
 
@@ -12,4 +12,4 @@ def cancel(store: Store, batch: Batch) -> Batch:
 
     Raises WrongStatus when it has ended already, OSError when its files cannot be written.
     """
-    return finalize_here(store, endings.request_cancel(store, pk=batch.pk))
+    return finalize_here(store, finalization.request_cancel(store, pk=batch.pk))

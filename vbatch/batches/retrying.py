@@ -10,7 +10,7 @@ from pathlib import Path
 from vbatch import processes
 from vbatch.batches.paths import Targets, check_targets, in_use, targets_of
 from vbatch.errors import WrongStatus
-from vbatch.store import Store, answers, ingest, unaccepted
+from vbatch.store import Store, ingest, results, staging
 from vbatch.store.records import Batch, NewBatch
 
 RETRY_OF = "retry_of"  # the metadata key that names the batch whose failed requests these are
@@ -23,7 +23,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Batch:
     """
     if not batch.status.final:
         raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch watch {batch.id}")
-    unaccepted.sweep(store, gone=processes.is_gone)  # else a killed retry keeps its paths
+    staging.sweep(store, gone=processes.is_gone)  # else a killed retry keeps its paths
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = _targets(store, batch, output)
     check_targets(store, chosen, source=None, batch_id=batch_id)
@@ -40,7 +40,7 @@ def retry(store: Store, batch: Batch, *, output: Path | None = None) -> Batch:
         created_at=datetime.now(UTC),
     )
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
-        for request in answers.failed_requests(store, pk=batch.pk):
+        for request in results.failed_requests(store, pk=batch.pk):
             storing.add(request.line, request.custom_id, request.model, request.body)
         if storing.total == 0:
             raise WrongStatus(f"No request of {batch.id} failed.", hint=f"vbatch status {batch.id}")

@@ -19,7 +19,7 @@ from vbatch.batches.reusing import REUSE_OF, reusable
 from vbatch.errors import ExitCode, InputUnreadable, Interrupted, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.protocol import BatchError, with_model
-from vbatch.store import Store, catalog, ingest, unaccepted
+from vbatch.store import Store, catalog, ingest, staging
 from vbatch.store.records import Batch, NewBatch
 
 # OpenAI's limits of a batch's metadata.
@@ -93,7 +93,7 @@ def submit(
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = targets(path, output=order.output, error_file=order.error_file, batch_id=batch_id)
     if not dry_run:  # first, or one that was killed would keep the paths for itself
-        unaccepted.sweep(store, gone=processes.is_gone)
+        staging.sweep(store, gone=processes.is_gone)
     check_targets(None if dry_run else store, chosen, source=path, batch_id=batch_id)
     if dry_run:
         requests = _validate_only(source, order, on_read)

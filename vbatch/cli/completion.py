@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from vbatch import config
 from vbatch.store import NO_PATIENCE, Store, catalog
 from vbatch.store.records import Batch
-from vbatch.store.url import sqlite_path
 
 OFFERED = 50  # the newest ones
 
@@ -21,7 +20,7 @@ def batch_ids(incomplete: str) -> Iterator[tuple[str, str]]:
     """
     try:
         store = Store(config.load().store_url, patience=NO_PATIENCE, as_it_is=True)
-        if store.sqlite and not sqlite_path(store.url).exists():
+        if store.file is not None and not store.file.exists():
             return
         try:
             batches = catalog.recent(store, limit=OFFERED)

@@ -17,7 +17,8 @@ from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
-from vbatch.store import NO_PATIENCE, Store, migrate
+from vbatch.store import NO_PATIENCE, Store
+from vbatch.store.database import migrate
 
 
 class NothingStored(Exception):

@@ -23,7 +23,7 @@ from pathlib import Path
 from vbatch import batches
 from vbatch.batches.submitting import Order
 from vbatch.store import Store, catalog
-from vbatch.store.scratch import scratch_store
+from vbatch.store.database.store import scratch_store
 
 REQUESTS = 10_000
 WORKERS = 2

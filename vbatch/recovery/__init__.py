@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from vbatch import orphans, processes
 from vbatch.identity import ProcessIdentity
-from vbatch.store import Store, deaths, registry, unaccepted
+from vbatch.store import Store, deaths, registry, staging
 from vbatch.store.records import Worker
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,6 @@ def _in_time_of_a_signal(store: Store, worker: Worker) -> bool:
 
 def sweep(store: Store) -> None:
     """Remove what a ``submit`` that died had stored so far; nobody ever saw it."""
-    removed = unaccepted.sweep(store, gone=processes.is_gone)
+    removed = staging.sweep(store, gone=processes.is_gone)
     if removed:
         log.info("submit.swept abandoned=%d", removed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vbatch.store.url import is_sqlite, parse_url, server, sqlite_path
+from vbatch.store.database.backends import backend_of
 from vbatch.system import servers
 from vbatch.system.servers import Container
 
@@ -78,11 +78,11 @@ class Database:
 
 def recognise(url: str) -> Database:
     """Look at the store's URL and at what serves it now. Raises StoreMisconfigured for an invalid URL."""
-    parsed = parse_url(url)
-    if is_sqlite(parsed):
-        file = sqlite_path(parsed)
-        return Database(kind=Kind.EMBEDDED, where=str(file), folder=file.parent)
-    host, port = server(parsed)
+    database = backend_of(url)
+    if database.file is not None:
+        return Database(kind=Kind.EMBEDDED, where=str(database.file), folder=database.file.parent)
+    assert database.address is not None
+    host, port = database.address
     if host.startswith("/") or not host:
         socket = Path(host or "/run/postgresql") / f".s.PGSQL.{port}"
         return _of_unit(str(socket), servers.unit_of_socket(socket))

@@ -25,21 +25,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, update
 
-from vbatch.store.records import ChunkState
-from vbatch.store.tables import OPEN, READY, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
-
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-
-SPLIT_AT = 2  # engine deaths
-LOSSES = (
-    3  # worker deaths in a row: a chunk is halved, a request that was compared with another one convicted
+from vbatch.store.records import SPLIT_AT, ChunkState
+from vbatch.store.tables import (
+    BATCH,
+    CHUNK,
+    OPEN,
+    READY,
+    REQUEST,
+    REQUEST_WITH_RESULT,
+    RESULT,
+    UNRECORDED,
+    WORKER,
+    same_chunk,
 )
+
+LOSSES = 3  # worker deaths in a row: a chunk is halved, a request that was compared with another is convicted
 LOSSES_WITHOUT_CONTROL = 10  # of a request that could not be compared with any other
 
 
@@ -103,9 +105,9 @@ def first(connection: Connection, row: Any, boot: str | None) -> Any:
     if not _one_is_open(row) or row.losses <= row.controls or row.lost_boot != boot:
         return row
     other = connection.execute(
-        select(_chunk)
-        .where(text(f"chunk.{READY}"), _chunk.c.model == row.model, _chunk.c.losses <= row.losses, ~_is(row))
-        .order_by(_chunk.c.alone, _chunk.c.losses, _chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+        select(CHUNK)
+        .where(READY, CHUNK.c.model == row.model, CHUNK.c.losses <= row.losses, ~same_chunk(row))
+        .order_by(CHUNK.c.alone, CHUNK.c.losses, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
         .limit(1)
         .with_for_update(skip_locked=True)
     ).one_or_none()
@@ -113,29 +115,29 @@ def first(connection: Connection, row: Any, boot: str | None) -> Any:
         return row
     number = other.n
     if other.total == 1:
-        connection.execute(update(_chunk).where(_is(other)).values(alone=True))
+        connection.execute(update(CHUNK).where(same_chunk(other)).values(alone=True))
     else:
         control, *rest = _open(connection, other)
         kept = {name: getattr(other, name) for name in _HISTORY}
         number = _cut(connection, other, [([control], {"alone": True}), (rest, kept)])
-    return connection.execute(select(_chunk).where(_chunk.c.batch == other.batch, _chunk.c.n == number)).one()
+    return connection.execute(select(CHUNK).where(CHUNK.c.batch == other.batch, CHUNK.c.n == number)).one()
 
 
 def ended(connection: Connection, row: Any, worker: str) -> None:
     """Count a request that ran alone to its end as a control of those whose workers died on this boot."""
     if not row.alone or row.total > 1:
         return
-    boot = select(_worker.c.boot_id).where(_worker.c.id == worker).scalar_subquery()
+    boot = select(WORKER.c.boot_id).where(WORKER.c.id == worker).scalar_subquery()
     connection.execute(
-        update(_chunk)
+        update(CHUNK)
         .where(
-            text(f"chunk.{OPEN}"),
-            _chunk.c.alone,
-            _chunk.c.losses > 0,
-            _chunk.c.model == row.model,
-            _chunk.c.lost_boot == boot,
+            OPEN,
+            CHUNK.c.alone,
+            CHUNK.c.losses > 0,
+            CHUNK.c.model == row.model,
+            CHUNK.c.lost_boot == boot,
         )
-        .values(controls=_chunk.c.controls + 1)
+        .values(controls=CHUNK.c.controls + 1)
     )
 
 
@@ -157,13 +159,15 @@ def _evidence(losses: int, controls: int) -> str:
 
 
 def _give_back(connection: Connection, row: Any, **values: Any) -> None:
-    connection.execute(update(_chunk).where(_is(row)).values(state=ChunkState.READY, worker=None, **values))
+    connection.execute(
+        update(CHUNK).where(same_chunk(row)).values(state=ChunkState.READY, worker=None, **values)
+    )
 
 
 def _convict(connection: Connection, row: Any, seq: int, message: str, *, attempts: int) -> None:
     """Record the request as ``engine_crash`` and clear the rest of its chunk."""
     connection.execute(
-        insert(_result).values(
+        insert(RESULT).values(
             batch=row.batch,
             seq=seq,
             epoch=row.epoch,
@@ -176,8 +180,8 @@ def _convict(connection: Connection, row: Any, seq: int, message: str, *, attemp
     )
     finished = row.completed + row.failed + 1 == row.total
     connection.execute(
-        update(_chunk)
-        .where(_is(row))
+        update(CHUNK)
+        .where(same_chunk(row))
         .values(
             state=ChunkState.DONE if finished else ChunkState.READY,
             worker=None,
@@ -223,10 +227,10 @@ def _cut(connection: Connection, row: Any, pieces: Sequence[tuple[Sequence[int],
     A piece is the requests (``seq``, ascending) and what is known of them. Returns the number of the first new chunk.
     """
     # Two workers may cut chunks of one batch at the same time; the new ones are numbered by one after the other.
-    connection.execute(select(_batch.c.pk).where(_batch.c.pk == row.batch).with_for_update()).all()
-    last = connection.execute(select(func.max(_chunk.c.n)).where(_chunk.c.batch == row.batch)).scalar_one()
+    connection.execute(select(BATCH.c.pk).where(BATCH.c.pk == row.batch).with_for_update()).all()
+    last = connection.execute(select(func.max(CHUNK.c.n)).where(CHUNK.c.batch == row.batch)).scalar_one()
     connection.execute(
-        insert(_chunk),
+        insert(CHUNK),
         [
             {
                 "batch": row.batch,
@@ -246,29 +250,22 @@ def _cut(connection: Connection, row: Any, pieces: Sequence[tuple[Sequence[int],
         ],
     )
     connection.execute(
-        update(_chunk)
-        .where(_is(row))
+        update(CHUNK)
+        .where(same_chunk(row))
         .values(state=ChunkState.DONE, worker=None, total=row.completed + row.failed)
     )
     return int(last) + 1
 
 
 def _open(connection: Connection, row: Any) -> list[int]:
-    joined = _request.outerjoin(
-        _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-    )
     query = (
-        select(_request.c.seq)
-        .select_from(joined)
+        select(REQUEST.c.seq)
+        .select_from(REQUEST_WITH_RESULT)
         .where(
-            _request.c.batch == row.batch,
-            _request.c.seq.between(row.first_seq, row.last_seq),
-            _result.c.seq.is_(None),
+            REQUEST.c.batch == row.batch,
+            REQUEST.c.seq.between(row.first_seq, row.last_seq),
+            UNRECORDED,
         )
-        .order_by(_request.c.seq)
+        .order_by(REQUEST.c.seq)
     )
     return list(connection.execute(query).scalars())
-
-
-def _is(row: Any) -> Any:
-    return and_(_chunk.c.batch == row.batch, _chunk.c.n == row.n)

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from vbatch.engine import Engine, EngineDied, Reply
 from vbatch.protocol import usage_of
-from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request, Result
+from vbatch.store.records import ChunkKey, Lease, LeaseKey, Outcome, Request, Result
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
@@ -134,7 +134,7 @@ class Inflight:
         """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""
         held = self.leases
         mine = [result for result in self.answered if (result.key, result.epoch) in held]
-        sizes = accumulate(len(result.body or b"") for result in mine)
+        sizes = accumulate(len(result.outcome.body or b"") for result in mine)
         count = max(1, bisect_right(list(sizes), SAVED_BYTES))
         taken, self.answered = mine[:count], mine[count:]
         return taken
@@ -162,14 +162,14 @@ class Inflight:
             try:
                 reply = await self._post(lease, request)
             except TimeoutError:
-                self.answered.append(_timed_out(lease, request, attempt, self._timeout))
+                self._record(lease, request, _timed_out(attempt, self._timeout))
                 return
             except EngineDied:
                 self._lost.add((lease.id, request.seq))
                 return
             self.unheard = False
             if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
-                self.answered.append(_result(lease, request, attempt, reply))
+                self._record(lease, request, _outcome(attempt, reply))
                 return
             self._active -= 1
             self.changed.set()
@@ -177,6 +177,9 @@ class Inflight:
                 await asyncio.sleep(_backoff(attempt, reply.retry_after))
             finally:
                 self._active += 1
+
+    def _record(self, lease: Lease, request: Request, outcome: Outcome) -> None:
+        self.answered.append(Result(key=lease.key, epoch=lease.epoch, seq=request.seq, outcome=outcome))
 
     async def _post(self, lease: Lease, request: Request) -> Reply:
         """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
@@ -217,15 +220,12 @@ def _backoff(attempt: int, retry_after: float | None) -> float:
     return retry_after if retry_after is not None else 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
-def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
+def _outcome(attempt: int, reply: Reply) -> Outcome:
     try:
         usage = usage_of(reply.body)
     except ValueError:
-        return _not_json(lease, request, attempt, reply)
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
+        return _not_json(attempt, reply)
+    return Outcome(
         status_code=reply.status,
         request_id=reply.request_id,
         body=reply.body,
@@ -235,15 +235,10 @@ def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Resul
     )
 
 
-def _not_json(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
+def _not_json(attempt: int, reply: Reply) -> Outcome:
     """Keep out what no line of an output file can hold, such as embeddings as bytes."""
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
-        status_code=None,
+    return Outcome(
         request_id=reply.request_id,
-        body=None,
         error_code="answer_not_json",
         error_message=f"The engine answered with status {reply.status} and {len(reply.body):,} bytes "
         f"that are not JSON: {reply.body[:SHOWN_BYTES].decode(errors='replace')}",
@@ -251,14 +246,8 @@ def _not_json(lease: Lease, request: Request, attempt: int, reply: Reply) -> Res
     )
 
 
-def _timed_out(lease: Lease, request: Request, attempt: int, seconds: float | None) -> Result:
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
-        status_code=None,
-        request_id=None,
-        body=None,
+def _timed_out(attempt: int, seconds: float | None) -> Outcome:
+    return Outcome(
         error_code="request_timeout",
         error_message=f"The engine did not answer within {seconds:g} s (request_timeout).",
         attempts=attempt,

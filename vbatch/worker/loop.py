@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from vbatch import recovery, suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed, kinds
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
-from vbatch.store import catalog, deaths, endings, overview, queue, registry
+from vbatch.store import catalog, deaths, finalization, overview, queue, registry
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
 from vbatch.worker import models
@@ -261,7 +261,7 @@ class WorkLoop:
                 state_dir=context.options.state_dir,
             )
             await context.in_watch(recovery.sweep, context.store)
-            for expired in await context.in_watch(endings.expire, context.store, now=datetime.now(UTC)):
+            for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()

@@ -14,7 +14,7 @@ from vbatch import suspension
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
 from vbatch.store import deaths, queue
-from vbatch.store.records import ChunkKey, Lease, Result, Waiting
+from vbatch.store.records import CHUNK_REQUESTS, ChunkKey, Lease, Result, Waiting
 from vbatch.worker.background import Background
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
@@ -22,7 +22,6 @@ from vbatch.worker.stop import AT_REST
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # requests in a full chunk
 ROUND = 1.0  # seconds between two looks at the store: new work, cancelled batches, better priorities
 
 
@@ -118,10 +117,10 @@ class Serving:
 
     def _wants_work(self) -> bool:
         wanting = self._inflight.wanting
-        return wanting > 0 and (wanting >= CHUNK or wanting * 2 >= self._limit)
+        return wanting > 0 and (wanting >= CHUNK_REQUESTS or wanting * 2 >= self._limit)
 
     async def _claim_chunks(self) -> None:
-        chunks = math.ceil(self._inflight.wanting / CHUNK)
+        chunks = math.ceil(self._inflight.wanting / CHUNK_REQUESTS)
         leases = await self._context.in_store(self._claim_in_store, chunks, self._inflight.held)
         self._exhausted = not leases
         self._inflight.add(leases)
@@ -151,7 +150,7 @@ class Serving:
         except Interrupted:
             self._inflight.give_back(results)
             raise
-        self.progressed |= any(result.succeeded for result in results)
+        self.progressed |= any(result.outcome.succeeded for result in results)
         over = flushed.rejected | flushed.finished_chunks
         self._inflight.forget({lease for lease in held if lease.chunk in over})
         self._count(results, recorded=flushed.recorded)
@@ -161,14 +160,14 @@ class Serving:
             self._saved()
 
     def _count(self, results: Sequence[Result], *, recorded: int) -> None:
-        prompt_tokens = sum(result.prompt_tokens for result in results)
-        completion_tokens = sum(result.completion_tokens for result in results)
+        prompt_tokens = sum(result.outcome.prompt_tokens for result in results)
+        completion_tokens = sum(result.outcome.completion_tokens for result in results)
         self._context.meter.add(
             requests=recorded, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
         )
         self._context.view.count(
             saved=recorded,
-            failed=min(recorded, sum(not result.succeeded for result in results)),
+            failed=min(recorded, sum(not result.outcome.succeeded for result in results)),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )

@@ -16,7 +16,7 @@ from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.durations import format_duration
 from vbatch.errors import VbatchError
 from vbatch.protocol import BatchStatus
-from vbatch.store import catalog, examination, registry
+from vbatch.store import catalog, overview, registry
 
 GIB = 1 << 30
 LEAST_ROOM = GIB  # free bytes below which a disk is called full, whatever the queue still needs
@@ -158,7 +158,7 @@ def _written(facts: Facts) -> Iterator[tuple[str, Path]]:
 
 def _bytes_to_come(facts: Facts) -> int:
     try:
-        return examination.bytes_to_come(facts.records)
+        return overview.bytes_to_come(facts.records)
     except (VbatchError, NothingStored):
         return 0
 

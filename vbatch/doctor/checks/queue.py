@@ -22,7 +22,6 @@ from vbatch.text import harmless
 RECENT = 50  # batches whose files are looked for
 SHOWN = 5  # unfinished batches that are shown one by one
 COUNTED = 5  # newest batches whose files are read, so that their lines can be counted
-SUSPICIOUS = 2  # crashes of engines, or of workers in a row, over one chunk
 
 UNFINISHED = Entry(
     id="queue.unfinished",
@@ -143,7 +142,7 @@ def _stale(facts: Facts) -> Iterator[Finding]:
 
 def _poisoned(facts: Facts) -> Iterator[Finding]:
     """Look for chunks that crashed engines or workers."""
-    troubled = overview.troubled(facts.records, deaths=SUSPICIOUS)
+    troubled = overview.troubled(facts.records)
     for batch_id, requests, deaths in troubled:
         yield POISONED.warn(
             f"{requests} requests of {batch_id} were running when an engine or a worker crashed, {deaths} times",

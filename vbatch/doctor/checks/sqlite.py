@@ -11,7 +11,7 @@ from pathlib import Path
 from vbatch import disks
 from vbatch.doctor.findings import Entry, Finding
 from vbatch.errors import ExitCode
-from vbatch.store import examination
+from vbatch.store.database.backends.sqlite import examine, in_unsafe_wal_mode, kept_in_wal_mode
 
 LONGEST_READ = timedelta(seconds=10)  # a worker must wait with its results while the file is read
 
@@ -78,9 +78,9 @@ def unopened(path: Path) -> Iterator[Finding]:
         yield _cannot_open(path.parent, f"{path.parent} cannot be entered: {error.strerror}")
         return
     if disks.exists(path):
-        if examination.in_unsafe_wal_mode(path):
+        if in_unsafe_wal_mode(path):
             yield JOURNAL_MODE.warn(f"{path} was left in WAL mode", values={"path": path})
-            if examination.kept_in_wal_mode(path):
+            if kept_in_wal_mode(path):
                 yield LOCKED.fail(
                     f"another program keeps {path} in WAL mode",
                     why="a worker waits until that program closes it",
@@ -114,7 +114,7 @@ def look(path: Path) -> Iterator[Finding]:
         yield _read_only(path, path.parent, "the file system is mounted read-only")
     elif not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         yield _read_only(path, path.parent, "its permissions do not allow it")
-    seen = examination.file(path, limit=LONGEST_READ)
+    seen = examine(path, limit=LONGEST_READ)
     if seen.damage is not None:
         yield DAMAGED.fail(
             f"{path} is damaged",

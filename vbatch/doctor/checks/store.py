@@ -15,10 +15,12 @@ from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.durations import format_duration
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
-from vbatch.store import Store, examination, hosting, migrate
-from vbatch.store.examination import Server
+from vbatch.store import Store, hosting, overview
+from vbatch.store.database import migrate
+from vbatch.store.database.backends import backend_of
+from vbatch.store.database.backends.postgresql import Server
+from vbatch.store.database.url import shown
 from vbatch.store.hosting import Database, Kind
-from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
 
 REACH = Entry(id="store.reach", means="the store answers, and vbatch may use it")
 EMPTY = Entry(id="store.empty", means="there is no store yet; the first batch makes it")
@@ -129,7 +131,7 @@ def _reach(facts: Facts) -> Iterator[Finding]:
         if any(finding.level is Level.FAIL for finding in found):
             return
         store = facts.store
-        revision = examination.revision(store)
+        revision = overview.revision(store)
     except NothingStored:
         yield EMPTY.info("there is no store yet", why="the first batch makes it")
         return
@@ -153,15 +155,15 @@ def _reach(facts: Facts) -> Iterator[Finding]:
 
 
 def _unopened(facts: Facts) -> Iterator[Finding]:
-    url = parse_url(facts.settings.store_url)
-    if is_sqlite(url):
-        yield from sqlite.unopened(sqlite_path(url))
+    file = backend_of(facts.settings.store_url).file
+    if file is not None:
+        yield from sqlite.unopened(file)
 
 
 def _called(store: Store) -> str:
     if store.file is not None:
         return f"SQLite {sqlite3.sqlite_version} ({store.file})"
-    seen = examination.server(store)
+    seen = overview.server(store)
     where = hosting.recognise(str(store)).where
     return f"PostgreSQL {seen.version} at {where}, up for {format_duration(seen.uptime)},"
 
@@ -234,7 +236,7 @@ def _state(facts: Facts) -> Iterator[Finding]:
         found = list(sqlite.look(store.file))
         yield from found or [DURABILITY.ok("a saved result survives a power cut; the file is whole")]
         return
-    seen = examination.server(store)
+    seen = overview.server(store)
     if seen.in_recovery or seen.read_only:
         reason = "it is a standby" if seen.in_recovery else "default_transaction_read_only is on"
         yield READ_ONLY.fail(
@@ -259,7 +261,7 @@ def _state(facts: Facts) -> Iterator[Finding]:
 
 def _rights(store: Store, seen: Server) -> Iterator[Finding]:
     """Check that vbatch may do what the next command will do; connecting shows nothing of it."""
-    makes_tables = examination.revision(store) != migrate.CURRENT
+    makes_tables = overview.revision(store) != migrate.CURRENT
     if makes_tables and not seen.may_create:
         what, right = f"vbatch may not make tables in {store}", "CREATE ON SCHEMA public"
     elif seen.withheld:

@@ -1,4 +1,4 @@
-"""The answers of a batch come in file order, at any time, while the work goes on."""
+"""The answers of a batch come in file order, at any time, while the work continues."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from itertools import islice
 
 import pytest
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.store.filling import answers_to, claim, code_of, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, answers, catalog, deaths, endings, paging, queue
+from vbatch.store import Store, catalog, deaths, finalization, queue, results
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "PAGE", 7)
+    monkeypatch.setattr(results, "PAGE", 7)
     dice = random.Random(1)
     models = [dice.choice("abc") for _ in range(500)]
     batch = take_in(store, models)
@@ -25,10 +25,10 @@ def test_mixed_models_come_in_file_order_page_after_page(
     for model in "abc":
         for lease in claim(store, who, model=model, chunks=9):
             queue.flush(store, worker=who, results=answers_to(lease))
-    found = list(answers.in_file_order(store, pk=batch.pk))
+    found = list(results.in_file_order(store, pk=batch.pk))
     assert [answer.line for answer in found] == list(range(1, 501))
     assert [answer.custom_id for answer in found] == [f"r-{line}" for line in range(1, 501)]
-    assert [answer.result.body for answer in found if answer.result] == [
+    assert [answer.outcome.body for answer in found if answer.outcome] == [
         b'"%d"' % line for line in range(1, 501)
     ]
 
@@ -36,19 +36,19 @@ def test_mixed_models_come_in_file_order_page_after_page(
 def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "PAGE", 50)
+    monkeypatch.setattr(results, "PAGE", 50)
     batch = take_in(store, 600)
     who = worker(store)
     first, second, third = claim(store, who, chunks=3)
     queue.flush(store, worker=who, results=answers_to(first))
-    reading = answers.finished(store, pk=batch.pk)
+    reading = results.finished(store, pk=batch.pk)
     begun = [answer.line for answer in islice(reading, 60)]
     queue.flush(store, worker=who, results=answers_to(third))  # no reader keeps a writer waiting
     queue.flush(store, worker=who, results=answers_to(second, second.requests[100:]))
     lines = begun + [answer.line for answer in reading]
     assert lines == sorted(set(lines))
     assert set(range(1, 257)) <= set(lines)
-    assert [answer.line for answer in answers.finished(store, pk=batch.pk)] == [
+    assert [answer.line for answer in results.finished(store, pk=batch.pk)] == [
         *range(1, 257),
         *range(357, 601),
     ]
@@ -56,8 +56,8 @@ def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
 
 def test_nothing_is_finished_at_first(store: Store) -> None:
     batch = take_in(store, 3)
-    assert list(answers.finished(store, pk=batch.pk)) == []
-    assert [answer.result for answer in answers.in_file_order(store, pk=batch.pk)] == [None] * 3
+    assert list(results.finished(store, pk=batch.pk)) == []
+    assert [answer.outcome for answer in results.in_file_order(store, pk=batch.pk)] == [None] * 3
 
 
 def test_failed_requests_come_with_model_and_body(store: Store) -> None:
@@ -67,8 +67,8 @@ def test_failed_requests_come_with_model_and_body(store: Store) -> None:
     (lease_b,) = claim(store, who, model="b")
     queue.flush(store, worker=who, results=answers_to(lease_a))
     queue.flush(store, worker=who, results=answers_to(lease_b, status=400))
-    endings.request_cancel(store, pk=batch.pk)
-    failed = list(answers.failed_requests(store, pk=batch.pk))
+    finalization.request_cancel(store, pk=batch.pk)
+    failed = list(results.failed_requests(store, pk=batch.pk))
     assert [(request.line, request.custom_id, request.model, request.body) for request in failed] == [
         (2, "r-2", "b", b'{"exact" :  1}'),
         (4, "r-4", "b", b'{"exact" :  1}'),
@@ -82,8 +82,8 @@ def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
-    endings.request_cancel(store, pk=batch.pk)
-    codes = [answer.error_code for answer in answers.finished(store, pk=batch.pk)]
+    finalization.request_cancel(store, pk=batch.pk)
+    codes = [code_of(answer) for answer in results.finished(store, pk=batch.pk)]
     assert codes == ["model_not_loaded"] * 300 + [None] * 10 + ["batch_cancelled"] * 290
 
 
@@ -97,15 +97,16 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
             deaths.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
     deaths.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
     messages = {
-        answer.result.error_message if answer.result else answer.error_message
-        for answer in answers.finished(store, pk=batch.pk)
+        answer.outcome.error_message
+        for answer in results.finished(store, pk=batch.pk)
+        if answer.outcome is not None
     }
     assert all(message is not None and "bad\N{REPLACEMENT CHARACTER}byte" in message for message in messages)
 
 
 def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutants: a page of 1,000 whole answers; one whole page for each model of the file."""
-    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
     batch = take_in(store, ["a", "b", "c", "d"] * 12)
     who = worker(store)
     for model in "abcd":
@@ -116,8 +117,8 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
     tracemalloc.start()
     try:
         found = [
-            (answer.line, len(answer.result.body or b"") if answer.result else 0)
-            for answer in answers.finished(store, pk=batch.pk)
+            (answer.line, len(answer.outcome.body or b"") if answer.outcome else 0)
+            for answer in results.finished(store, pk=batch.pk)
         ]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -128,13 +129,13 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
 
 
 def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paging, "PAGE_BYTES", 1)
+    monkeypatch.setattr(results, "PAGE_BYTES", 1)
     batch = take_in(store, ["a", "b", "a"])
     who = worker(store)
     for model in "ab":
         for lease in claim(store, who, model=model):
             queue.flush(store, worker=who, results=answers_to(lease))
-    bodies = [answer.result.body for answer in answers.finished(store, pk=batch.pk) if answer.result]
+    bodies = [answer.outcome.body for answer in results.finished(store, pk=batch.pk) if answer.outcome]
     assert bodies == [b'"1"', b'"2"', b'"3"']
 
 
@@ -148,7 +149,7 @@ def test_failed_requests_are_read_in_pages(store: Store) -> None:
         )
         queue.flush(store, worker=who, results=answered)
     with statements_of(store) as seen:
-        failed = list(answers.failed_requests(store, pk=batch.pk))
+        failed = list(results.failed_requests(store, pk=batch.pk))
     assert [request.line for request in failed] == list(range(1, 601, 2))
     assert {request.body for request in failed} == {b'{"exact" :  1}'}
     assert len(seen) < 20
@@ -158,14 +159,14 @@ def test_a_batch_that_is_deleted_while_it_is_read_is_told(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: in_file_order ends without a last look at the batch; its reader takes half of it for all."""
-    monkeypatch.setattr(answers, "PAGE", 10)
+    monkeypatch.setattr(results, "PAGE", 10)
     batch = take_in(store, 100)
     who = worker(store)
     for lease in claim(store, who):
         queue.flush(store, worker=who, results=answers_to(lease))
-    endings.start_finalizing(store, pk=batch.pk, by=who)
-    endings.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
-    reading = answers.finished(store, pk=batch.pk)
+    finalization.start_finalizing(store, pk=batch.pk, by=who)
+    finalization.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+    reading = results.finished(store, pk=batch.pk)
     begun = list(islice(reading, 5))
     catalog.delete_batch(store, pk=batch.pk)
     with pytest.raises(NoSuchBatch):

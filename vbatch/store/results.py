@@ -9,34 +9,23 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy import Connection, Select, and_, bindparam, case, func, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
-from vbatch.store.ingest import MODEL_SHIFT
-from vbatch.store.paging import pages
-from vbatch.store.records import Answer, ChunkKey, ChunkState, Result
-from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
-
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
+from vbatch.store.records import MODEL_SHIFT, OUTCOME, Answer, ChunkState, Outcome
+from vbatch.store.tables import CHUNK, FAILED, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
+PAGE_BYTES = 16 << 20  # of bodies in a page; one body alone may be larger
 
-_with_result = _request.outerjoin(
-    _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-)
-_FAILED = or_(
-    _result.c.seq.is_(None),
-    _result.c.status_code.is_(None),
-    _result.c.status_code < 200,
-    _result.c.status_code >= 300,
-)
+
+_WITHOUT_BODY = tuple(name for name in OUTCOME if name != "body")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +41,13 @@ def _between(table: Any) -> Any:
 
 
 _ANSWERS = _Bodies(
-    size=func.length(_result.c.body), select=select(_result.c.seq, _result.c.body).where(_between(_result))
+    size=func.length(RESULT.c.body), select=select(RESULT.c.seq, RESULT.c.body).where(_between(RESULT))
 )
 _FAILED_REQUESTS = _Bodies(
-    size=case((_FAILED, func.length(_request.c.body))),
-    select=select(_request.c.seq, _request.c.body)
-    .select_from(_with_result)
-    .where(_between(_request), _FAILED),
+    size=case((FAILED, func.length(REQUEST.c.body))),
+    select=select(REQUEST.c.seq, REQUEST.c.body)
+    .select_from(REQUEST_WITH_RESULT)
+    .where(_between(REQUEST), FAILED),
 )
 
 
@@ -92,11 +81,7 @@ def in_file_order(store: Store, *, pk: int) -> Iterator[Answer]:
 
 def finished(store: Store, *, pk: int) -> Iterator[Answer]:
     """Yield the requests that are finished: the same lines as at the end, as far as they are known."""
-    return (
-        answer
-        for answer in in_file_order(store, pk=pk)
-        if answer.result is not None or answer.error_code is not None
-    )
+    return (answer for answer in in_file_order(store, pk=pk) if answer.outcome is not None)
 
 
 def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
@@ -113,13 +98,31 @@ def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
     store.read(lambda connection: still_there(connection, pk))
 
 
+def pages(rows: Iterable[Any], *, most: int = PAGE) -> Iterator[list[Any]]:
+    """Cut rows into pages that fit into memory, never an empty one.
+
+    ``row.size`` is what its body takes, None without a body.
+    """
+    page: list[Any] = []
+    held = 0
+    for row in rows:
+        size = row.size or 0
+        if page and (len(page) >= most or held + size > PAGE_BYTES):
+            yield page
+            page, held = [], 0
+        page.append(row)
+        held += size
+    if page:
+        yield page
+
+
 def _read(store: Store, pk: int, bodies: _Bodies) -> Iterator[tuple[Any, bytes | None, list[_Stopped]]]:
     """Yield every request in file order, with its body of this kind and the chunks that were stopped."""
     ordinals, stopped = store.read(lambda connection: (_ordinals(connection, pk), _stopped(connection, pk)))
     limit = max(1, PAGE // max(1, len(ordinals)))
     runs = [_run(store, pk, ordinal, bodies, limit) for ordinal in ordinals]
     for page in pages(heapq.merge(*runs, key=lambda row: row.line), most=PAGE):
-        found = store.read(lambda connection, rows=page: _bodies_of(connection, pk, bodies, rows))  # type: ignore[misc]
+        found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=page))
         for row in page:
             yield row, found.pop(row.seq, None), stopped
 
@@ -129,31 +132,28 @@ def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> It
     after, end = (ordinal << MODEL_SHIFT) - 1, (ordinal + 1) << MODEL_SHIFT
     query = (
         select(
-            _request.c.batch,
-            _request.c.seq,
-            _request.c.line,
-            _request.c.custom_id,
-            _result.c.epoch,
-            _result.c.status_code,
-            _result.c.request_id,
-            _result.c.error_code,
-            _result.c.error_message,
-            _result.c.prompt_tokens,
-            _result.c.completion_tokens,
-            _result.c.attempts,
+            REQUEST.c.seq,
+            REQUEST.c.line,
+            REQUEST.c.custom_id,
+            RESULT.c.epoch,
+            *(RESULT.c[name] for name in _WITHOUT_BODY),
             bodies.size.label("size"),
         )
-        .select_from(_with_result)
-        .where(_request.c.batch == pk, _request.c.seq > bindparam("after"), _request.c.seq < end)
-        .order_by(_request.c.seq)
+        .select_from(REQUEST_WITH_RESULT)
+        .where(REQUEST.c.batch == pk, REQUEST.c.seq > bindparam("after"), REQUEST.c.seq < end)
+        .order_by(REQUEST.c.seq)
         .limit(limit)
     )
     while True:
-        rows = store.read(lambda connection, last=after: connection.execute(query, {"after": last}).all())  # type: ignore[misc]
+        rows = store.read(partial(_rows, query=query, after=after))
         yield from rows
         if len(rows) < limit:
             return
         after = rows[-1].seq
+
+
+def _rows(connection: Connection, query: Select[Any], after: int) -> Sequence[Any]:
+    return connection.execute(query, {"after": after}).all()
 
 
 def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[Any]) -> dict[int, bytes]:
@@ -180,39 +180,20 @@ def _first(chunk: _Stopped) -> int:
 
 
 def _to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
-    result = code = message = None
+    outcome = None
     if row.epoch is not None:
-        result = Result(
-            key=ChunkKey(row.batch, 0),
-            epoch=row.epoch,
-            seq=row.seq,
-            status_code=row.status_code,
-            request_id=row.request_id,
-            body=body,
-            error_code=row.error_code,
-            error_message=row.error_message,
-            prompt_tokens=row.prompt_tokens,
-            completion_tokens=row.completion_tokens,
-            attempts=row.attempts,
-        )
+        outcome = Outcome(body=body, **{name: getattr(row, name) for name in _WITHOUT_BODY})
     elif (chunk := _stopped_with(stopped, row.seq)) is not None:
-        code, message = chunk.code, chunk.message
-    return Answer(
-        seq=row.seq,
-        line=row.line,
-        custom_id=row.custom_id,
-        result=result,
-        error_code=code,
-        error_message=message,
-    )
+        outcome = Outcome(error_code=chunk.code, error_message=chunk.message, attempts=0)
+    return Answer(seq=row.seq, line=row.line, custom_id=row.custom_id, outcome=outcome)
 
 
 def _stopped(connection: Connection, pk: int) -> list[_Stopped]:
     """Return the chunks that were stopped before all their requests had results, by their first request."""
     rows = connection.execute(
-        select(_chunk.c.first_seq, _chunk.c.last_seq, _chunk.c.error_code, _chunk.c.error_message)
-        .where(_chunk.c.batch == pk, _chunk.c.state.in_((ChunkState.CANCELLED, ChunkState.FAILED)))
-        .order_by(_chunk.c.first_seq)
+        select(CHUNK.c.first_seq, CHUNK.c.last_seq, CHUNK.c.error_code, CHUNK.c.error_message)
+        .where(CHUNK.c.batch == pk, CHUNK.c.state.in_((ChunkState.CANCELLED, ChunkState.FAILED)))
+        .order_by(CHUNK.c.first_seq)
     )
     return [_Stopped(*row) for row in rows]
 
@@ -223,7 +204,7 @@ def _ordinals(connection: Connection, pk: int) -> list[int]:
     while True:
         beyond = (found[-1] + 1) << MODEL_SHIFT if found else 0
         seq = connection.execute(
-            select(func.min(_request.c.seq)).where(_request.c.batch == pk, _request.c.seq >= beyond)
+            select(func.min(REQUEST.c.seq)).where(REQUEST.c.batch == pk, REQUEST.c.seq >= beyond)
         ).scalar()
         if seq is None:
             return found
@@ -232,8 +213,8 @@ def _ordinals(connection: Connection, pk: int) -> list[int]:
 
 def _models(connection: Connection, pk: int) -> dict[int, str]:
     rows = connection.execute(
-        select(func.min(_chunk.c.first_seq).label("seq"), _chunk.c.model)
-        .where(_chunk.c.batch == pk)
-        .group_by(_chunk.c.model)
+        select(func.min(CHUNK.c.first_seq).label("seq"), CHUNK.c.model)
+        .where(CHUNK.c.batch == pk)
+        .group_by(CHUNK.c.model)
     )
     return {row.seq >> MODEL_SHIFT: row.model for row in rows}

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import psycopg
 import tenacity
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from vbatch.errors import Interrupted, StoreUnreachable
-from vbatch.store import connections, migrate
-from vbatch.store.faults import Transient, diagnose
-from vbatch.store.url import is_sqlite, parse_url, shown, sqlite_path
+from vbatch.errors import Interrupted, StoreMisconfigured, StoreUnreachable
+from vbatch.store.database import migrate
+from vbatch.store.database.backends import backend_of
+from vbatch.store.database.backends.protocol import BulkInsert
+from vbatch.store.database.faults import Transient
+from vbatch.store.database.url import shown
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long to wait for a database that is away, and how long to pause between two tries at most."""
+    """How long to wait for a database that is unreachable, and how long to pause between two tries at most."""
 
     limit: timedelta | None
     pause: timedelta
 
 
-COMMAND_PATIENCE = Patience(
-    limit=timedelta(seconds=60), pause=timedelta(seconds=2)
-)  # the incident's 30 tries
+COMMAND_PATIENCE = Patience(limit=timedelta(seconds=60), pause=timedelta(seconds=2))  # some 30 tries
 WORKER_PATIENCE = Patience(limit=None, pause=timedelta(seconds=3))
 NO_PATIENCE = Patience(limit=timedelta(0), pause=timedelta(0))
 
@@ -48,8 +46,7 @@ class _Passing(Exception):
     """A fault that passes by itself."""
 
     def __init__(self, fault: Transient) -> None:
-        self.reason = fault.reason
-        self.fault = fault.fault
+        self.fault = fault
         super().__init__(fault.reason)
 
 
@@ -70,27 +67,27 @@ class Store:
         stop: threading.Event | None = None,
         as_it_is: bool = False,
     ) -> None:
-        self.url = parse_url(url)
-        self.sqlite = is_sqlite(self.url)
+        self.backend = backend_of(url)
+        self.url = self.backend.url
         self._patience = patience
         self._on_wait = on_wait or (lambda _reason, _seconds: None)
         self._stop = stop or threading.Event()
-        self._engine: Engine = connections.connect(self.url, as_it_is=as_it_is)
+        self._engine: Engine = self.backend.engine(as_it_is=as_it_is)
 
     def __str__(self) -> str:
         return shown(self.url)
 
     @property
     def file(self) -> Path | None:
-        """The SQLite file; None where the database is a server's."""
-        return sqlite_path(self.url) if self.sqlite else None
+        """The file that holds the database; None where a server does."""
+        return self.backend.file
 
     def prepare(self) -> None:
         """Wait for the database, and bring its schema up to date.
 
         Raises StoreUnreachable when patience ends, StoreMisconfigured when waiting cannot help.
         """
-        self._patiently(lambda: migrate.ensure_current(self._engine, self.url))
+        self._patiently(lambda: migrate.ensure_current(self._engine, self.backend))
 
     def close(self) -> None:
         """Close every connection."""
@@ -101,25 +98,43 @@ class Store:
 
         A COMMIT whose answer was lost may have been durable, so ``work`` must be safe to replay.
         """
-        return self._patiently(lambda: self._once(work, "BEGIN IMMEDIATE"))
+        return self._patiently(lambda: self._once(work, write=True))
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one short read transaction, with the same patience."""
-        return self._patiently(lambda: self._once(work, "BEGIN"))
+        return self._patiently(lambda: self._once(work, write=False))
 
     @contextmanager
-    def driver_connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """Lend psycopg's own connection for one transaction, for COPY. Committed when left without an error."""
-        with self._engine.connect() as connection, connection.begin():
-            driver = connection.connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
-            yield driver
+    def bulk_insert(self, table: Table) -> Iterator[BulkInsert]:
+        """Insert very many rows, fast.
 
-    def _once(self, work: Callable[[Connection], T], begin: str) -> T:
+        Raises StoreUnreachable, without a retry, where the database becomes unreachable in the middle.
+        """
+        try:
+            with self.backend.bulk_insert(self._engine, self.write, table) as inserting:
+                yield inserting
+        except Exception as error:
+            fault = self._diagnose(error)
+            if isinstance(fault, Transient):
+                raise self._unreachable(
+                    "became unreachable while the batch was being stored", fault
+                ) from error
+            if fault is None:
+                raise
+            raise fault from error
+
+    def _once(self, work: Callable[[Connection], T], *, write: bool) -> T:
         with self._engine.connect() as connection, connection.begin():
-            if self.sqlite:
-                connection.execute(text(begin))
+            self.backend.begin(connection, write=write)
             return work(connection)
+
+    def _diagnose(self, error: Exception) -> Transient | StoreMisconfigured | None:
+        return self.backend.diagnose(error.orig if isinstance(error, DBAPIError) else error)
+
+    def _unreachable(self, what: str, fault: Transient) -> StoreUnreachable:
+        return StoreUnreachable(
+            f"the store {self} {what}: {fault.reason}", hint="vbatch doctor store", fault=fault.fault
+        )
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         started = time.monotonic()
@@ -128,10 +143,10 @@ class Store:
         def once() -> T:
             try:
                 return attempt()
-            except (DBAPIError, sqlite3.Error) as error:  # the latter of the backup before a migration
-                fault = diagnose(error, self.url)
+            except Exception as error:
+                fault = self._diagnose(error)
                 if isinstance(fault, Transient):
-                    if not self.sqlite or (isinstance(error, DBAPIError) and error.connection_invalidated):
+                    if self.backend.connections_fail_together:
                         self._engine.dispose()
                     raise _Passing(fault) from error
                 if fault is None:
@@ -142,7 +157,7 @@ class Store:
             nonlocal waited
             waited = True
             error = state.outcome.exception() if state.outcome else None
-            reason = error.reason if isinstance(error, _Passing) else "unknown"
+            reason = str(error)
             seconds = time.monotonic() - started
             log.warning("store.waiting reason=%s seconds=%.0f", reason, seconds)
             self._on_wait(reason, seconds)
@@ -163,11 +178,7 @@ class Store:
         try:
             result = retrying(once)
         except _Passing as error:
-            raise StoreUnreachable(
-                f"The store {self} cannot be reached: {error.reason}.",
-                hint="vbatch doctor store",
-                fault=error.fault,
-            ) from error
+            raise self._unreachable("cannot be reached", error.fault) from error
         if waited:
             log.info("store.back seconds=%.1f", time.monotonic() - started)
             self._on_wait(None, time.monotonic() - started)
@@ -175,4 +186,14 @@ class Store:
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise Interrupted("Stopped while waiting for the store.")
+            raise Interrupted("stopped while waiting for the store")
+
+
+@contextmanager
+def scratch_store(url: str) -> Iterator[str]:
+    """Make an empty store for a trial in the place of the one of this URL, and yield its URL; remove it afterwards.
+
+    The user's batches are out of reach. Raises StoreUnreachable, StoreMisconfigured.
+    """
+    with closing(Store(url)) as owner, owner.backend.scratch(owner.write) as inside:
+        yield inside

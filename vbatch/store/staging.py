@@ -1,4 +1,4 @@
-"""Batches that nobody may see yet: announced while their requests come in, taken back, or left by who died."""
+"""Batches that are not visible yet: announced while their requests come in, taken back, or left by a dead process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from vbatch.protocol import BatchStatus
 from vbatch.store.catalog import hide, remove_requests, remove_rows
 from vbatch.store.database import Store
 from vbatch.store.records import NewBatch
-from vbatch.store.tables import BatchRow
-
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
+from vbatch.store.tables import BATCH, VISIBLE
 
 
 def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
@@ -24,11 +22,11 @@ def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
     """
 
     def work(connection: Connection) -> tuple[int, bool]:
-        known = connection.execute(select(_batch.c.pk).where(_batch.c.id == new.id)).scalar()
+        known = connection.execute(select(BATCH.c.pk).where(BATCH.c.id == new.id)).scalar()
         if known is not None:
             return int(known), True
         inserted = connection.execute(
-            insert(_batch).values(
+            insert(BATCH).values(
                 id=new.id,
                 status=BatchStatus.VALIDATING,
                 endpoint=new.endpoint,
@@ -57,11 +55,11 @@ def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
 
 
 def withdraw(store: Store, pk: int, submitter: ProcessIdentity) -> None:
-    """Take back an acceptance whose COMMIT may have been durable. It stays ours: nobody sweeps what we remove."""
+    """Take back an acceptance whose COMMIT may have been durable. No sweep interferes: it stays the submitter's."""
     store.write(
         lambda connection: connection.execute(
-            update(_batch)
-            .where(_batch.c.pk == pk)
+            update(BATCH)
+            .where(BATCH.c.pk == pk)
             .values(status=BatchStatus.VALIDATING, submitter=asdict(submitter))
         )
     )
@@ -79,9 +77,7 @@ def sweep(store: Store, *, gone: Callable[[ProcessIdentity], bool]) -> int:
     A submitter may have ended well since its batch was read: the batch is then visible, and stays.
     """
     rows = store.read(
-        lambda connection: connection.execute(
-            select(_batch.c.pk, _batch.c.submitter).where(_batch.c.status == BatchStatus.VALIDATING)
-        ).all()
+        lambda connection: connection.execute(select(BATCH.c.pk, BATCH.c.submitter).where(~VISIBLE)).all()
     )
     abandoned = [row.pk for row in rows if row.submitter is None or gone(ProcessIdentity(**row.submitter))]
     swept = [pk for pk in abandoned if hide(store, pk, was=BatchStatus.VALIDATING)]

@@ -1,4 +1,4 @@
-"""A database that comes back is waited for; one that a person must mend is said so at once. Against real ones."""
+"""A database that comes back is waited for; what a person must fix is reported at once. Against real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.rigs.waiting import SILENCE, until
 from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
-from vbatch.store import NO_PATIENCE, Patience, Store, catalog, endings, queue
+from vbatch.store import NO_PATIENCE, Patience, Store, catalog, finalization, queue
 
 QUICK = Patience(limit=timedelta(seconds=0.5), pause=timedelta(seconds=0.1))
 ENDLESS = Patience(limit=None, pause=timedelta(seconds=0.1))
@@ -63,7 +63,7 @@ def reason(url: str) -> str:
     return unreachable.value.message
 
 
-# What a person must mend.
+# What a person must fix.
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def with_passwords() -> Iterator[Postgres]:
     [
         ("ann", "wrong", "private", "wrong password"),
         ("nobody", "right", "private", "wrong password"),
-        ("ann", None, "private", "wants a password"),
+        ("ann", None, "private", "requires a password"),
         ("ann", "right", "missing", "does not exist"),
         ("nologin", "right", "private", "may not connect"),
         ("bob", "right", "private", "permission denied"),
@@ -202,7 +202,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_host_name_that_is_not_known_yet_is_waited_for() -> None:
-    """At boot the name server comes up later than we do."""
+    """At boot the name server comes up later than vbatch."""
     assert "host name" in reason("postgresql://postgres@no-such-host.invalid/postgres")
 
 
@@ -238,7 +238,7 @@ def test_waiting_ends_when_the_server_is_there(moody: Proxy, postgresql_url: str
 def test_a_server_that_accepts_and_says_nothing_is_given_up_on(
     moody: Proxy, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbatch.store.connections.CONNECT_TIMEOUT_S", 2)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.CONNECT_TIMEOUT_S", 2)
     moody.mood = Mood.ACCEPT_AND_HANG
     assert "does not answer" in reason(through(moody, postgresql_url))
 
@@ -262,7 +262,7 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(own_postgres: Po
         nonlocal waits
         waits += 1
         if waits == 5:
-            own_postgres.start(wait=False)  # it recovers from the crash while we go on asking
+            own_postgres.start(wait=False)  # it recovers from the crash while vbatch keeps asking
 
     store = Store(own_postgres.url(), patience=ENDLESS, on_wait=waited)
     store.prepare()
@@ -311,18 +311,18 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A psql session that was left open, say. Mutant: no lock_timeout; the worker then hangs without a word."""
-    monkeypatch.setattr("vbatch.store.connections.LOCK_TIMEOUT_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.LOCK_TIMEOUT_MS", 300)
     said: list[str | None] = []
     store = Store(postgresql_url, patience=ENDLESS, on_wait=lambda reason, _seconds: said.append(reason))
     take_in(store)
     with psycopg.connect(postgresql_url) as other, ThreadPoolExecutor() as threads:
         other.execute("SELECT * FROM chunk FOR UPDATE")
         (batch,) = catalog.recent(store, limit=1)
-        cancelling = threads.submit(endings.request_cancel, store, pk=batch.pk)
+        cancelling = threads.submit(finalization.request_cancel, store, pk=batch.pk)
         until(lambda: bool(said))
         other.rollback()
         assert cancelling.result().status is BatchStatus.CANCELLING
-    assert said[0] == "another transaction holds what we need"
+    assert said[0] == "another transaction holds a lock that vbatch needs"
     assert said[-1] is None
     store.close()
 
@@ -330,11 +330,11 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
 def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or lost its power: the others would wait for as long as the server believes that it is there. Thawed, it goes on.
+    """Or lost its power: others would wait for as long as the server believes that it is alive. Thawed, it works on.
 
     Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
     """
-    monkeypatch.setattr("vbatch.store.connections.IDLE_IN_TRANSACTION_MS", 300)
+    monkeypatch.setattr("vbatch.store.database.backends.postgresql.IDLE_IN_TRANSACTION_MS", 300)
     store, other = Store(postgresql_url, patience=ENDLESS), Store(postgresql_url, patience=NO_PATIENCE)
     pk = take_in(store).pk
     frozen, thawed = threading.Event(), threading.Event()
@@ -349,7 +349,7 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
     with ThreadPoolExecutor() as threads:
         freezing = threads.submit(store.write, work)
         assert frozen.wait(SILENCE)
-        assert endings.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
+        assert finalization.request_cancel(other, pk=pk).status is BatchStatus.CANCELLING
         thawed.set()
         assert freezing.result() == 1
     store.close()

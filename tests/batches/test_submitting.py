@@ -11,9 +11,10 @@ from tests.batches.test_reusing import work
 from tests.rigs.commands import chats
 from tests.rigs.queued import queued
 from tests.store.filling import new_batch
-from vbatch import batches, processes
+from vbatch import batches
 from vbatch.errors import InputUnreadable
 from vbatch.store import Store, catalog, ingest, staging
+from vbatch.system import processes
 
 LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 

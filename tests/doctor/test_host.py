@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.store.filling import take_in
-from vbatch import config, processes
-from vbatch.disks import Mount, hub_cache, mount_of
+from vbatch import config
 from vbatch.doctor.checks import host
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.store import Store, registry
+from vbatch.system import processes
+from vbatch.system.disks import Mount, hub_cache, mount_of
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 

@@ -147,7 +147,7 @@ def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: S
 def test_the_worker_does_not_load_into_too_little_memory(
     home: Home, store: Store, driver: StandInDriver
 ) -> None:
-    """Three attempts, then the words of doctor, and 69. Mutant: no ``require_room`` before the load."""
+    """Three attempts, then the words of doctor, and 69. Mutant: no ``memory_check.require`` before the load."""
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
         batch = home.submit(chats(1, model="smol"))

@@ -18,7 +18,7 @@ from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.waiting import SILENCE
 from vbatch.doctor import checks, registry
 from vbatch.doctor.findings import Entry
-from vbatch.holders import Kind
+from vbatch.gpu_memory.holders import Kind
 from vbatch.store import COMMAND_PATIENCE, Store
 from vbatch.store.database.faults import Fault
 

@@ -10,10 +10,11 @@ import pytest
 
 from tests.rigs.guest import Guest
 from tests.service.conftest import make_guest
-from vbatch import config, suspension
+from vbatch import config
 from vbatch.doctor.checks import power
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Level
+from vbatch.system import suspend
 
 __all__ = ["make_guest"]
 
@@ -22,7 +23,7 @@ DESKTOP = "[Service]\nExecStart=/bin/sleep infinity\n"
 
 def test_a_machine_that_has_slept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: looking only at what it may do; who slept is a proof."""
-    monkeypatch.setattr(suspension, "since_boot", lambda: timedelta(hours=7))
+    monkeypatch.setattr(suspend, "since_boot", lambda: timedelta(hours=7))
     (finding,) = power._sleep(Facts(settings=config.load()))
     assert finding.level is Level.WARN
     assert "slept for 7 h since" in finding.what
@@ -32,7 +33,7 @@ def test_a_machine_that_has_slept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sleep_is_what_one_clock_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = {time.CLOCK_BOOTTIME: 5000.0, time.CLOCK_MONOTONIC: 1400.0}
     monkeypatch.setattr(time, "clock_gettime", clocks.__getitem__)
-    assert suspension.since_boot() == timedelta(hours=1)
+    assert suspend.since_boot() == timedelta(hours=1)
 
 
 @pytest.mark.root

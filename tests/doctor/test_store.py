@@ -24,7 +24,7 @@ from sqlalchemy import text
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from tests.rigs.waiting import until
-from vbatch import config, processes
+from vbatch import config
 from vbatch.doctor.checks import store as checks
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, exit_code
@@ -33,6 +33,7 @@ from vbatch.errors import ExitCode
 from vbatch.store import Store
 from vbatch.store.database.backends import backend_of
 from vbatch.store.database.faults import Fault, Transient
+from vbatch.system import processes
 
 SECRET = "correct-horse"
 

@@ -10,11 +10,12 @@ from sqlalchemy import text
 
 from tests.rigs import engines
 from tests.store.filling import answers_to, claim, take_in
-from vbatch import config, processes
+from vbatch import config
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
-from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, deaths, queue, registry
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 
 @pytest.fixture

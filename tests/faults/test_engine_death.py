@@ -20,7 +20,7 @@ from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, exit_code, kill, start_worker
 from tests.store.filling import rows
-from vbatch import recovery
+from vbatch.recovery import dead_workers
 from vbatch.store import Store
 
 
@@ -111,7 +111,7 @@ def test_whoever_ends_workers_from_outside_convicts_no_request(
         assert exit_code(worker) == (0 if sent == signal.SIGHUP else -signal.SIGKILL)
         assert batch.failed() == 0
         if sent == signal.SIGKILL:
-            recovery.release_chunks(store)
+            dead_workers.release_chunks(store)
     drain(batch.url, tmp_path)
     assert batch.lines().answers == {"long": "long"}
 

@@ -101,7 +101,7 @@ MUTANTS = {
     ),
     "an earlier boot's worker is taken for alive": (
         "sqlite",
-        "vbatch/processes.py",
+        "vbatch/system/processes.py",
         "return Liveness.GONE if identity.host == _host() else Liveness.UNKNOWN",
         "return Liveness.UNKNOWN",
     ),

@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 import pytest
 
 from tests.store.filling import answers_to, claim, rows, take_in, worker
-from vbatch import processes
-from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, deaths, queue, registry
 from vbatch.store.records import ChunkKey
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 
 def test_the_highest_priority_comes_first_then_the_oldest_batch(store: Store) -> None:

@@ -10,14 +10,14 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
-from vbatch import processes
 from vbatch.errors import NoSuchBatch, StoreUnreachable
-from vbatch.identity import ProcessIdentity
-from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, results, staging
 from vbatch.store.database.backends import postgresql, sqlite
 from vbatch.store.records import CHUNK_REQUESTS, Batch
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import Liveness
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
 AWKWARD_BODIES = (b"{}", b'{"a": "\\u0000"}', "…é🜚".encode(), b"\x00\xff\\x\n\r\t", b"", b"x" * 100_000)

@@ -13,11 +13,11 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
-from vbatch import processes
-from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, queue, results, reuse, staging
 from vbatch.store.records import Batch
+from vbatch.system import processes
+from vbatch.system.processes import Liveness
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
 

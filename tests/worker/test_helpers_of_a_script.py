@@ -15,9 +15,10 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.commands import VBATCH, Home, chat
 from tests.rigs.waiting import exit_code, until
-from vbatch import evidence, processes
 from vbatch.engine import smollm
+from vbatch.recovery import evidence
 from vbatch.store import COMMAND_PATIENCE, Store, registry
+from vbatch.system import processes
 from vbatch.worker import models
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

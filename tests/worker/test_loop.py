@@ -14,12 +14,12 @@ import pytest
 from tests.rigs.parrot import PARROT, parrot
 from tests.rigs.waiting import SILENCE
 from tests.store.filling import answers_to, claim, rows, take_in, worker
-from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.engine.kinds import KINDS, Load
 from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import WORKER_PATIENCE, Store, catalog, queue, registry
+from vbatch.system import processes
 from vbatch.worker import Stop, View, WorkerOptions, models
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
@@ -183,7 +183,7 @@ def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
 ) -> None:
     """The machine sleeps under the first engine. Mutant: a death like any other."""
     slept = timedelta()
-    monkeypatch.setattr("vbatch.suspension.since_boot", lambda: slept)
+    monkeypatch.setattr("vbatch.system.suspend.since_boot", lambda: slept)
     deaths = 0
     died = Serving._died
 

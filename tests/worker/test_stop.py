@@ -20,7 +20,7 @@ from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.waiting import exit_code, until
 from tests.rigs.workers import kill, start_worker
 from tests.store.filling import rows
-from vbatch import recovery
+from vbatch.recovery import dead_workers
 from vbatch.store import Store
 from vbatch.worker import Stop
 
@@ -144,6 +144,6 @@ def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home:
             os.kill(worker.pid, number)
             until(lambda: rows(store, asked) != [])
         kill(worker)
-        recovery.release_chunks(store)
+        dead_workers.release_chunks(store)
         losses += rows(store, "SELECT losses FROM chunk")
     assert losses == [(1,), (2,), (0,), (1,), (0,)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vbatch import disks, processes
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
 from vbatch.store import Store, catalog, failures, registry
 from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch
+from vbatch.system import disks, processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from vbatch import processes
 from vbatch.batches.lines import output_line, succeeded
 from vbatch.jsonl import AtomicFile, atomic_file
 from vbatch.store import Store, catalog, finalization, registry, results
 from vbatch.store.records import Batch
+from vbatch.system import processes
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from os.path import lexists
 from pathlib import Path
 
-from vbatch import processes
 from vbatch.batches.paths import Targets, check_targets, in_use, targets_of
 from vbatch.errors import WrongStatus
 from vbatch.store import Store, ingest, results, staging
 from vbatch.store.records import Batch, NewBatch
+from vbatch.system import processes
 
 RETRY_OF = "retry_of"  # the metadata key that names the batch whose failed requests these are
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from vbatch import processes
 from vbatch.batches.finalizing import finalize_here
 from vbatch.batches.paths import Targets, check_targets, named_file, targets
 from vbatch.batches.reusing import REUSE_OF, reusable
@@ -21,6 +20,7 @@ from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.protocol import BatchError, with_model
 from vbatch.store import Store, catalog, ingest, staging
 from vbatch.store.records import Batch, NewBatch
+from vbatch.system import processes
 
 # OpenAI's limits of a batch's metadata.
 METADATA_PAIRS, METADATA_KEY, METADATA_VALUE = 16, 64, 512

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vbatch import config, processes
+from vbatch import config
 from vbatch.cli.words import count
 from vbatch.engine import kinds
 from vbatch.store import Store, overview, registry
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Batch, Worker
+from vbatch.system import processes
 from vbatch.text import one_line
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 
-from vbatch import gpu, orphans
+from vbatch import gpu
 from vbatch.config import Settings
 from vbatch.engine import build
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
+from vbatch.recovery import orphans
 from vbatch.store import NO_PATIENCE, Store
 from vbatch.store.database import migrate
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from vbatch import processes
 from vbatch.doctor.facts import Facts
-from vbatch.processes import Liveness
 from vbatch.store import catalog, registry
 from vbatch.store.records import Worker
+from vbatch.system import processes
+from vbatch.system.processes import Liveness
 
 AT_ONCE = timedelta(minutes=2)  # between the last beats of workers that one power cut ended
 

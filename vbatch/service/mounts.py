@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbatch import disks
+from vbatch.system import disks
 from vbatch.system.systemd import Systemd
 
 

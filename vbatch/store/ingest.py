@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection, insert, null, update
 
 from vbatch.errors import StoreUnreachable
-from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
 from vbatch.store import reuse, staging
 from vbatch.store.catalog import find_in
@@ -19,6 +18,7 @@ from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import BulkInsert
 from vbatch.store.records import CHUNK_REQUESTS, MODEL_SHIFT, Batch, ChunkState, NewBatch
 from vbatch.store.tables import BATCH, CHUNK, REQUEST
+from vbatch.system.identity import ProcessIdentity
 
 CHUNK_BYTES = 16 << 20
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
+from vbatch.system.identity import ProcessIdentity
 
 CHUNK_REQUESTS = 256  # in a full chunk
 SPLIT_AT = 2  # engine deaths over the requests of a chunk: from then on it is suspected, and runs alone

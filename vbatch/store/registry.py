@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from vbatch.identity import ProcessIdentity
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState, EngineProcess, Worker
 from vbatch.store.tables import CHUNK, LIVE, PROCESS, RUNNING, WORKER
+from vbatch.system.identity import ProcessIdentity
 
 
 def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:

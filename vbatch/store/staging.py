@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, insert, select, update
 
-from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
 from vbatch.store.catalog import hide, remove_requests, remove_rows
 from vbatch.store.database import Store
 from vbatch.store.records import NewBatch
 from vbatch.store.tables import BATCH, VISIBLE
+from vbatch.system.identity import ProcessIdentity
 
 
 def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:

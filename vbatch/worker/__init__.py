@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vbatch import gpu, preflight, processes, recovery
+from vbatch import gpu
 from vbatch.engine import build, vllm
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
+from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
+from vbatch.system import processes
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed
@@ -61,7 +64,7 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         store.prepare()
         pulse.turn()
         if kind.needs_gpu:
-            stack.enter_context(preflight.sole_user(options.state_dir, options.gpu))
+            stack.enter_context(gpu_locks.hold(options.state_dir, options.gpu))
             stack.enter_context(_gpu_shown(options, view))
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
@@ -73,8 +76,8 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         stack.callback(context.close)
         heartbeat.start()
         stack.callback(heartbeat.stop)
-        recovery.recover(store, recovery.Watch(options.lease), me=worker, state_dir=options.state_dir)
-        recovery.sweep(store)
+        dead_workers.recover(store, dead_workers.Watch(options.lease), me=worker, state_dir=options.state_dir)
+        dead_workers.sweep(store)
         stop.may_abandon_store = False
         stop.on_second = vllm.kill_children
         view.update(worker=worker, state="ready")
@@ -105,7 +108,7 @@ def _gpu_shown(options: WorkerOptions, view: View) -> Iterator[None]:
         yield
         return
     with gpu.watched(
-        preflight.index(options.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
+        gpu_locks.index(options.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
     ):
         yield
 

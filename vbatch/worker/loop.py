@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from vbatch import recovery, suspension
 from vbatch.engine import Blame, Engine, EngineStartFailed, kinds
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
+from vbatch.recovery import dead_workers
 from vbatch.store import catalog, deaths, finalization, overview, queue, registry
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
+from vbatch.system import suspend
 from vbatch.worker import models
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
@@ -37,7 +38,7 @@ class WorkLoop:
         self._context = context
         self._kind = kinds.KINDS[context.options.engine]
         self._finalizer = Finalizer(context)
-        self._watch = recovery.Watch(context.options.lease)
+        self._watch = dead_workers.Watch(context.options.lease)
         self._engine: Engine | None = None
         self._model: str | None = None
         self._reload_pause = context.options.reload_pause.total_seconds()
@@ -192,7 +193,7 @@ class WorkLoop:
         if self._engine is None:
             return
         self._model = model
-        self._slept_before = suspension.since_boot()
+        self._slept_before = suspend.since_boot()
         for other, fault in self._unloadable.loaded(model).items():
             await self._give_up_on(other, fault.cause)
 
@@ -254,13 +255,13 @@ class WorkLoop:
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
             await context.in_watch(
-                recovery.recover,
+                dead_workers.recover,
                 context.store,
                 self._watch,
                 me=context.worker,
                 state_dir=context.options.state_dir,
             )
-            await context.in_watch(recovery.sweep, context.store)
+            await context.in_watch(dead_workers.sweep, context.store)
             for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()

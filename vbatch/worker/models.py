@@ -7,11 +7,13 @@ import logging
 import os
 from datetime import timedelta
 
-from vbatch import evidence, orphans, preflight, processes
 from vbatch.engine import Engine, EngineStartFailed
 from vbatch.engine.kinds import KINDS, Load
+from vbatch.gpu_memory import check as memory_check
+from vbatch.recovery import evidence, orphans
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
+from vbatch.system import processes
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ async def _home(context: Context, model: str, token: str) -> Engine:
     args = options.engine_args(model)
     if kind.needs_gpu:
         await context.in_files(
-            preflight.require_room, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
+            memory_check.require, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
         )
     return await kind.load(
         Load(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 
-from vbatch import suspension
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
 from vbatch.store import deaths, queue
 from vbatch.store.records import CHUNK_REQUESTS, ChunkKey, Lease, Result, Waiting
+from vbatch.system import suspend
 from vbatch.worker.background import Background
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
@@ -220,7 +220,7 @@ class Serving:
     async def _died(self, cause: str) -> Ended:
         self.deaths_cause = cause
         suspects = await self._inflight.abandon()
-        if suspension.since_boot() - self._slept_before > suspension.NAP:
+        if suspend.since_boot() - self._slept_before > suspend.NAP:
             log.warning("machine.slept accused=0")  # what a driver does not survive is no request's fault
             suspects = {}
         await self._settle(crashed=suspects)

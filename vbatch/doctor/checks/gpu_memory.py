@@ -7,19 +7,22 @@ from contextlib import suppress
 from datetime import timedelta
 
 from vbatch import gpu as nvml
-from vbatch import holders as gpu_holders
-from vbatch import orphans, preflight, processes
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import Gpu, GpuReport, needs
-from vbatch.holders import Holder, Kind
-from vbatch.orphans import Verdict
-from vbatch.preflight import GIB, Room
-from vbatch.processes import Ended, Liveness
+from vbatch.gpu_memory import check as memory_check
+from vbatch.gpu_memory import holders as gpu_holders
+from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.gpu_memory.check import GIB, MemoryCheck
+from vbatch.gpu_memory.holders import Holder, Kind
+from vbatch.recovery import orphans
+from vbatch.recovery.orphans import Verdict
 from vbatch.store import queue, registry
 from vbatch.store.records import EngineProcess
+from vbatch.system import processes
+from vbatch.system.processes import Ended, Liveness
 
 MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that needs more or less
 
@@ -115,7 +118,7 @@ def _holders(facts: Facts) -> Iterator[Finding]:
 
 def _worker_on(facts: Facts, card: Gpu) -> bool:
     """Whether a live worker has this GPU: in a container and on WSL the driver lists no process."""
-    pid = preflight.occupant(facts.settings.state_dir, card.index)
+    pid = gpu_locks.occupant(facts.settings.state_dir, card.index)
     try:
         workers = registry.live(facts.records) if pid is not None else ()
     except (VbatchError, NothingStored):
@@ -214,7 +217,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         return
     cards = of_the_worker(facts)
     if not cards:
-        number = preflight.index(facts.settings.gpu, facts.gpu)
+        number = gpu_locks.index(facts.settings.gpu, facts.gpu)
         yield MEMORY.fail(f"there is no GPU {number}, which the worker would use", why="")
     for card in facts.gpu.gpus:
         if card not in cards and card.memory_known:
@@ -222,7 +225,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
             yield MEMORY.info(_free(card), why=other)
     for card in cards:
         needed, reason = _needed(facts, card)
-        seen = preflight.room(card, facts.suspects, needed=needed, reason=reason)
+        seen = memory_check.compare(card, facts.suspects, needed=needed, reason=reason)
         if card.memory_known and not facts.needs_gpu and facts.min_free_gb is None:
             yield MEMORY.info(_free(card), why="the engine of this worker does not compute on a GPU")
         elif _at_work(facts, seen):
@@ -239,7 +242,7 @@ def _free(card: Gpu) -> str:
     return f"GPU {card.index}: {card.free / GIB:.2f} of {card.total / GIB:.2f} GiB free"
 
 
-def _at_work(facts: Facts, seen: Room) -> bool:
+def _at_work(facts: Facts, seen: MemoryCheck) -> bool:
     """Whether a live worker has what is missing, by the driver's list or, where that is empty, by its lock."""
     kinds = {holder.kind for holder in seen.holders}
     return Kind.WORKER in kinds or (
@@ -247,12 +250,12 @@ def _at_work(facts: Facts, seen: Room) -> bool:
     )
 
 
-def _too_little(seen: Room) -> Finding:
+def _too_little(seen: MemoryCheck) -> Finding:
     return MEMORY.fail(
         seen.words,
         why=f"vLLM refuses to start on less; {seen.held_by}",
         evidence=tuple(
-            f"{preflight.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
+            f"{memory_check.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
         ),
         commands=seen.remedies,
         passing=seen.settling,
@@ -261,7 +264,7 @@ def _too_little(seen: Room) -> Finding:
 
 def of_the_worker(facts: Facts) -> list[Gpu]:
     """Return the GPU that ``run-worker`` computes on; another one may be small, or full of something else."""
-    wanted = preflight.index(facts.settings.gpu, facts.gpu)
+    wanted = gpu_locks.index(facts.settings.gpu, facts.gpu)
     return [card for card in facts.gpu.gpus if card.index == wanted]
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vbatch.disks import Mount, hub_cache, mount_of
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.durations import format_duration
 from vbatch.errors import VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import catalog, overview, registry
+from vbatch.system.disks import Mount, hub_cache, mount_of
 
 GIB = 1 << 30
 LEAST_ROOM = GIB  # free bytes below which a disk is called full, whatever the queue still needs

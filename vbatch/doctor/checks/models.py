@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbatch.disks import hub_cache
 from vbatch.doctor.checks.gpu_memory import of_the_worker, wanted_models
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.engine.kinds import KINDS
 from vbatch.gpu import needs
+from vbatch.system.disks import hub_cache
 from vbatch.text import harmless
 
 GIB = 1 << 30

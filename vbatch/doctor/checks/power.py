@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vbatch import suspension
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding
 from vbatch.durations import format_duration
 from vbatch.errors import VbatchError
+from vbatch.system import suspend
 from vbatch.system.systemd import BOOTED, Systemd
 from vbatch.system.units import Scope
 
@@ -41,8 +41,8 @@ def _shutdown(facts: Facts) -> Iterator[Finding]:
 
 def _sleep(_facts: Facts) -> Iterator[Finding]:
     """Report whether it slept since the boot; else whether a desktop may send it to sleep."""
-    slept = suspension.since_boot()
-    if slept > suspension.NAP:
+    slept = suspend.since_boot()
+    if slept > suspend.NAP:
         yield SLEEP.warn(f"this machine has slept for {format_duration(slept)} since it was started")
     elif _may_be_suspended():
         yield SLEEP.info("a desktop may send this machine to sleep in the middle of a batch")

@@ -8,15 +8,17 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vbatch import disks, jsonl, processes, recovery
+from vbatch import jsonl
 from vbatch.doctor.checks import service
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair
 from vbatch.engine import kinds
-from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
+from vbatch.recovery import dead_workers
 from vbatch.store import catalog, overview, registry
 from vbatch.store.records import Batch
+from vbatch.system import disks, processes
+from vbatch.system.processes import Liveness
 from vbatch.text import harmless
 
 RECENT = 50  # batches whose files are looked for
@@ -122,7 +124,7 @@ def _progress(batch: Batch) -> str:
 
 def _stale(facts: Facts) -> Iterator[Finding]:
     """Look for chunks of workers whose processes have provably ended."""
-    dead = recovery.gone(facts.records)
+    dead = dead_workers.gone(facts.records)
     chunks = overview.running(facts.records, workers=[worker.id for worker in dead])
     if not chunks:
         yield STALE.ok("no chunk is leased to a dead worker")
@@ -135,7 +137,7 @@ def _stale(facts: Facts) -> Iterator[Finding]:
         ),
         repair=Repair(
             question=f"Return {held} to the queue?",
-            carry_out=lambda: f"{recovery.release_chunks(facts.records)} returned",
+            carry_out=lambda: f"{dead_workers.release_chunks(facts.records)} returned",
         ),
     )
 

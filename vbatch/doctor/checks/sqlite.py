@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch import disks
 from vbatch.doctor.findings import Entry, Finding
 from vbatch.errors import ExitCode
 from vbatch.store.database.backends.sqlite import examine, in_unsafe_wal_mode, kept_in_wal_mode
+from vbatch.system import disks
 
 LONGEST_READ = timedelta(seconds=10)  # a worker must wait with its results while the file is read
 

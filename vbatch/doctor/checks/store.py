@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 
-from vbatch import processes
 from vbatch.doctor.checks import sqlite
 from vbatch.doctor.checks.sqlite import DURABILITY, JOURNAL_MODE, READ_ONLY
 from vbatch.doctor.facts import Facts, NothingStored
@@ -21,6 +20,7 @@ from vbatch.store.database.backends import backend_of
 from vbatch.store.database.backends.postgresql import Server
 from vbatch.store.database.url import shown
 from vbatch.store.hosting import Database, Kind
+from vbatch.system import processes
 
 REACH = Entry(id="store.reach", means="the store answers, and vbatch may use it")
 EMPTY = Entry(id="store.empty", means="there is no store yet; the first batch makes it")

@@ -1,6 +1,6 @@
 """Find out who a process is and whether it still lives, and end one without ever hitting another.
 
-Identities are values that outlive the process (``vbatch.identity``). What a process *is called* never decides
+Identities are values that outlive the process (``vbatch.system.identity``). What a process *is called* never decides
 anything here: titles can be set by anyone.
 """
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import psutil
 
-from vbatch.identity import ProcessIdentity
+from vbatch.system.identity import ProcessIdentity
 
 _PROC = Path("/proc")
 

@@ -6,13 +6,14 @@ import pytest
 
 from tests.rigs import engines
 from tests.rigs.nvml import GIB, TOTAL
-from vbatch import holders, processes
 from vbatch.gpu import Gpu
 from vbatch.gpu import Holder as Listed
-from vbatch.holders import Kind
-from vbatch.orphans import Suspect, Verdict
-from vbatch.processes import Description
+from vbatch.gpu_memory import holders
+from vbatch.gpu_memory.holders import Kind
+from vbatch.recovery.orphans import Suspect, Verdict
 from vbatch.store.records import EngineProcess
+from vbatch.system import processes
+from vbatch.system.processes import Description
 
 
 def card(*listed: Listed, used: int = 0) -> Gpu:

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vbatch import processes
 from vbatch.gpu import Gpu
-from vbatch.orphans import Suspect, Verdict
-from vbatch.processes import Description
+from vbatch.recovery.orphans import Suspect, Verdict
+from vbatch.system import processes
+from vbatch.system.processes import Description
 from vbatch.text import one_line
 
 MIB = 1 << 20

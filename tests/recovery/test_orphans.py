@@ -1,7 +1,7 @@
 """Who may be ended, and who never: each kill rule with an innocent that only this rule saves.
 
-The mutant of each test is named in it: with that clause taken out of ``vbatch/orphans.py`` (or, where it says so,
-``vbatch/processes.py``) the test fails, because an innocent is judged an orphan or ended.
+The mutant of each test is named in it: with that clause taken out of ``vbatch/recovery/orphans.py`` (or, where it
+says so, ``vbatch/system/processes.py``) the test fails, because an innocent is judged an orphan or ended.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import pytest
 
 from tests.rigs import engines
 from tests.rigs.waiting import until
-from vbatch import evidence, orphans, processes
-from vbatch.orphans import Verdict
-from vbatch.processes import Ended
+from vbatch.recovery import evidence, orphans
+from vbatch.recovery.orphans import Verdict
 from vbatch.store import Store, registry
+from vbatch.system import processes
+from vbatch.system.processes import Ended
 
 NOBODY = 65534
 
@@ -250,7 +251,7 @@ def test_a_process_in_another_pid_namespace_is_left_alone(store: Store, state_di
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_container_is_known_by_its_pid_namespace(inside: bool) -> None:
     """Mutant: ``among_all`` that is always true; NVML's host pids would name innocents there."""
-    asked = [sys.executable, "-c", "from vbatch import processes; print(processes.among_all())"]
+    asked = [sys.executable, "-c", "from vbatch.system import processes; print(processes.among_all())"]
     command = ["unshare", "--pid", "--fork", "--mount-proc", *asked] if inside else asked
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(not inside)
@@ -370,7 +371,7 @@ def test_what_the_kernel_refuses_to_end_stops_nothing_else() -> None:
     """Root without CAP_KILL, as in a container. Mutant: no ``except PermissionError``; the worker died of it."""
     script = (
         "import sys\n"
-        "from vbatch import processes\n"
+        "from vbatch.system import processes\n"
         "identities = [processes.identify(int(pid)) for pid in sys.argv[1:]]\n"
         "print(*processes.end_all(identities).values())\n"
     )

@@ -5,28 +5,25 @@ Both use the same words, because both mean the same: vLLM refuses to start on le
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch import gpu as nvml
-from vbatch import holders as gpu_holders
-from vbatch import orphans
 from vbatch.engine import Blame, EngineStartFailed, build
-from vbatch.errors import EngineUnavailable
-from vbatch.gpu import Gpu, GpuReport, Trouble, needs
-from vbatch.holders import Holder, Kind
-from vbatch.orphans import Suspect
+from vbatch.gpu import Gpu, Trouble, needs
+from vbatch.gpu_memory import holders as gpu_holders
+from vbatch.gpu_memory import locks
+from vbatch.gpu_memory.holders import Holder, Kind
+from vbatch.recovery import orphans
+from vbatch.recovery.orphans import Suspect
 from vbatch.store import Store
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class MemoryCheck:
     """A GPU's free memory against what is wanted of it, in bytes. ``reason`` says who wants it."""
 
     gpu: Gpu
@@ -84,9 +81,9 @@ class Room:
         return []
 
 
-def room(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason: str) -> Room:
+def compare(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason: str) -> MemoryCheck:
     """Compare, and name who holds memory; ``suspects`` are None where the ledger cannot be read."""
-    return Room(
+    return MemoryCheck(
         gpu=gpu,
         needed=needed,
         reason=reason,
@@ -95,7 +92,7 @@ def room(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason:
     )
 
 
-def require_room(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[str]) -> None:
+def require(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[str]) -> None:
     """Refuse to load an engine with these flags into too little memory.
 
     Does nothing where vLLM does not compute on a GPU, or only vLLM knows how much it will take. Raises
@@ -106,7 +103,7 @@ def require_room(store: Store, *, state_dir: Path, gpu: int | None, args: Sequen
     report = nvml.probe()
     if report.trouble is not None:
         raise _no_gpu(report.trouble)
-    number = index(gpu, report)
+    number = locks.index(gpu, report)
     found = next((card for card in report.gpus if card.index == number), None)
     if found is None:
         lost = next((trouble for at, trouble in report.lost if at == number), None)
@@ -117,7 +114,7 @@ def require_room(store: Store, *, state_dir: Path, gpu: int | None, args: Sequen
         return
     needed = needs.required(found.total, utilization)
     suspects = orphans.suspects(store, state_dir) if found.holders else []
-    seen = room(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
+    seen = compare(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
     if not seen.enough:
         ours = any(holder.kind is Kind.ORPHAN for holder in seen.holders)
         raise EngineStartFailed(
@@ -126,60 +123,6 @@ def require_room(store: Store, *, state_dir: Path, gpu: int | None, args: Sequen
             blame=Blame.MACHINE,
             hint="vbatch doctor --fix" if ours else "; or ".join(seen.remedies) or "vbatch doctor gpu",
         )
-
-
-def index(gpu: int | None, report: GpuReport | None = None) -> int:
-    """Return the number, as NVML counts, of the GPU that a worker uses when told this.
-
-    CUDA_VISIBLE_DEVICES may also name it by the beginning of its UUID; then the driver is asked, or its ``report``.
-    """
-    if gpu is not None:
-        return gpu
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    if visible.startswith("GPU-"):
-        cards = (report or nvml.probe()).gpus
-        return next((card.index for card in cards if card.uuid.startswith(visible)), 0)
-    return int(visible) if visible.isdecimal() else 0
-
-
-def occupant(state_dir: Path, number: int) -> int | None:
-    """Return the pid of the worker that last took this GPU for itself, which may be gone; None where none did."""
-    try:
-        return int(_lock_of(state_dir, number).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _lock_of(state_dir: Path, number: int) -> Path:
-    return state_dir / f"gpu-{number}.lock"
-
-
-@contextmanager
-def sole_user(state_dir: Path, gpu: int | None) -> Iterator[None]:
-    """Keep this GPU to one worker of ours while the context lasts. The kernel frees it however we end.
-
-    Raises EngineUnavailable where another worker has it. Does nothing where vLLM does not compute on a GPU.
-    """
-    if not build.computes_on_gpu():
-        yield
-        return
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    number = index(gpu)
-    handle = os.open(_lock_of(state_dir, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
-            raise EngineUnavailable(
-                f"GPU {number} already has a worker (process {pid or 'unknown'})",
-                hint="one worker keeps a GPU busy; another GPU: vbatch run-worker --gpu N",
-            ) from None
-        os.truncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(handle)
 
 
 def amount(size: int | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.waiting import until
-from vbatch.engine import descendants
+from vbatch.system import descendants
 
 
 @pytest.fixture

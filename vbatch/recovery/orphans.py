@@ -2,9 +2,9 @@
 
 The kill rules, all of which must hold (each is a clause of ``judge``, and each has a test that fails without it):
 the process is the very one that the ledger names (boot, pid, start time), in our own pid namespace; its title
-carries the token of a load that is written down in the state folder (``vbatch.evidence``), readable for us, by the
-user it runs as; its worker is provably gone, by the store and by that file; it is not below any worker that lives;
-it is neither this process nor above it. Neither the ledger nor a title decides alone.
+carries the token of a load that is written down in the state folder (``vbatch.recovery.evidence``) by the user it
+runs as; its worker is provably gone, by the store and by that file; it is not below any worker that lives; it is
+neither this process nor above it. Neither the ledger nor a title decides alone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from vbatch import evidence, processes
-from vbatch.evidence import Evidence
-from vbatch.processes import Ended, Liveness
+from vbatch.recovery import evidence
+from vbatch.recovery.evidence import Evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess, Worker
+from vbatch.system import processes
+from vbatch.system.processes import Ended, Liveness
 
 log = logging.getLogger(__name__)
 

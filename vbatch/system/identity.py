@@ -1,6 +1,6 @@
 """Who a process is, as a value that outlives it: comparable across crashes and reboots.
 
-Knows nothing of how to find a process (that is ``vbatch.processes``).
+Knows nothing of how to find a process (that is ``vbatch.system.processes``).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vbatch import batches
-from vbatch.batches.submitting import Order
+from vbatch.batches.submit import Order
 from vbatch.store import Store, catalog
 from vbatch.store.scratch import scratch_store
 

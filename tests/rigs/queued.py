@@ -13,7 +13,7 @@ import msgspec
 
 from tests.rigs.commands import Lines
 from vbatch import batches
-from vbatch.batches.submitting import Order
+from vbatch.batches.submit import Order
 from vbatch.store import Store, answers, catalog
 from vbatch.store.records import Batch
 

@@ -6,12 +6,12 @@ Each operation takes a Store, returns a frozen result and prints nothing.
 from __future__ import annotations
 
 from vbatch.batches.cancelling import cancel
-from vbatch.batches.describing import Status, batch_object, status
-from vbatch.batches.finalizing import finalize
+from vbatch.batches.finalize import finalize
 from vbatch.batches.paths import check_copy
-from vbatch.batches.reading import results
-from vbatch.batches.retrying import retry
-from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit, told
+from vbatch.batches.results import results
+from vbatch.batches.retry import retry
+from vbatch.batches.status import Status, batch_object, status
+from vbatch.batches.submit import InvalidInput, Order, Submitted, submit, told
 
 __all__ = [
     "InvalidInput",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vbatch.batches.finalizing import finalize_here
+from vbatch.batches.finalize import finalize_here
 from vbatch.store import Store, endings
 from vbatch.store.records import Batch
 

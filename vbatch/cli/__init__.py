@@ -12,7 +12,7 @@ from vbatch.errors import ExitCode
 
 def main(argv: Sequence[str]) -> int:
     """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
-    from vbatch.cli import failures
+    from vbatch.cli import errors
     from vbatch.cli.machine import app
 
     try:
@@ -23,10 +23,10 @@ def main(argv: Sequence[str]) -> int:
         return code
     except SystemExit as stop:  # Typer's way to end --install-completion, TAB and a closed pipe
         if isinstance(stop.__context__, BrokenPipeError):
-            return failures.report(stop.__context__, argv)
+            return errors.report(stop.__context__, argv)
         return stop.code if isinstance(stop.code, int) else 0
     except BaseException as error:
-        return failures.report(error, argv)
+        return errors.report(error, argv)
 
 
 def run() -> NoReturn:

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from vbatch import batches
-from vbatch.batches import Status
-from vbatch.cli import documents, screens, workers
+from vbatch.batches import Status, documents
+from vbatch.cli import screens, workers
 from vbatch.cli.listing import BatchTable
-from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import open_store
 from vbatch.cli.targets import target
 from vbatch.errors import VbatchError
 from vbatch.store import catalog

@@ -18,8 +18,8 @@ from rich.text import Text
 from vbatch import batches
 from vbatch.batches import Order
 from vbatch.cli import words
-from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
+from vbatch.cli.startup import settings as load_settings
 from vbatch.cli.worker import work
 from vbatch.engine import smollm
 from vbatch.errors import ExitCode

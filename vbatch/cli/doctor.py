@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vbatch import __version__
-from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import settings as load_settings
 from vbatch.config import Settings
 from vbatch.doctor import catalogue, report, story
 from vbatch.doctor.checks import Group

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from vbatch import batches
-from vbatch.cli import documents
-from vbatch.cli.opening import open_store
+from vbatch.batches import documents
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import open_store
 from vbatch.cli.targets import target
 from vbatch.cli.words import count
 from vbatch.errors import UsageError

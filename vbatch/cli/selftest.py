@@ -10,8 +10,8 @@ from rich.text import Text
 
 from vbatch import selftest as trials
 from vbatch.cli import words
-from vbatch.cli.opening import settings
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import settings
 from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError
 from vbatch.selftest import Trial

@@ -15,11 +15,11 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vbatch import batches
-from vbatch.batches import Order, Submitted
-from vbatch.cli import documents, screens, workers
+from vbatch.batches import Order, Submitted, documents
+from vbatch.cli import screens, workers
 from vbatch.cli.batch import IdAlone, StatusView
-from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import open_store
 from vbatch.cli.watch import clean, follow
 from vbatch.cli.words import ago, count
 from vbatch.durations import parse_duration

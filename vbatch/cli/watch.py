@@ -12,8 +12,8 @@ from vbatch import batches
 from vbatch.batches import Status
 from vbatch.cli import screens, workers
 from vbatch.cli.batch import StatusView
-from vbatch.cli.opening import open_store
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import open_store
 from vbatch.errors import ExitCode
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog

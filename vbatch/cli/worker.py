@@ -12,8 +12,8 @@ from vbatch import logs, worker
 from vbatch.cli import words
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
-from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output
+from vbatch.cli.startup import settings as load_settings
 from vbatch.store import WORKER_PATIENCE, Store
 from vbatch.worker import Stop, View, WorkerOptions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vbatch.batches.retrying import RETRY_OF
+from vbatch.batches.retry import RETRY_OF
 from vbatch.errors import UsageError
 from vbatch.store import Store, catalog
 from vbatch.store.records import Batch

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vbatch import processes
-from vbatch.batches.finalizing import finalize_here
+from vbatch.batches.finalize import finalize_here
+from vbatch.batches.find import REUSE_OF, reusable
 from vbatch.batches.paths import Targets, check_targets, named_file, targets
-from vbatch.batches.reusing import REUSE_OF, reusable
 from vbatch.errors import ExitCode, InputUnreadable, Interrupted, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.protocol import BatchError, with_model

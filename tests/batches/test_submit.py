@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batches.test_reusing import work
+from tests.batches.test_reuse import work
 from tests.rigs.commands import chats
 from tests.rigs.queued import queued
 from tests.store.filling import new_batch

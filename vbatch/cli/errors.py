@@ -101,8 +101,7 @@ def _particulars(error: VbatchError) -> dict[str, Any]:
     """Return what more there is to tell: every bad line of an input file."""
     if error.code != "invalid_input":
         return {}
-    from vbatch.batches import InvalidInput
-    from vbatch.cli import documents
+    from vbatch.batches import InvalidInput, documents
 
     assert isinstance(error, InvalidInput)
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.rigs.commands import chats
 from tests.rigs.queued import queued
 from tests.store.filling import new_batch
 from vbatch import batches, processes
+from vbatch.batches import InputFile, SubmitOptions
 from vbatch.errors import InputUnreadable
 from vbatch.store import Store, catalog, ingest, unaccepted
 
@@ -33,13 +35,14 @@ def test_a_file_that_grows_while_it_is_read_is_not_stored(
             with file.open("ab") as stream:
                 stream.write(LINE % 2000)
 
+    read = batches.check if dry_run else partial(batches.submit, store)
     with pytest.raises(InputUnreadable, match="was changed while it was being read; nothing was stored"):
-        batches.submit(store, file, batches.Order(), dry_run=dry_run, on_read=write_on)
+        read(InputFile.at(file), SubmitOptions(), on_read=write_on)
     assert catalog.recent(store, limit=1) == []
 
 
 def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -> None:
-    """Mutant: no sweep before it; the paths are those of somebody who reads its file, for ever."""
+    """Mutant: no sweep before it; the paths are those of a submit that reads its file, for ever."""
     first = queued(store, tmp_path, chats(2))
     work(store, statuses=[200, 500])
     me = processes.current()
@@ -49,5 +52,5 @@ def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -
         killed.setattr(unaccepted, "take_back", lambda *_args: None)
         with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
             pass
-    again = batches.retry(store, first.batch, output=tmp_path / "again.jsonl")
+    again = batches.retry(store, first.id, output=tmp_path / "again.jsonl")
     assert Path(again.output_path).name == "again.jsonl"

@@ -320,7 +320,7 @@ def test_a_mistake_gets_its_exit_code_and_no_traceback(
 def test_a_store_that_cannot_be_used(
     cli: Cli, url: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbatch.cli.startup.COMMAND_PATIENCE", _short_patience())
+    monkeypatch.setattr("vbatch.batches.startup.COMMAND_PATIENCE", _short_patience())
     monkeypatch.setenv("VBATCH_DATABASE_URL", url)
     done = cli("list", "--json")
     assert done.code == code
@@ -338,7 +338,7 @@ def _short_patience() -> object:
 
 
 def test_waiting_for_the_store_is_visible(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vbatch.cli.startup.COMMAND_PATIENCE", _short_patience())
+    monkeypatch.setattr("vbatch.batches.startup.COMMAND_PATIENCE", _short_patience())
     monkeypatch.setenv("VBATCH_DATABASE_URL", "postgresql://me@127.0.0.1:1/none")
     started = time.monotonic()
     done = cli("list")

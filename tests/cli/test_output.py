@@ -11,21 +11,14 @@ import pytest
 import typer
 
 from vbatch.cli import errors, main
-from vbatch.cli.output import Mode, Output
+from vbatch.cli.output import Mode, Output, Result
 from vbatch.errors import ConfigError, ExitCode, NoSuchBatch, StoreUnreachable, UsageError
 
-
-class Two:
-    """Something to show."""
-
-    def ids(self) -> list[str]:
-        return ["a", "b"]
-
-    def document(self) -> object:
-        return {"name": "Grüße \x1b[2J\u202e \udcff"}
-
-    def screen(self) -> str:
-        return "two things"
+TWO = Result(
+    ids=["a", "b"],
+    document=lambda: {"name": "Grüße \x1b[2J\u202e \udcff"},
+    screen=lambda: "two things",
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +30,7 @@ class Two:
     ],
 )
 def test_each_mode(mode: Mode, stdout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Output(mode).show(Two())
+    Output(mode).show(TWO)
     captured = capsys.readouterr()
     assert captured.out == stdout
     assert captured.err == ""

@@ -46,7 +46,7 @@ def plan(scope: Scope = Scope.SYSTEM, *, account: Account = PERSON, database: Da
 
 def screen(planned: Plan, *started: Started, refused: str | None = None) -> str:
     done = Installed(plan=planned, changed=True, instances=started, linger_refused=refused)
-    return str(screens._InstalledScreen(done).screen())
+    return "\n".join(screens._installed_lines(done))
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_what_uninstalling_kept() -> None:
     done = Uninstalled(
         scope=Scope.USER, instances=(), removed=("a",), kept=("/drop/in.conf",), lingers="alice"
     )
-    shown = str(screens._UninstalledScreen(done).screen())
+    shown = "\n".join(screens._uninstalled_lines(done))
     assert "kept /drop/in.conf: it is yours" in shown
     assert "  sudo loginctl disable-linger alice" in shown
 

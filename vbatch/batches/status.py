@@ -1,107 +1,103 @@
-"""How a batch stands: its object in OpenAI's shape, its failures, its pace."""
+"""How a batch is doing: its failures, its pace and the workers; once, or until it has ended."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from vbatch import disks, processes
-from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
+from vbatch import processes
 from vbatch.store import Store, catalog, failures, registry
 from vbatch.store.failures import FailureGroup
-from vbatch.store.records import Batch
+from vbatch.store.records import Batch, Worker
+
+LOOK = 1.0  # seconds between two looks of ``watch``
+PACE_WINDOW = 60  # looks over which ``watch`` measures the pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A batch and what a person wants to know of it.
+    """A batch, how its requests failed, how fast it is, and the workers that could run it.
 
-    The pace is that of the workers which hold requests of it; None while none does.
+    The pace is that of the workers which hold requests of it; None while none does. ``workers`` are all that
+    are alive, as far as that can be known from here; none for a batch that has ended.
     """
 
     batch: Batch
-    failures: tuple[FailureGroup, ...]
+    failures: Sequence[FailureGroup]
+    workers: Sequence[Worker]
     requests_per_second: float | None
     remaining: timedelta | None
 
 
-def status(store: Store, ref: str) -> Status:
-    """Return how a batch stands. Raises NoSuchBatch, AmbiguousBatch."""
-    batch = catalog.find(store, ref)
-    groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else []
-    pace = None if batch.status.final else _pace(store, batch)
+def status(store: Store, reference: str) -> Status:
+    """Return how a batch is doing. Raises NoSuchBatch, AmbiguousBatch."""
+    batch = catalog.find(store, reference)
+    groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else ()
+    if batch.status.final:
+        return _status(batch, failures=groups)
+    return _status(batch, failures=groups, workers=live_workers(store), pace=_pace(store, batch))
+
+
+def watch(store: Store, reference: str) -> Iterator[Status]:
+    """Yield how a batch is doing once a second, and at last how it ended.
+
+    The kinds of failure are left for the end: counting them reads every chunk that has one. The pace is that of
+    this batch alone over the last looks. Raises NoSuchBatch, AmbiguousBatch.
+    """
+    batch = catalog.find(store, reference)
+    seen: deque[tuple[float, int]] = deque(maxlen=PACE_WINDOW)
+    while not batch.status.final:
+        seen.append((time.monotonic(), batch.counts.completed + batch.counts.failed))
+        (since, before), (now, done) = seen[0], seen[-1]
+        pace = (done - before) / (now - since) if now - since >= 2 * LOOK else None
+        yield _status(batch, workers=live_workers(store), pace=pace)
+        time.sleep(LOOK)
+        batch = catalog.by_pk(store, pk=batch.pk)
+    yield status(store, batch.id)
+
+
+def live_workers(store: Store) -> list[Worker]:
+    """Return the workers that are alive, as far as that can be known from here."""
+    return [worker for worker in registry.live(store) if not processes.is_gone(worker.identity)]
+
+
+def failure_message(group: FailureGroup) -> str:
+    """Return the message of a kind of failure: vbatch's own, or that of the engine's error object."""
+    if group.message is not None:
+        return group.message
+    try:
+        answer = json.loads(group.body or b"")
+    except ValueError:
+        return ""
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+
+
+def _status(
+    batch: Batch,
+    *,
+    failures: Sequence[FailureGroup] = (),
+    workers: Sequence[Worker] = (),
+    pace: float | None = None,
+) -> Status:
     left = batch.counts.total - batch.counts.completed - batch.counts.failed
     return Status(
         batch=batch,
-        failures=tuple(groups),
-        requests_per_second=pace,
+        failures=tuple(failures),
+        workers=tuple(workers),
+        requests_per_second=pace or None,
         remaining=timedelta(seconds=left / pace) if pace else None,
     )
 
 
-def _pace(store: Store, batch: Batch) -> float | None:
-    """Return the pace that the workers at work on the batch last told, as far as they live."""
+def _pace(store: Store, batch: Batch) -> float:
+    """Return the pace that the live workers on this batch last reported, in requests a second."""
     workers = registry.working_on(store, pk=batch.pk)
-    return (
-        sum(worker.requests_per_second or 0 for worker in workers if not processes.is_gone(worker.identity))
-        or None
+    return sum(
+        worker.requests_per_second or 0 for worker in workers if not processes.is_gone(worker.identity)
     )
-
-
-def batch_object(batch: Batch) -> BatchObject:
-    """Return the batch in OpenAI's shape, with vbatch's own fields beside OpenAI's.
-
-    ``output_file_id`` and ``error_file_id`` are null until these files exist, and for ever where there is
-    nothing to write into them, as OpenAI has it. A file id names the batch; ``output_path`` is the place.
-    """
-    suffix = batch.id.removeprefix("batch_")
-    return BatchObject(
-        id=batch.id,
-        endpoint=batch.endpoint,
-        model=batch.model,
-        input_file_id=f"file-input-{suffix}",
-        completion_window=_window(batch),
-        status=batch.status,
-        output_file_id=f"file-output-{suffix}" if _exists(batch, batch.output_path) else None,
-        error_file_id=f"file-errors-{suffix}" if _exists(batch, batch.error_path) else None,
-        created_at=_seconds(batch.created_at) or 0,
-        in_progress_at=_seconds(batch.in_progress_at),
-        expires_at=_seconds(batch.expires_at),
-        finalizing_at=_seconds(batch.finalizing_at),
-        completed_at=_seconds(batch.completed_at),
-        failed_at=_seconds(batch.failed_at),
-        expired_at=_seconds(batch.expired_at),
-        cancelling_at=_seconds(batch.cancelling_at),
-        cancelled_at=_seconds(batch.cancelled_at),
-        request_counts=Counts(
-            total=batch.counts.total, completed=batch.counts.completed, failed=batch.counts.failed
-        ),
-        usage=BatchUsage(
-            input_tokens=batch.prompt_tokens,
-            output_tokens=batch.completion_tokens,
-            total_tokens=batch.prompt_tokens + batch.completion_tokens,
-        ),
-        metadata=dict(batch.metadata) or None,
-        name=batch.name,
-        priority=batch.priority,
-        reused=batch.reused,
-        input_path=batch.input_path,
-        output_path=batch.output_path,
-        error_path=batch.error_path,
-    )
-
-
-def _exists(batch: Batch, path: str) -> bool:
-    ended = batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.EXPIRED)
-    return ended and disks.exists(path)
-
-
-def _window(batch: Batch) -> str:
-    if batch.expires_at is None:
-        return "unlimited"
-    minutes = round((batch.expires_at - batch.created_at).total_seconds() / 60)
-    return f"{minutes}m" if minutes % 60 else f"{minutes // 60}h"
-
-
-def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())

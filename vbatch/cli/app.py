@@ -100,24 +100,23 @@ def submit(
     --reuse is for an edited file: a request whose custom_id and body are to the byte those of an answered one
     keeps that answer, only the others run.
     """
-    from vbatch.batches import Order
-    from vbatch.cli.submit import lifetime, pairs
+    from vbatch.batches import SubmitOptions
+    from vbatch.cli.arguments import duration, output_file, pairs
     from vbatch.cli.submit import submit as run
-    from vbatch.cli.targets import target
 
-    order = Order(
+    options = SubmitOptions(
         model=model,
-        output=target(output, "-o"),
-        error_file=target(error_file, "--error-file"),
+        output=output_file(output, "-o"),
+        error_file=output_file(error_file, "--error-file"),
         name=name,
         priority=priority,
         metadata=pairs(metadata or []),
-        expires_in=lifetime(expires_in),
+        expires_in=None if expires_in is None else duration(expires_in, "--expires-in"),
         reuse=reuse,
     )
     return run(
         file,
-        order,
+        options,
         wait=wait,
         dry_run=dry_run,
         json=json,
@@ -175,7 +174,7 @@ def results(
 
     They come in the order of the input file, and always as whole lines.
     """
-    from vbatch.cli.results import results as run
+    from vbatch.cli.batch import results as run
 
     run(batch, errors=errors, output_path=output, json=json)
 

@@ -23,9 +23,8 @@ from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
-from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError, VbatchError
-from vbatch.text import harmless
+from vbatch.text import harmless, parse_duration
 
 _MARKS = {
     Level.OK: ("✓", "+", "green"),

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from vbatch import logs, worker
-from vbatch.cli import words
+from vbatch import batches, logs, worker
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
 from vbatch.cli.output import Output
 from vbatch.cli.startup import settings as load_settings
-from vbatch.store import WORKER_PATIENCE, Store
+from vbatch.text import count, duration
 from vbatch.worker import Stop, View, WorkerOptions
 
 
@@ -48,26 +47,20 @@ def run_worker(
     )
     if output.stderr.is_terminal:
         why = "stopped" if ended.stopped else "the queue is empty"
-        output.note(f"{why}: {words.count(ended.saved, 'result')} saved in {words.duration(ended.seconds)}")
+        output.note(f"{why}: {count(ended.saved, 'result')} saved in {duration(ended.seconds)}")
 
 
 def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
     """Run a worker on the store at ``url``: under a live view on a terminal, logging events elsewhere."""
     stop, view = Stop(), View()
-    store = Store(
-        url,
-        patience=WORKER_PATIENCE,
-        stop=stop.store,
-        on_wait=view.wait_for_store,
-    )
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
     live = sys.stderr.isatty()
     if not live:
         logs.configure(log_level)
-    try:
-        with shown(screen, output.stderr, level=log_level) if live else nullcontext():
-            worker.run(store, options, view=view, stop=stop)
-    finally:
-        store.close()
+    with (
+        batches.open_for_worker(url, stop=stop.store, on_wait=view.wait_for_store) as store,
+        shown(screen, output.stderr, level=log_level) if live else nullcontext(),
+    ):
+        worker.run(store, options, view=view, stop=stop)
     return Ended(saved=view.snapshot.saved, seconds=time.monotonic() - started, stopped=stop.requested)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import humanize
-
 from vbatch import suspension
 from vbatch.doctor.catalogue import Meaning
 from vbatch.doctor.checks import Check, Group
@@ -15,6 +13,7 @@ from vbatch.doctor.findings import Finding, Level, info, ok
 from vbatch.errors import VbatchError
 from vbatch.service.scope import Scope
 from vbatch.service.systemd import BOOTED, Systemd
+from vbatch.text import duration
 
 MEANINGS = {
     "host.sleep": Meaning(
@@ -35,7 +34,7 @@ def _sleep(_facts: Facts) -> Iterator[Finding]:
         yield Finding(
             id="host.sleep",
             level=Level.WARN,
-            what=f"this machine has slept for {humanize.naturaldelta(slept)} since it was started",
+            what=f"this machine has slept for {duration(slept.total_seconds())} since it was started",
             why="no batch goes on meanwhile, and the GPU's driver may not come out of it as it was",
             commands=_NEVER,
         )

@@ -69,7 +69,7 @@ def test_a_batch_that_is_deleted_while_it_is_written(cli: Cli, deleted_meanwhile
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("x" * 300, "there is room for"),
+        ("x" * 300, "at most"),
         ("no/such/folder/x", "no folder"),
         (".", "is a folder"),
         ("", "no file"),

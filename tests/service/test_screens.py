@@ -73,7 +73,7 @@ def test_batches_are_submitted_in_the_services_account() -> None:
 def test_what_is_not_started_or_not_ready_is_said() -> None:
     assert "start it now    systemctl start vbatch-worker@0.service" in screen(plan())
     waiting = Started(unit="vbatch-worker@0.service", ready=False, status="waiting for the store")
-    assert "vbatch-worker@0 is not ready yet, and goes on by itself: waiting for the store" in screen(
+    assert "vbatch-worker@0 is not ready yet, and continues by itself: waiting for the store" in screen(
         plan(), waiting
     )
     assert "sudo loginctl enable-linger daemon" in screen(plan(Scope.USER), refused="Access denied")

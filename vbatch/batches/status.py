@@ -96,7 +96,7 @@ def _status(
 
 
 def _pace(store: Store, batch: Batch) -> float:
-    """Return the pace that the live workers on this batch last reported, in requests a second."""
+    """Return the pace that the live workers on this batch last reported, in requests per second."""
     workers = registry.working_on(store, pk=batch.pk)
     return sum(
         worker.requests_per_second or 0 for worker in workers if not processes.is_gone(worker.identity)

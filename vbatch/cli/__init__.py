@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     from vbatch.cli.machine import app
 
     try:
-        # standalone_mode off: a command's return value is the exit code, and no error is printed for us.
+        # standalone_mode off: a command's return value is the exit code, and Typer prints no error itself.
         code = int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
         if code == ExitCode.INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
@@ -47,8 +47,8 @@ def run() -> NoReturn:
 def _replace_closed_streams() -> None:
     """Open /dev/null for streams that the shell closed (``>&-``).
 
-    Else the first file that is opened, such as the store, gets the number of stdout or stderr, and whoever prints
-    something writes into it. ``sys.stdin`` stays None: there is nothing to read.
+    Else the first file that is opened, such as the store, gets the number of stdout or stderr, and what is printed
+    is written into it. ``sys.stdin`` stays None: there is nothing to read.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:

@@ -47,12 +47,12 @@ def root(
 def submit(
     *,
     file: Annotated[
-        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request a line; - is stdin.")
+        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request per line; - is stdin.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="Use this model instead of the one each line names."
+            "--model", "-m", metavar="MODEL", help="Use this model instead of the one that each line names."
         ),
     ] = None,
     output: Annotated[
@@ -63,14 +63,16 @@ def submit(
         str | None,
         typer.Option("--error-file", metavar="PATH", help="Where failed requests go. Default: beside FILE."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name for people.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="A name to recognise the batch by.")
+    ] = None,
     priority: Annotated[
-        int, typer.Option("--priority", metavar="N", help="Batches with a higher number are worked on first.")
+        int, typer.Option("--priority", metavar="N", help="Batches with a higher number run first.")
     ] = 0,
     expires_in: Annotated[
         str | None,
         typer.Option(
-            "--expires-in", metavar="TIME", help="End what is unfinished after this time: 90m, 12h."
+            "--expires-in", metavar="TIME", help="Stop what is unfinished after this time: 90m, 12h."
         ),
     ] = None,
     metadata: Annotated[
@@ -97,8 +99,8 @@ def submit(
     A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
     is stored.
 
-    --reuse is for an edited file: a request whose custom_id and body are to the byte those of an answered one
-    keeps that answer, only the others run.
+    --reuse is for an edited file: a request that was answered before, with the same custom_id and a body of the
+    same bytes, keeps its answer; only the others run.
     """
     from vbatch.batches import SubmitOptions
     from vbatch.cli.arguments import duration, output_file, pairs
@@ -127,7 +129,9 @@ def submit(
 @app.command("list")
 def list_(
     *,
-    all_: Annotated[bool, typer.Option("--all", "-a", help="All batches, not only the newest 20.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", "-a", help="Show all batches, not only the newest 20.")
+    ] = False,
     json: Json = False,
     quiet: QuietIds = False,
 ) -> None:
@@ -139,7 +143,7 @@ def list_(
 
 @app.command()
 def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show how far a batch is, how fast, and what failed."""
+    """Show the progress of a batch, its speed and its failures."""
     from vbatch.cli.batch import show_status
 
     show_status(batch, json=json, quiet=quiet)
@@ -160,7 +164,7 @@ def results(
     *,
     batch: BatchRef,
     errors: Annotated[
-        bool, typer.Option("--errors", help="The failed requests instead of the answers.")
+        bool, typer.Option("--errors", help="Print the failed requests instead of the answers.")
     ] = False,
     output: Annotated[
         str | None,
@@ -183,7 +187,7 @@ def results(
 def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
     """Cancel a batch; what is finished stays.
 
-    Running requests are stopped. The finished ones are written to the output file, the others to the error
+    Running requests are stopped. The finished requests are written to the output file, the others to the error
     file as batch_cancelled.
     """
     from vbatch.cli.batch import cancel_batch
@@ -215,7 +219,10 @@ def delete(
     *,
     batch: BatchRef,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if its files could not be written: its folder is gone.")
+        bool,
+        typer.Option(
+            "--force", help="Also if its files could not be written, for example because the folder is gone."
+        ),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -239,9 +246,7 @@ def run_worker(
     ] = None,
     engine: Annotated[
         Literal["vllm", "echo"] | None,
-        typer.Option(
-            "--engine", help="What answers: vLLM, or an echo for tests and drills.  [default: vllm]"
-        ),
+        typer.Option("--engine", help="What answers: vLLM, or an echo for tests.  [default: vllm]"),
     ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="Use this GPU.")] = None,
     drain: Annotated[bool, typer.Option("--drain", help="Exit when the queue is empty.")] = False,

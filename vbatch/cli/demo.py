@@ -44,13 +44,13 @@ def demo() -> int:
         output.note(
             f"{count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
         )
-        told = replace(
+        options = replace(
             WorkerOptions.of(settings, drain=True),
             preload=None,
             default_args=(),
             models={smollm.NAME: ModelOptions(path=str(model), args=smollm.FLAGS)},
         )
-        ended = work(output, url, told, log_level="error")
+        ended = work(output, url, options, log_level="error")
         finished = [batches.find(store, batch.id) for batch in submitted]
     if ended.stopped:
         return ExitCode.INTERRUPTED

@@ -22,7 +22,7 @@ LONGEST = 200  # characters of a name where there is no terminal to fit
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
-    """A row for each batch. Names and models take the room that the other cells leave."""
+    """A row for each batch. Names and models take the width that the other cells leave."""
 
     batches: Sequence[Batch]
 
@@ -51,7 +51,7 @@ class BatchTable:
         yield table
 
     def _id(self, batch: Batch, *, short: bool) -> str:
-        """Return the id, or as much of its beginning as tells it from the others."""
+        """Return the id, or as much of its beginning as the others do not share."""
         if not short:
             return batch.id
         bare = [other.id.removeprefix("batch_") for other in self.batches]

@@ -101,7 +101,7 @@ def pace(value: Status) -> str:
 
 
 def workers(alive: Sequence[Worker]) -> str:
-    """Return who works, and what keeps it from working."""
+    """Return the workers that are alive, each with its model and what it waits for."""
     if not alive:
         return "none is running; start one with: vbatch run-worker"
     return "; ".join(_worker(worker) for worker in alive)

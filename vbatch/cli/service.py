@@ -61,7 +61,7 @@ def install_service(
 
 
 def _check_worker_options(arguments: Sequence[str]) -> None:
-    """Refuse at once what the worker itself would refuse at every start, and what a service must not be told.
+    """Refuse at once what the worker itself would refuse at every start, and what a service cannot have.
 
     Raises UsageError, or click's own; ``--help`` shows what there is.
     """
@@ -69,9 +69,7 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
     with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
         check_vllm_flags(context.params["vllm_flags"] or [])
         if context.params["drain"]:
-            raise UsageError(
-                "a service that ends when the queue is empty would not be there for the next batch"
-            )
+            raise UsageError("a service that ends when the queue is empty would not run the next batch")
         if context.params["gpu"] is not None:
             raise UsageError(
                 "each worker of a service has a GPU of its own",
@@ -80,13 +78,13 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
 
 
 def _warn(output: Output, planned: Plan) -> None:
-    """Say what is not as a person would want it, though it is no reason to refuse."""
+    """Warn of what a person would probably not want, though it is no reason to refuse."""
     for fault in planned.unit.faults:
-        output.warn(f"a drop-in of yours is not what systemd expects; {_edit(planned)} fixes it: {fault}")
+        output.warn(f"systemd does not accept one of your drop-ins; {_edit(planned)} fixes it: {fault}")
     if planned.rival is not None:
         other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
         output.warn(
-            f"there is a {other} service of vbatch, too ({planned.rival}): both want the same queue and GPU; "
+            f"there is also a {other} service of vbatch ({planned.rival}): both use the same queue and GPU; "
             f"to remove that one: {again.in_scope(other, 'uninstall-service')}"
         )
     if planned.idle_gpus:
@@ -97,7 +95,7 @@ def _warn(output: Output, planned: Plan) -> None:
 
 
 def uninstall_service(*, user: bool, system: bool, force: bool, json: bool) -> None:
-    """Stop, disable, remove; say what was kept."""
+    """Stop, disable, remove; show what was kept."""
     output = Output.of(json=json)
     done = uninstall.uninstall(_scope(user=user, system=system), report=_Steps(output), force=force)
     output.show(_uninstalled_result(done))

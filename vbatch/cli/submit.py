@@ -84,7 +84,7 @@ def _input(file: str) -> InputFile:
 
 
 def _explain(output: Output, store: Store, options: SubmitOptions, done: Submitted) -> None:
-    """Tell a person what happens next, on stderr."""
+    """Show a person what happens next, on stderr."""
     batch = done.batch
     output.note(screens.accepted(batch))
     if options.reuse is not None:

@@ -19,7 +19,7 @@ from vbatch.worker import Stop, View, WorkerOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: how many results it saved, in how many seconds, and whether it was told to stop."""
+    """How a worker ended: how many results it saved, in how many seconds, and whether it was asked to stop."""
 
     saved: int
     seconds: float

@@ -64,10 +64,10 @@ def find(store: Store, ref: str) -> Batch:
             .limit(10)
         ).all()
         if not ref or not candidates:
-            raise NoSuchBatch(f"There is no batch {ref!r}.", hint="vbatch list")
+            raise NoSuchBatch(f"there is no batch {ref!r}", hint="vbatch list")
         if len(candidates) > 1:
             names = ", ".join(row.id for row in candidates)
-            raise AmbiguousBatch(f"{ref!r} fits several batches: {names}.", hint="give more of the id")
+            raise AmbiguousBatch(f"{ref!r} matches several batches: {names}", hint="give more of the id")
         return find_in(connection, candidates[0].pk)
 
     return store.read(work)
@@ -77,7 +77,7 @@ def find_in(connection: Connection, pk: int) -> Batch:
     """Return a batch inside a transaction of the store. Raises NoSuchBatch where it was deleted meanwhile."""
     found = to_batches(connection, select(_batch).where(_batch.c.pk == pk))
     if not found:
-        raise NoSuchBatch("The batch was deleted meanwhile.", hint="vbatch list")
+        raise NoSuchBatch("the batch was deleted meanwhile", hint="vbatch list")
     return found[0]
 
 
@@ -133,7 +133,7 @@ def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, Batch]:
 def still_there(connection: Connection, pk: int) -> None:
     """Raise NoSuchBatch where the batch was deleted, or is about to be: its rows are not whole any more."""
     if connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk, _VISIBLE)).scalar() is None:
-        raise NoSuchBatch("The batch was deleted meanwhile.", hint="vbatch list")
+        raise NoSuchBatch("the batch was deleted meanwhile", hint="vbatch list")
 
 
 def delete_batch(store: Store, *, pk: int, force: bool = False) -> None:
@@ -150,12 +150,12 @@ def delete_batch(store: Store, *, pk: int, force: bool = False) -> None:
     )
     if batch.status.final or (force and not is_open):
         if not hide(store, pk, was=batch.status):
-            raise WrongStatus(f"{batch.id} has just ended.", hint=f"vbatch status {batch.id}")
+            raise WrongStatus(f"{batch.id} has just ended", hint=f"vbatch status {batch.id}")
     elif is_open:
-        raise WrongStatus(f"{batch.id} is still {batch.status}.", hint=f"vbatch cancel {batch.id}")
+        raise WrongStatus(f"{batch.id} is still {batch.status}", hint=f"vbatch cancel {batch.id}")
     else:
         raise WrongStatus(
-            f"{batch.id} is still {batch.status}: its files are not written yet.",
+            f"{batch.id} is still {batch.status}: its files are not written yet",
             hint=f"vbatch results {batch.id} -o FILE, then: vbatch delete --force {batch.id}",
         )
     remove_rows(store, pk)

@@ -122,7 +122,7 @@ def _create_private(path: Path) -> None:
             return
         except OSError as error:
             raise StoreMisconfigured(
-                f"The store {path} cannot be opened: {error.strerror}.",
+                f"the store {path} cannot be opened: {error.strerror}",
                 hint=f"ls -ld {path.parent}",
                 fault="cannot_open",
             ) from None

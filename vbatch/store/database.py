@@ -164,7 +164,7 @@ class Store:
             result = retrying(once)
         except _Passing as error:
             raise StoreUnreachable(
-                f"The store {self} cannot be reached: {error.reason}.",
+                f"the store {self} cannot be reached: {error.reason}",
                 hint="vbatch doctor store",
                 fault=error.fault,
             ) from error
@@ -175,4 +175,4 @@ class Store:
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise Interrupted("Stopped while waiting for the store.")
+            raise Interrupted("stopped while waiting for the store")

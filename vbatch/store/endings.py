@@ -36,7 +36,7 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
         connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk).with_for_update())
         batch = find_in(connection, pk)
         if batch.status.final:
-            raise WrongStatus(f"{batch.id} is already {batch.status}.")
+            raise WrongStatus(f"{batch.id} is already {batch.status}")
         if batch.status is BatchStatus.IN_PROGRESS:
             connection.execute(
                 update(_batch)

@@ -167,7 +167,7 @@ def _diagnose_sqlite(error: sqlite3.Error, url: URL) -> Transient | StoreMisconf
         if fault is Fault.CANNOT_OPEN and _may_be_opened(path):  # seen once, in the moment after a power cut
             return Transient(words, fault)
         return StoreMisconfigured(
-            f"The store {path} cannot be used: {words}.",
+            f"the store {path} cannot be used: {words}",
             hint=shlex.join(["ls", "-ld", str(path), str(path.parent)]),
             fault=fault,
         )
@@ -200,4 +200,4 @@ def _diagnose_postgresql(error: psycopg.Error, url: URL) -> Transient | StoreMis
 
 def _refused(meaning: str, fault: Fault, url: URL) -> StoreMisconfigured:
     hint = f"check VBATCH_DATABASE_URL with: psql '{shown(url.set(drivername='postgresql'))}'"
-    return StoreMisconfigured(f"The store {shown(url)} refuses vbatch: {meaning}.", hint=hint, fault=fault)
+    return StoreMisconfigured(f"the store {shown(url)} refuses vbatch: {meaning}", hint=hint, fault=fault)

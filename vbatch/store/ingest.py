@@ -233,7 +233,7 @@ def _diagnosed(store: Store) -> Iterator[None]:
         fault = diagnose(error, store.url)
         if isinstance(fault, Transient):
             raise StoreUnreachable(
-                f"The store {store} went away while the batch was being stored: {fault.reason}.",
+                f"the store {store} became unreachable while the batch was being stored: {fault.reason}",
                 hint="vbatch doctor store",
                 fault=fault.fault,
             ) from error

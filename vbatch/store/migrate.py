@@ -44,7 +44,7 @@ def _is_current(connection: Connection) -> bool:
     found = revision(connection)
     if found is not None and found not in REVISIONS:
         raise StoreMisconfigured(
-            f"The store has schema {found}, which is newer than this vbatch (it knows {CURRENT}).",
+            f"the store has schema {found}, which is newer than this vbatch (it knows {CURRENT})",
             hint="pip install --upgrade vbatch",
             fault="schema_newer",
         )

@@ -102,7 +102,7 @@ class _Answered:
                 yield cls(index)
         except sqlite3.Error as error:  # of this index alone: those of a store arrive as SQLAlchemy's
             raise StoreUnreachable(
-                f"The folder for temporary files refused what --reuse keeps there: {error}.",
+                f"the folder for temporary files refused what --reuse keeps there: {error}",
                 hint="df -h /var/tmp /tmp",
             ) from error
 

@@ -22,29 +22,29 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise StoreMisconfigured("The database URL cannot be understood.", hint=_HINT) from None
+        raise StoreMisconfigured("the database URL cannot be understood", hint=_HINT) from None
     match parsed.drivername:
         case "sqlite" | "sqlite+pysqlite":
             if not parsed.database or parsed.database == ":memory:":
-                raise StoreMisconfigured("The SQLite URL names no file.", hint=_HINT)
+                raise StoreMisconfigured("the SQLite URL names no file", hint=_HINT)
             return parsed.set(drivername="sqlite+pysqlite")
         case "postgresql" | "postgres" | "postgresql+psycopg":
             return _checked(parsed.set(drivername="postgresql+psycopg"), url)
         case other:
-            raise StoreMisconfigured(f"vbatch knows no database called {other!r}.", hint=_HINT)
+            raise StoreMisconfigured(f"vbatch supports sqlite and postgresql, not {other!r}", hint=_HINT)
 
 
 def _checked(parsed: URL, given: str) -> URL:
     """Refuse what would show a part of the password as the host's name, and ports that are no numbers."""
     if given.partition("?")[0].count("@") > 1:
         raise StoreMisconfigured(
-            "The database URL has more than one @; within a user, password or database it is written %40.",
+            "the database URL has more than one @; within a user, password or database it is written %40",
             hint=_HINT,
         )
     try:
         parsed.get_dialect()().create_connect_args(parsed)
     except (ArgumentError, ValueError):
-        raise StoreMisconfigured("The database URL cannot be understood.", hint=_HINT) from None
+        raise StoreMisconfigured("the database URL cannot be understood", hint=_HINT) from None
     return parsed
 
 

@@ -63,9 +63,7 @@ def submit(
         str | None,
         typer.Option("--error-file", metavar="PATH", help="Where failed requests go. Default: beside FILE."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="TEXT", help="A name to recognise the batch by.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name of your choice.")] = None,
     priority: Annotated[
         int, typer.Option("--priority", metavar="N", help="Batches with a higher number run first.")
     ] = 0,
@@ -220,9 +218,7 @@ def delete(
     batch: BatchRef,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="Also if its files could not be written, for example because the folder is gone."
-        ),
+        typer.Option("--force", help="Also if its files cannot be written: the folder is gone."),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,

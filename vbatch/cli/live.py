@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vbatch import logs
+from vbatch.cli.events import SentenceFormatter
 from vbatch.gpu import Gpu
 from vbatch.text import GIB, count, duration, harmless, percent, rate, size
 from vbatch.worker import Snapshot
@@ -122,7 +123,7 @@ class _Printer(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._format = logs.EventFormatter()
+        self._format = SentenceFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.rigs.queued import queued
 from tests.store.filling import new_batch
 from vbatch import batches, processes
 from vbatch.batches import InputFile, SubmitOptions
-from vbatch.errors import InputUnreadable
+from vbatch.errors import InputUnreadable, StoreUnreachable
 from vbatch.store import Store, catalog, ingest, unaccepted
 
 LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
@@ -39,6 +40,36 @@ def test_a_file_that_grows_while_it_is_read_is_not_stored(
     with pytest.raises(InputUnreadable, match="was changed while it was being read; nothing was stored"):
         read(InputFile.at(file), SubmitOptions(), on_read=write_on)
     assert catalog.recent(store, limit=1) == []
+
+
+class Outage:
+    """The database goes away in the middle of the first reading."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, _read: int) -> None:
+        self.seen += 1
+        if self.seen == 1:
+            raise StoreUnreachable
+
+
+def test_a_file_is_read_again_after_an_outage(store: Store, tmp_path: Path) -> None:
+    """Mutant: one try for every input."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(LINE % 1)
+    done = batches.submit(store, InputFile.at(file), SubmitOptions(), on_read=Outage())
+    assert done.batch.counts.total == 1
+    assert batches.list_batches(store).batches == [done.batch]
+
+
+def test_a_stream_cannot_be_read_again(store: Store, tmp_path: Path) -> None:
+    """Mutant: as many tries as for a file; what is left of the stream would be stored as if it were the whole."""
+    stream = InputFile.of(BytesIO(LINE % 1 + LINE % 2))
+    output = SubmitOptions(output=tmp_path / "out.jsonl")
+    with pytest.raises(StoreUnreachable):
+        batches.submit(store, stream, output, on_read=Outage())
+    assert batches.list_batches(store).batches == []
 
 
 def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -> None:

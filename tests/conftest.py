@@ -21,6 +21,8 @@ from tests.rigs.nvml import COMPILER, StandInDriver
 from tests.rigs.postgres import Postgres
 from vbatch.store import COMMAND_PATIENCE, Store
 
+VLLM_LIMIT = 3600  # seconds for one test on a machine that is slow and busy
+
 _numbers = count()
 
 settings.register_profile(
@@ -30,8 +32,14 @@ settings.load_profile("vbatch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of the real vLLM: whoever gets them is busy while the other process does the rest."""
+    """Begin with the files of the real vLLM: whoever gets them is busy while the other process does the rest.
+
+    A test of it gets more time than others: its waits follow the progress of the engine (tests/rigs/waiting.py).
+    """
     items.sort(key=lambda item: not _has_real_vllm(item.path))
+    for item in items:
+        if item.get_closest_marker("vllm") is not None:
+            item.add_marker(pytest.mark.timeout(VLLM_LIMIT))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:

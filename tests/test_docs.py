@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.rigs import readme
-from tests.rigs.commands import Home, Lines, chat, chats, wait_until
+from tests.rigs.commands import Home, Lines, chat, chats
+from tests.rigs.waiting import output, until
 from vbatch import config
 from vbatch.errors import ExitCode
 from vbatch.protocol import ENDPOINTS
@@ -101,7 +102,7 @@ class Session:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._id_in_readme = self._id = ""
-        self._background: list[subprocess.Popen[bytes]] = []
+        self._background: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Session:
         return self
@@ -115,7 +116,7 @@ class Session:
     def play(self, step: readme.Step) -> None:
         if step.command is None:
             if "the power goes" in step.comment:
-                wait_until(lambda: self._home.finished("batch_") > 1000)
+                until(lambda: self._home.finished("batch_") > 1000)
                 self.__exit__()
         elif step.command.endswith("&"):
             self._background.append(self._start(step.command.removesuffix("&")))
@@ -125,7 +126,7 @@ class Session:
     def _run(self, step: readme.Step) -> None:
         assert step.command is not None
         process = self._start(self._with_real_id(step.command))
-        printed = process.communicate(timeout=60)[0].decode()
+        printed = output(process)[0]
         if found := re.search(r"^batch_[0-9a-f]{24}$", printed, re.MULTILINE):
             self._id = found[0]
             self._id_in_readme = next(line for line in step.expected if line.startswith("batch_"))
@@ -137,7 +138,7 @@ class Session:
                 command = command.replace(word, self._id[6 : 6 + len(word)])
         return command
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: str) -> subprocess.Popen[str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
             ["bash", "-c", command],
@@ -147,6 +148,7 @@ class Session:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            text=True,
         )
 
 

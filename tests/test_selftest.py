@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.rigs.commands import Home
 from vbatch import selftest
 
 
+@pytest.mark.timeout(1200)
 def test_selftest_kills_and_loses_nothing(home: Home) -> None:
     for seconds in (
         6,
         40,
         160,
     ):  # a slow machine's workers need longer to save something, which a kill waits for
-        trial = json.loads(home.run("selftest", "--for", f"{seconds}s", "--json", timeout=240).stdout)
+        trial = json.loads(home.run("selftest", "--for", f"{seconds}s", "--json").stdout)
         assert trial["passed"] is True
         if trial["kills"]:
             break

@@ -20,7 +20,7 @@ MIB = 1 << 20
 UNATTRIBUTED = 700 * MIB
 
 # As vLLM's own server calls its processes, and as ours does (VLLM_PROCESS_NAME_PREFIX).
-_ENGINE_TITLE = re.compile(r"(?:VLLM|vbatch-\d+)::")
+_ENGINE_TITLE = re.compile(r"(?:VLLM|vbatch-[0-9a-f]+)::")
 
 # What draws the desktop is never to be ended for its memory: with it goes everything that a person has open.
 _DESKTOP = re.compile(
@@ -38,7 +38,9 @@ class Kind(StrEnum):
     ORPHAN = "orphan"  # an engine of ours whose worker is gone: doctor may end it
     WORKER = "worker"  # an engine of a worker of ours that lives
     FOREIGN_ENGINE = "foreign_engine"  # a vLLM engine that somebody else's server left behind
-    UNPROVEN = "unproven"  # an engine that may be ours: the ledger cannot be read
+    UNPROVEN = (
+        "unproven"  # an engine that may be vbatch's: the ledger cannot be read, or is the only one to name it
+    )
     PROCESS = "process"  # a living program of somebody
     DEFUNCT = "defunct"  # it has ended, but its parent has not collected it
     UNKILLABLE = "unkillable"  # SIGKILL has been sent and it still waits in the kernel
@@ -100,10 +102,15 @@ def _holder(pid: int, used: int | None, verdict: Verdict | None, *, ledger: bool
     if description is None:
         return _hidden(pid, used)
     kind = _kind(description, verdict)
-    if not ledger and kind in (Kind.FOREIGN_ENGINE, Kind.PROCESS) and _is_engine(description):
+    unproven = not ledger or verdict is Verdict.UNPROVEN
+    if unproven and kind in (Kind.FOREIGN_ENGINE, Kind.PROCESS) and _is_engine(description):
         kind = Kind.UNPROVEN
     return Holder(
-        pid=pid, used=used, kind=kind, who=_name(description), remedies=tuple(_remedies(description, kind))
+        pid=pid,
+        used=used,
+        kind=kind,
+        who=_name(description),
+        remedies=tuple(_remedies(description, kind, ledger=ledger)),
     )
 
 
@@ -151,14 +158,14 @@ def _service(description: Description) -> str | None:
     return next((name for name in reversed(services) if not name.startswith("user@")), None)
 
 
-def _remedies(description: Description, kind: Kind) -> Iterator[str]:
+def _remedies(description: Description, kind: Kind, *, ledger: bool) -> Iterator[str]:
     pid = description.pid
     match kind:
         case Kind.ORPHAN:
             yield "vbatch doctor --fix"
         case Kind.WORKER:
             yield "vbatch list   # its worker is at work: leave it alone, or stop that worker"
-        case Kind.UNPROVEN:
+        case Kind.UNPROVEN if not ledger:
             yield "vbatch doctor store --wait 60s   # then: vbatch doctor --fix"
         case Kind.DEFUNCT:
             parent = next(iter(processes.ancestors(pid) or ()), 1)

@@ -95,7 +95,7 @@ def room(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason:
     )
 
 
-def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
+def require_room(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[str]) -> None:
     """Refuse to load an engine with these flags into too little memory.
 
     Does nothing where vLLM does not compute on a GPU, or only vLLM knows how much it will take. Raises
@@ -116,7 +116,7 @@ def require_room(store: Store, *, gpu: int | None, args: Sequence[str]) -> None:
     if utilization is None:
         return
     needed = needs.required(found.total, utilization)
-    suspects = orphans.suspects(store) if found.holders else []
+    suspects = orphans.suspects(store, state_dir) if found.holders else []
     seen = room(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
     if not seen.enough:
         ours = any(holder.kind is Kind.ORPHAN for holder in seen.holders)

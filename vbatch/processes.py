@@ -145,6 +145,11 @@ def owner(pid: int) -> int | None:
     return None
 
 
+def titles() -> list[str]:
+    """Return the titles of all processes that can be seen."""
+    return [title(pid) for pid in psutil.pids()]
+
+
 def entitled(pattern: re.Pattern[str]) -> list[int]:
     """Return the pids of those whose title begins like this."""
     return [pid for pid in psutil.pids() if pattern.match(title(pid))]
@@ -172,12 +177,6 @@ def is_condemned(pid: int) -> bool:
             if name in ("SigPnd", "ShdPnd") and int(value, 16) & 1 << (signal.SIGKILL - 1):
                 return True
     return False
-
-
-def kill_child(pid: int) -> None:
-    """Kill a child of ours. Safe without a pidfd: its pid is ours until we reap it."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def end(identity: ProcessIdentity, *, grace: timedelta = timedelta(seconds=10)) -> Ended:

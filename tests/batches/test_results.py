@@ -11,7 +11,8 @@ import pytest
 from openai.types import Batch, ErrorObject
 from openai.types.chat import ChatCompletion
 
-from tests.rigs.commands import Home, chat, chats, wait_until
+from tests.rigs.commands import Home, chat, chats
+from tests.rigs.waiting import until
 from vbatch.store import Store, answers, catalog
 
 LINE_KEYS = ["id", "custom_id", "response", "error"]
@@ -112,7 +113,7 @@ def test_results_at_any_time_are_whole_lines_in_file_order(home: Home) -> None:
     asked = [chat(f"r-{n}", "x" * 5000) for n in range(600)] + [chat("last", "x", echo="slow:4")]
     batch_id = home.submit(asked)
     with home.worker("--engine", "echo", "--drain", VBATCH_ECHO_LATENCY_MS="300") as worker:
-        wait_until(lambda: home.finished(batch_id) > 0)
+        until(lambda: home.finished(batch_id) > 0)
         while worker.poll() is None:
             out = home.run("results", batch_id).stdout
             assert out.endswith("\n") or not out

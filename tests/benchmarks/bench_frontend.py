@@ -41,7 +41,13 @@ def main() -> None:
 
 async def _compare(requests: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as logs:
-        engine = await vllm.load(model=MODEL, path=str(model_folder()), args=ENGINE_ARGS, log_dir=Path(logs))
+        engine = await vllm.load(
+            model=MODEL,
+            path=str(model_folder()),
+            args=ENGINE_ARGS,
+            title_prefix="vbatch-bench",
+            log_dir=Path(logs),
+        )
         try:
             ways: dict[str, Ask] = {"vbatch": _through_vbatch(engine), "handler": _through_handler(engine)}
             bodies = [_body(number) for number in range(requests)]

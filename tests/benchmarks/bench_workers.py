@@ -16,9 +16,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from tests.rigs.commands import chats, wait_until
+from tests.rigs.commands import chats
 from tests.rigs.postgres import Postgres
 from tests.rigs.queued import queued
+from tests.rigs.waiting import until
 from tests.rigs.workers import kill, start_worker
 from vbatch.store import Store
 
@@ -67,9 +68,9 @@ def _rate(store: Store, folder: Path, *, requests: int, workers: int, latency: t
     batch = queued(store, folder, chats(requests))
     running = [start_worker(batch.url, folder, echo_latency=latency) for _ in range(workers)]
     try:
-        wait_until(lambda: batch.batch.counts.completed > 0, pause=0.01)
+        until(lambda: batch.batch.counts.completed > 0, pause=0.01)
         began, before = time.monotonic(), batch.batch.counts.completed
-        wait_until(lambda: batch.batch.counts.completed == requests, timeout=300)
+        until(lambda: batch.batch.counts.completed == requests, progress=lambda: batch.batch.counts.completed)
         return (requests - before) / (time.monotonic() - began)
     finally:
         for worker in running:

@@ -343,7 +343,7 @@ def test_waiting_for_the_store_is_visible(cli: Cli, monkeypatch: pytest.MonkeyPa
     started = time.monotonic()
     done = cli("list")
     assert "waiting for the store: nobody listens there (connection refused)" in done.err
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50, "it took the patience of a minute"
 
 
 def test_a_wrong_configuration_file(cli: Cli) -> None:

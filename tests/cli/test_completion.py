@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chats
+from tests.rigs.waiting import SILENCE
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "completions"
@@ -46,7 +47,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             dimensions=(40, 200),
-            timeout=30,
+            timeout=SILENCE,
         )
         self.child.sendline(setup + "; PS1='TA''B> '")
         self.child.expect_exact("TAB> ")

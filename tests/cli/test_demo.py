@@ -14,7 +14,6 @@ from tests.rigs.model import small_model  # noqa: F401  (a fixture)
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
 def test_the_demo_answers_and_leaves_the_users_store_alone(cli: Cli, small_model: Path) -> None:  # noqa: F811
     cache = cli.folder.parent / "cache"
     (cache / "models").mkdir(parents=True)

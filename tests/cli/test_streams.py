@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from tests.rigs.commands import VBATCH, Home, chats, wait_until
+from tests.rigs.commands import VBATCH, Home, chats
+from tests.rigs.waiting import SILENCE, output, until
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
     """Run ``vbatch …`` in a shell, with what it does to the streams."""
     return subprocess.run(
         ["bash", "-c", f"{sys.executable} -m {command}"],
-        env=home.env, cwd=home.path, capture_output=True, text=True, check=False, timeout=60,
+        env=home.env, cwd=home.path, capture_output=True, text=True, check=False, timeout=SILENCE,
     )  # fmt: skip
 
 
@@ -136,10 +137,10 @@ def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )  # fmt: skip
-    wait_until(lambda: "batch_" in home.run("list", "-q").stdout)
+    until(lambda: "batch_" in home.run("list", "-q").stdout)
     batch_id = home.run("list", "-q").stdout.strip()
     os.kill(waiting.pid, signal.SIGINT)
-    out, err = waiting.communicate(timeout=30)
+    out, err = output(waiting)
     assert waiting.returncode == 130
     assert json.loads(out)["error"] == {
         "code": "interrupted",

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pexpect
@@ -14,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chat, chats
+from tests.rigs.waiting import SILENCE
 
 CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,7 +31,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
-            timeout=30,
+            timeout=SILENCE,
         )
 
     def expect(self, text: str) -> None:
@@ -68,15 +68,13 @@ def test_a_worker_shows_what_it_does_and_drains_at_ctrl_c(busy: Cli) -> None:
 
 
 def test_a_second_ctrl_c_stops_at_once(busy: Cli) -> None:
-    worker = Terminal(busy, "run-worker", "--engine", "echo", VBATCH_ECHO_LATENCY_MS="60000")
+    worker = Terminal(busy, "run-worker", "--engine", "echo", VBATCH_ECHO_LATENCY_MS="3600000")
     worker.expect("256 running")
     worker.child.sendintr()
     worker.expect("Ctrl-C again stops at once")
-    started = time.monotonic()
     worker.child.sendintr()
     code, rest = worker.end()
     assert code == 130
-    assert time.monotonic() - started < 5
     assert "\x1b[?25l" not in rest.rpartition("\x1b[?25h")[2], "the cursor stays hidden"
 
 

@@ -5,7 +5,6 @@ Mutant of all: asking NVML in doctor's own process; the hanging and the crashing
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,9 @@ def test_a_driver_that_cannot_be_used(driver: StandInDriver, fact: str, finding:
 
 
 def test_a_wedged_driver_costs_bounded_time(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver.says("hang 60")
+    driver.says("hang 3600")
     monkeypatch.setattr(gpu, "probe", partial(gpu.probe, timedelta(seconds=1)))
-    started = time.monotonic()
     assert found()["gpu.hanging"].level is Level.FAIL
-    assert time.monotonic() - started < 15
 
 
 def test_a_missing_library_is_no_fault_without_a_gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +119,9 @@ def test_a_file_of_flags_is_vllms_to_read(driver: StandInDriver) -> None:
     """It may ask for less. Mutant: refusing by the default share, for ever."""
     driver.has(leak=10 << 30)
     store = Store("sqlite:////nowhere")
-    preflight.require_room(store, gpu=None, args=("--config", "flags.yaml"))
+    preflight.require_room(store, state_dir=Path(), gpu=None, args=("--config", "flags.yaml"))
     with pytest.raises(EngineStartFailed, match="would be needed"):
-        preflight.require_room(store, gpu=None, args=())
+        preflight.require_room(store, state_dir=Path(), gpu=None, args=())
 
 
 def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +129,7 @@ def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.M
     finding = found()["gpu.not_found"]
     assert (finding.level, finding.passing) == (Level.FAIL, True)
     with pytest.raises(EngineStartFailed) as refused:
-        preflight.require_room(Store("sqlite:////nowhere"), gpu=None, args=())
+        preflight.require_room(Store("sqlite:////nowhere"), state_dir=Path(), gpu=None, args=())
     assert refused.value.transient
     monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: False)
     assert found()["gpu.none"].level is Level.SKIP

@@ -17,10 +17,11 @@ import pytest
 from sqlalchemy import text
 
 from tests.rigs import engines
-from tests.rigs.commands import Home, Lines, chats, wait_until
+from tests.rigs.commands import Home, Lines, chats
 from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
+from tests.rigs.waiting import until
 from vbatch.jsonl.writing import SUFFIX
 from vbatch.store import COMMAND_PATIENCE, Store
 from vbatch.worker import models
@@ -51,7 +52,7 @@ def levels(document: dict[str, Any]) -> dict[str, str]:
 def test_the_full_gpu_is_explained_and_freed(home: Home, store: Store, driver: StandInDriver) -> None:
     """Mutant: ``Repair.carry_out`` that does not end the process, or a memory check that does not look anew."""
     with engines.orphan() as engine, engines.orphan() as foreign:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
 
         before = examined(home, "gpu", code=1)
@@ -86,7 +87,7 @@ def test_a_gpu_that_no_worker_uses_may_be_small_and_full(
 
 def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, driver: StandInDriver) -> None:
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         done = home.run("doctor", "gpu", "--fix", check=False)
         assert done.returncode == 1
@@ -97,7 +98,7 @@ def test_nothing_is_repaired_where_nobody_was_asked(home: Home, store: Store, dr
 def test_force_clear_does_not_ask_how_much_is_free(home: Home, store: Store, driver: StandInDriver) -> None:
     """Nor does it repair anything else. Mutant: it carries out every repair unasked."""
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, GIB // 2))
         left = home.path / f".batch_1.x{SUFFIX}"
         left.touch()
@@ -134,7 +135,7 @@ def test_min_free_gb_is_demanded(
 def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: StandInDriver) -> None:
     """What doctor does by hand, the worker does before it loads. Mutant: no ``orphans.clear`` in ``recover``."""
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         batch = home.submit(lines := chats(20))
         home.run("run-worker", "--engine", "echo", "--drain")
@@ -150,7 +151,7 @@ def test_the_worker_does_not_load_into_too_little_memory(
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
         batch = home.submit(chats(1, model="smol"))
-        done = home.run("run-worker", "--drain", check=False, timeout=120)
+        done = home.run("run-worker", "--drain", check=False)
         assert done.returncode == 69, done.stderr
         assert "has 1.20 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
         assert f"(pid {desktop.pid}, user" in done.stderr
@@ -170,7 +171,7 @@ def test_one_gpu_has_one_worker(home: Home, store: Store, driver: StandInDriver)
     driver.has()
     with home.worker("--gpu", "0") as first:
         lock = home.path / "state" / "vbatch" / "gpu-0.lock"
-        wait_until(lambda: lock.exists() and lock.read_text() == str(first.pid))
+        until(lambda: lock.exists() and lock.read_text() == str(first.pid))
         done = home.run("run-worker", "--drain", "--gpu", "0", check=False)
         assert done.returncode == 69
         assert f"process {first.pid}" in done.stderr
@@ -197,7 +198,7 @@ def test_the_whole_incident_in_one_command(
     # Before the power went: a batch, half answered by a worker of an earlier boot.
     batch = home.submit(lines := chats(600))
     with home.worker("--engine", "echo", "--max-inflight", "8", VBATCH_ECHO_LATENCY_MS="100") as worker:
-        wait_until(lambda: home.finished(batch) > 50)
+        until(lambda: home.finished(batch) > 50)
         worker.kill()
         worker.wait()
     saved = home.finished(batch)
@@ -210,7 +211,7 @@ def test_the_whole_incident_in_one_command(
     home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable"
     (tmp_path / "config" / "vbatch").mkdir(parents=True, exist_ok=True)
     with engines.orphan() as engine, label_studio() as url:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         (tmp_path / "config" / "vbatch" / "config.toml").write_text(
             f'[doctor.neighbours]\nlabel-studio = "{url}"\n'
@@ -256,7 +257,7 @@ def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
     proxy.mood = Mood.ACCEPT_AND_CLOSE
     home.database_url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{store.url.database}?sslmode=disable"
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, HELD))
         document = examined(home, "gpu", "--fix", "--yes", code=75)
         said = levels(document)

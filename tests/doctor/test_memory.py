@@ -171,9 +171,13 @@ def test_a_repair_that_fails_proposes_something_else(
     monkeypatch.setenv("VBATCH_DATABASE_URL", f"sqlite:///{tmp_path / 'vbatch.db'}")
     store = Store(config.load().store_url)
     store.prepare()
-    monkeypatch.setattr("vbatch.orphans.end", lambda _store, found: {found[0].identity.pid: outcome})
+    monkeypatch.setattr(
+        "vbatch.orphans.end", lambda _store, found, _state_dir: {found[0].identity.pid: outcome}
+    )
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(
+            store, engine.identity, worker=engines.dead_identity(), state_dir=config.load().state_dir
+        )
         driver.has((engine.pid, 14 * GIB))
         conduct = Conduct(may_repair=lambda _finding: True)
         findings = examine(CHECKS, Facts(settings=config.load()), conduct).findings
@@ -190,7 +194,9 @@ def test_freed_is_what_was_measured(
     store.prepare()
     facts = Facts(settings=config.load())
     with engines.orphan() as engine:
-        entry = engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        entry = engines.in_ledger(
+            store, engine.identity, worker=engines.dead_identity(), state_dir=config.load().state_dir
+        )
         driver.has((engine.pid, 14 * GIB))
         assert facts.gpu.gpus[0].used == 14 * GIB
         driver.has(leak=8 * GIB)

@@ -164,7 +164,7 @@ def test_one_that_drips_costs_its_limit_and_no_more(tmp_path: Path) -> None:
             f'[doctor.neighbours]\ndrips = "{drips}"\nhealthy = "http://127.0.0.1:{healthy}/health"\n'
         )
         home.extra["VBATCH_CONFIG"] = str(file)
-        done = home.run("doctor", "neighbours", timeout=45)
+        done = home.run("doctor", "neighbours")
     assert "drips does not answer (no answer in time)" in done.stdout
     assert "healthy is healthy" in done.stdout
 

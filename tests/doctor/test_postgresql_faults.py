@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import psycopg
 import pytest
 
 from tests.doctor.test_store import SECRET, examined, failure
 from tests.rigs.postgres import Postgres
+from tests.rigs.waiting import until
 from vbatch import config
 from vbatch.doctor import report
 from vbatch.doctor.diagnosis import Diagnosis
@@ -23,9 +23,8 @@ def test_a_server_that_shuts_down(own_postgres: Postgres) -> None:
     assert own_postgres._process is not None
     with psycopg.connect(own_postgres.url()):
         own_postgres._process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while not (findings := examined(own_postgres.url()))[0].passing and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: examined(own_postgres.url())[0].passing)
+        findings = examined(own_postgres.url())
     assert findings[0].id == "store.stopping"
     assert exit_code(findings) is ExitCode.STORE_UNREACHABLE
 

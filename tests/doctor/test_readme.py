@@ -22,7 +22,7 @@ def test_the_screens_of_doctor(home: Home, driver: StandInDriver, tmp_path: Path
     home.submit(chats(5000))
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     with engines.orphan() as engine:
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, round(14.37 * GIB)))
         for step in parse_steps(text):
             assert step.command is not None

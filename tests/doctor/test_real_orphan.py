@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.commands import Home, wait_until
+from tests.rigs.commands import Home
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
+from tests.rigs.waiting import cpu_seconds, until
 from vbatch import processes
 from vbatch.engine import smollm
 from vbatch.identity import ProcessIdentity
@@ -26,7 +27,6 @@ GIB = 1 << 30
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(400)
 def test_a_real_engine_that_was_left_behind(tmp_path: Path, small_model: Path) -> None:  # noqa: F811
     """Killed in the middle of a load or at work, its processes are in the ledger. Mutant: ``_record`` not called."""
     home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}")
@@ -42,7 +42,7 @@ def test_a_real_engine_that_was_left_behind(tmp_path: Path, small_model: Path) -
     store.prepare()
 
     with home.worker("--preload", "smol") as worker:
-        wait_until(lambda: "engine.loaded" in home.worker_log, timeout=300, pause=0.5)
+        until(lambda: "engine.loaded" in home.worker_log, progress=lambda: cpu_seconds(worker.pid))
         engine = _engine_core(store)
         worker.kill()
         worker.wait()

@@ -56,15 +56,15 @@ def test_what_follows_from_a_failed_check_is_skipped(facts: Facts) -> None:
 def test_a_check_that_hangs_is_left_behind(facts: Facts) -> None:
     """Mutant: calling the check without a thread."""
     release = threading.Event()
+    ended: list[bool] = []
 
     def hang(_facts: Facts) -> Iterable[Finding]:
-        release.wait(60)
+        ended.append(release.wait(60))
         return []
 
-    started = time.monotonic()
     (found,) = examine([check("gpu.driver", hang, limit=timedelta(seconds=0.2))], facts, Conduct()).findings
+    assert not ended
     release.set()
-    assert time.monotonic() - started < 10
     assert (found.id, found.level) == ("gpu.hanging", Level.FAIL)
     assert "gpu.driver" in found.what
 
@@ -134,11 +134,13 @@ def test_what_passes_is_waited_for(facts: Facts) -> None:
 def test_what_does_not_pass_is_not_waited_for(facts: Facts) -> None:
     """Mutant: waiting for any failure. A wrong password must not cost a minute."""
     found = [fails("store.password", exit_code=ExitCode.MISCONFIGURED), fails(passing=True)]
-    started = time.monotonic()
+    told: list[str] = []
     examination = examine(
-        [check("store.reach", lambda _: found)], facts, Conduct(patience=timedelta(seconds=30))
+        [check("store.reach", lambda _: found)],
+        facts,
+        Conduct(patience=timedelta(seconds=1), waiting=lambda finding, _seconds: told.append(finding.what)),
     )
-    assert time.monotonic() - started < 10
+    assert told == []
     assert exit_code(examination.findings) is ExitCode.MISCONFIGURED
 
 
@@ -194,16 +196,16 @@ def test_a_repaired_check_lets_the_next_look_anew(facts: Facts) -> None:
 
 def test_what_a_person_must_mend_ends_all_waiting(facts: Facts) -> None:
     """Mutant: the deadline kept: a bad URL would be told after a minute of waiting for the driver."""
-    started = time.monotonic()
+    told: list[str] = []
     examination = examine(
         [
             check("store.reach", lambda _: [fails("store.url", exit_code=ExitCode.MISCONFIGURED)]),
             check("gpu.driver", lambda _: [fails("gpu.not_loaded", passing=True)]),
         ],
         facts,
-        Conduct(patience=timedelta(seconds=30)),
+        Conduct(patience=timedelta(seconds=1), waiting=lambda finding, _seconds: told.append(finding.what)),
     )
-    assert time.monotonic() - started < 10
+    assert told == []
     assert exit_code(examination.findings) is ExitCode.MISCONFIGURED
 
 

@@ -16,6 +16,7 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.rigs.nvml import GIB, StandInDriver
+from tests.rigs.waiting import SILENCE
 from vbatch import doctor
 from vbatch.doctor import catalogue
 from vbatch.doctor.checks import Group
@@ -138,13 +139,13 @@ def test_a_person_is_asked_before_a_repair(
 ) -> None:
     with engines.orphan() as engine:
         store = Store(home.database_url, patience=COMMAND_PATIENCE)
-        engines.in_ledger(store, engine.identity, worker=engines.dead_identity())
+        engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, 14 * GIB))
         terminal = pexpect.spawn(
             sys.executable,
             ["-m", "vbatch", "doctor", "gpu", "--fix"],
             env=home.env,
-            timeout=60,
+            timeout=SILENCE,
             encoding="utf-8",
         )
         terminal.expect(rf"End the engine that outlived its worker \(process {engine.pid}\)\? \[y/N\] ")

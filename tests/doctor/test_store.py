@@ -23,6 +23,7 @@ from sqlalchemy import text
 
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
+from tests.rigs.waiting import until
 from vbatch import config, processes
 from vbatch.doctor import store as checks
 from vbatch.doctor.facts import Facts
@@ -115,11 +116,8 @@ def test_for_how_long_a_server_starts(own_postgres: Postgres) -> None:
     """Its own process tells. Mutant: no word of it; a person cannot tell a minute from an hour."""
     own_postgres.stop()
     (own_postgres.folder / "data" / "recovery.signal").touch()
-    own_postgres.start(wait=False, restore_command="sleep 30; false", hot_standby="off")
-    deadline = time.monotonic() + 20
-    while " s so far" not in (why := failure(own_postgres.url()).why) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert re.search(r"; for \d+ s so far$", why)
+    own_postgres.start(wait=False, restore_command="sleep 600; false", hot_standby="off")
+    until(lambda: re.search(r"; for \d+ s so far$", failure(own_postgres.url()).why))
     own_postgres.kill()
 
 
@@ -194,14 +192,12 @@ def guarded() -> Iterator[Postgres]:
 )
 def test_a_server_that_refuses_us(guarded: Postgres, user: str, database: str, finding: str) -> None:
     """``pg_isready`` says OK to all of these. Mutant: waiting for them; ``--wait`` would cost its whole time."""
-    started = time.monotonic()
     url = f"postgresql://{user}@/{database}?host={guarded.folder}"
-    findings = examined(url, wait=timedelta(seconds=60))
+    findings = examined(url, wait=timedelta(hours=1))
     (found,) = [one for one in findings if one.level is Level.FAIL]
     assert (found.id, found.passing) == (finding, False)
     assert shlex.split(found.commands[0])[:1] == ["psql"]  # a command, not a sentence
     assert exit_code(findings) is ExitCode.MISCONFIGURED
-    assert time.monotonic() - started < 30
 
 
 def test_an_unknown_user(postgres: Postgres) -> None:

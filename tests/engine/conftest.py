@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.rigs.model import ENGINE_ARGS, small_model
-from vbatch.engine import Reply, vllm
+from vbatch.engine import Reply, descendants, vllm
 
 __all__ = ["small_model"]
 
@@ -38,6 +39,16 @@ class Loaded:
         return reply, msgspec.json.decode(reply.body)
 
 
+TITLE_PREFIX = "vbatch-0123456789abcdef"
+
+
+def started() -> list[int]:
+    """Return the pids of what the loads of this process have started, the engine's own process first."""
+    return [
+        process.pid for process in descendants.family([child.pid for child in active_children() if child.pid])
+    ]
+
+
 async def at_work(engine: vllm.VllmEngine) -> None:
     """Wait until the engine produces tokens."""
     before = engine.progress
@@ -54,6 +65,7 @@ def loaded(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 model=MODEL,
                 path=str(small_model),
                 args=ENGINE_ARGS,
+                title_prefix=TITLE_PREFIX,
                 log_dir=tmp_path_factory.mktemp("engine-logs"),
             )
         )

@@ -1,6 +1,6 @@
 """A process that holds a real engine with requests running, for tests that send it signals.
 
-Run as ``python -m tests.engine.holder MODEL-FOLDER LOG-FOLDER``. It ignores SIGINT, as a worker does that
+Run as ``python -m tests.engine.holder MODEL-FOLDER LOG-FOLDER [VLLM-FLAG …]``. It ignores SIGINT, as a worker does that
 drains; prints the engine's pids, then ``running``, then the status of each reply; and waits to be killed.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from tests.engine.conftest import at_work
+from tests.engine.conftest import TITLE_PREFIX, at_work, started
 from tests.rigs.model import ENGINE_ARGS
 from vbatch.engine import vllm
 
@@ -21,10 +22,12 @@ REQUESTS = 4
 TOKENS = 150
 
 
-async def hold(model: Path, logs: Path) -> None:
+async def hold(model: Path, logs: Path, args: Sequence[str]) -> None:
     """Load, let requests run to their end, and keep the engine."""
-    engine = await vllm.load(model="smol", path=str(model), args=ENGINE_ARGS, log_dir=logs)
-    print(*engine.processes(), flush=True)
+    engine = await vllm.load(
+        model="smol", path=str(model), args=args, title_prefix=TITLE_PREFIX, log_dir=logs
+    )
+    print(*started(), flush=True)
     body = {"model": "smol", "prompt": "Once", "max_tokens": TOKENS, "ignore_eos": True}
     posts = [
         asyncio.create_task(engine.post("/v1/completions", msgspec.json.encode(body)))
@@ -38,4 +41,4 @@ async def hold(model: Path, logs: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(hold(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(hold(Path(sys.argv[1]), Path(sys.argv[2]), [*ENGINE_ARGS, *sys.argv[3:]]))

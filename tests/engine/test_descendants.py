@@ -16,7 +16,7 @@ from vbatch.engine import descendants
 def shell() -> Iterator[subprocess.Popen[bytes]]:
     """A shell with a child and a grandchild."""
     with subprocess.Popen(["/bin/sh", "-c", "(sleep 600; :) & sleep 600; :"]) as process:
-        until(lambda: len(descendants.family([process.pid])) == 4, seconds=10)
+        until(lambda: len(descendants.family([process.pid])) == 4)
         yield process
         descendants.end(descendants.family([process.pid]), limit=5)
 

@@ -38,14 +38,14 @@ def test_everything_below_a_killed_worker_ends() -> None:
         assert leads == [False, True, True]
         worker.kill()
         worker.wait()
-        until(lambda: not descendants.alive(below), seconds=12)
+        until(lambda: not descendants.alive(below))
 
 
 def test_a_process_that_is_armed_after_its_workers_death_ends() -> None:
     with family("late") as (worker, below, _):
         worker.kill()
         worker.wait()
-        until(lambda: not descendants.alive(below), seconds=12)
+        until(lambda: not descendants.alive(below))
 
 
 def test_nothing_is_guarded_that_no_worker_started() -> None:
@@ -55,7 +55,7 @@ def test_nothing_is_guarded_that_no_worker_started() -> None:
         worker.kill()
         worker.wait()
         with pytest.raises(TimeoutError):
-            until(lambda: not descendants.alive(below), seconds=guard.ROUND + guard.GRACE + 1)
+            until(lambda: not descendants.alive(below), silence=guard.ROUND + guard.GRACE + 1)
 
 
 def test_the_guard_imports_the_standard_library_only() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zipfile
 from pathlib import Path
 
@@ -39,11 +38,10 @@ def left_over(cache: Path) -> list[str]:
 
 
 def test_a_model_that_is_there_is_found_at_once(small_model: Path, index: Path) -> None:
+    """The empty index shows that nothing is fetched."""
     told: list[str] = []
-    before = time.monotonic()
 
     assert smollm.prepare(small_model.parent.parent, tell=told.append) == small_model
-    assert time.monotonic() - before < 0.1
     assert told == []
 
 

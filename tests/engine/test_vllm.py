@@ -15,7 +15,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from tests.engine.conftest import MODEL, Loaded, at_work
+from tests.engine.conftest import MODEL, TITLE_PREFIX, Loaded, at_work, started
 from tests.rigs.model import ENGINE_ARGS
 from tests.rigs.waiting import until
 from vbatch import processes
@@ -99,10 +99,10 @@ def test_what_keeps_the_engine_busy(loaded: Loaded) -> None:
 
 
 def test_the_engines_processes_are_its_own_and_guarded(loaded: Loaded) -> None:
-    pids = loaded.engine.processes()
+    pids = started()
 
     titles = [Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").strip("\0") for pid in pids]
-    assert titles[0] == f"vbatch-{os.getpid()}::EngineCore"
+    assert titles[0] == f"{TITLE_PREFIX}::EngineCore"
     assert all(os.getpgid(pid) != os.getpgrp() for pid in pids)
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "they inherit it, and so count as NVML does"
 
@@ -123,7 +123,11 @@ def test_a_start_that_fails_early_names_its_cause(
     with pytest.raises(EngineStartFailed) as failure:
         asyncio.run(
             vllm.load(
-                model=MODEL, path=path or str(small_model), args=[*ENGINE_ARGS, *args], log_dir=tmp_path
+                model=MODEL,
+                path=path or str(small_model),
+                args=[*ENGINE_ARGS, *args],
+                title_prefix=TITLE_PREFIX,
+                log_dir=tmp_path,
             )
         )
 
@@ -145,7 +149,11 @@ def test_memory_that_is_missing_is_named(
     args = [*ENGINE_ARGS, "--gpu-memory-utilization", "0.99"]
 
     with pytest.raises(EngineStartFailed, match=r"of memory are free, and vLLM is to use") as failure:
-        asyncio.run(vllm.load(model=MODEL, path=str(small_model), args=args, log_dir=tmp_path))
+        asyncio.run(
+            vllm.load(
+                model=MODEL, path=str(small_model), args=args, title_prefix=TITLE_PREFIX, log_dir=tmp_path
+            )
+        )
 
     assert failure.value.transient
     assert "--gpu-memory-utilization 0." in str(failure.value.hint)
@@ -160,9 +168,15 @@ def test_memory_that_is_missing_is_named(
 def test_cancelling_a_load_leaves_no_process(small_model: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         loading = asyncio.create_task(
-            vllm.load(model=MODEL, path=str(small_model), args=ENGINE_ARGS, log_dir=tmp_path)
+            vllm.load(
+                model=MODEL,
+                path=str(small_model),
+                args=ENGINE_ARGS,
+                title_prefix=TITLE_PREFIX,
+                log_dir=tmp_path,
+            )
         )
-        await asyncio.to_thread(until, lambda: bool(engines()), seconds=60)
+        await asyncio.to_thread(until, lambda: bool(engines()))
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await loading
@@ -181,22 +195,31 @@ def engines() -> list[int]:
     ]
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
-    small_model: Path, tmp_path: Path
+    small_model: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """Mutants: without ``setpgid`` the requests fail; without the watch on the parent the engine lives for ever."""
+    """Mutants: without ``setpgid`` the requests fail; without the watch on the parent the engine lives for ever.
+
+    With two data-parallel ranks there is a coordinator, which loads no plugin. Mutant: no ``guard.run_coordinator``.
+    """
     command = [sys.executable, "-m", "tests.engine.holder", str(small_model), str(tmp_path)]
+    if ranks > 1:
+        command += ["--data-parallel-size", str(ranks)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as worker:
         assert worker.stdout is not None
         family = descendants.family([int(pid) for pid in worker.stdout.readline().split()])
         try:
+            titles = [processes.title(process.pid).partition("::")[2] for process in family]
+            assert any(title.startswith("DPCoordinator") for title in titles) is (ranks > 1)
             assert worker.stdout.readline() == "running\n"
             os.killpg(worker.pid, signal.SIGINT)  # Ctrl-C in a terminal
             assert worker.stdout.readline() == "200 200 200 200\n"
             assert descendants.alive(family) == family
             worker.kill()
             worker.wait()
-            until(lambda: not descendants.alive(family), seconds=15)
+            until(lambda: not descendants.alive(family))
         finally:
             worker.kill()
             descendants.end(family, limit=10)
@@ -205,7 +228,7 @@ def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
 def test_an_engine_that_is_killed_fails_every_request_and_names_the_signal(loaded: Loaded) -> None:
     """It ends the engine that the tests share: the last one. Mutant: vLLM's own error 500 is believed."""
     engine = loaded.engine
-    pids = engine.processes()
+    pids = started()
 
     async def scenario() -> list[object]:
         body = msgspec.json.encode(LONG)

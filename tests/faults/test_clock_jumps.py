@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.rigs.commands import chats, wait_until
+from tests.rigs.commands import chats
 from tests.rigs.freezing import freeze
 from tests.rigs.misfortune import WallClock
 from tests.rigs.nvml import COMPILER
 from tests.rigs.queued import queued
+from tests.rigs.waiting import until
 from tests.rigs.workers import drain, failures, kill, start_worker
 from tests.store.filling import rows
 from vbatch.store import Store, registry
@@ -40,24 +42,24 @@ def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -
     other = start_worker(batch.url, tmp_path, **options)
     log = tmp_path / f"worker-{observer.pid}.log"
     try:
-        wait_until(lambda: _held(store, observer.pid) > 0 and _held(store, other.pid) > 0)
+        until(lambda: _held(store, observer.pid) > 0 and _held(store, other.pid) > 0)
         for shift in (HOUR, DAY, -HOUR, -DAY):
             clock.set_off(shift)
-            wait_until(lambda off=shift: _is_off(store, observer.pid, by=off))
+            until(partial(_is_off, store, observer.pid, by=shift))
             time.sleep(2 * LEASE.total_seconds() / LOOKS)
         assert "worker.recovered" not in log.read_text()
 
         assert other.pid is not None
         freeze(other.pid, store)
-        wait_until(lambda: "reason=lease_lapsed" in log.read_text(), timeout=60)
+        until(lambda: "reason=lease_lapsed" in log.read_text())
         assert _held(store, other.pid) == 0
         kill(other)
 
         clock.set_off(DAY)
         third = start_worker(batch.url, tmp_path, **options)
-        wait_until(lambda: _held(store, third.pid) > 0)
+        until(lambda: _held(store, third.pid) > 0)
         kill(third)
-        wait_until(lambda: "reason=process_gone" in log.read_text(), timeout=60)
+        until(lambda: "reason=process_gone" in log.read_text())
         assert _held(store, third.pid) == 0
     finally:
         kill(observer)

@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
+from tests.rigs.commands import VBATCH, Home, Lines, chats
 from tests.rigs.disk import Disk, Unavailable, ext4, small_disk
 from tests.rigs.queued import queued
-from tests.rigs.workers import drain, failures, kill, start_worker
+from tests.rigs.waiting import SILENCE, output, until
+from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
 from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
 from vbatch.jsonl import atomic_file
@@ -64,7 +66,7 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -
     for cut in range(CUTS):
         worker = start_worker(url, tmp_path, max_inflight=32, echo_latency=timedelta(milliseconds=20))
         before = home.finished(batch_id)
-        wait_until(lambda seen=before: home.finished(batch_id) > seen)
+        until(partial(_has_more, home, batch_id, than=before))
         acknowledged = home.finished(batch_id)
         kill(worker)
         disk.cut_power()
@@ -80,6 +82,10 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -
     assert not lines.doubled
     with sqlite3.connect(disk.mount_point / "store" / "vbatch.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _has_more(home: Home, batch_id: str, *, than: int) -> bool:
+    return home.finished(batch_id) > than
 
 
 @pytest.mark.root
@@ -144,7 +150,7 @@ def test_output_file_is_whole_after_a_power_cut(disk: Disk) -> None:
     written = context.Event()
     writing = context.Process(target=_write_and_wait, args=(target, written))
     writing.start()
-    assert written.wait(30)
+    assert written.wait(SILENCE)
     writing.kill()
     writing.join()
     disk.cut_power()
@@ -170,13 +176,12 @@ def test_full_disk_under_the_output_is_waited_for(store: Store, full_soon: Path,
     worker = start_worker(batch.url, tmp_path, drain=True)
     log = tmp_path / f"worker-{worker.pid}.log"
     try:
-        wait_until(lambda: log.exists() and "batch.output_refused" in log.read_text())
+        until(lambda: log.exists() and "batch.output_refused" in log.read_text())
         assert "No space left" in log.read_text()
         assert not Path(batch.batch.output_path).exists()
         assert batch.batch.status == "finalizing"
         ballast.unlink()
-        worker.join(60)
-        assert worker.exitcode == 0
+        assert exit_code(worker) == 0
     finally:
         kill(worker)
     assert not failures(tmp_path)
@@ -207,10 +212,9 @@ def test_full_disk_under_the_store_is_waited_for(full_soon: Path, tmp_path: Path
     worker = start_worker(batch.url, tmp_path, drain=True)
     log = tmp_path / f"worker-{worker.pid}.log"
     try:
-        wait_until(lambda: log.exists() and "store.waiting" in log.read_text())
+        until(lambda: log.exists() and "store.waiting" in log.read_text())
         ballast.unlink()
-        worker.join(60)
-        assert worker.exitcode == 0
+        assert exit_code(worker) == 0
     finally:
         kill(worker)
     store.close()
@@ -250,10 +254,10 @@ def test_submit_waits_for_room(full_soon: Path, tmp_path: Path) -> None:
             text=True,
         )
         try:
-            wait_until(lambda: "full" in said.read_text())
+            until(lambda: "full" in said.read_text())
             assert submitting.poll() is None
             ballast.unlink()
-            out, _ = submitting.communicate(timeout=30)
+            out, _ = output(submitting)
         finally:
             submitting.kill()
             submitting.wait()

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import Home, chat, chats, wait_until
+from tests.rigs.commands import Home, chat, chats
 from tests.rigs.queued import queued
-from tests.rigs.workers import drain, kill, start_worker
+from tests.rigs.waiting import until
+from tests.rigs.workers import drain, exit_code, kill, start_worker
 from vbatch.store import Store
 
 
@@ -57,8 +58,7 @@ def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Pa
     batch = queued(store, tmp_path, lines)
     for deaths in range(60):  # noqa: B007
         worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
-        worker.join(60)
-        if worker.exitcode == 0:
+        if exit_code(worker) == 0:
             break
     print(f"worker deaths: {deaths}")
     ended = batch.lines()
@@ -121,15 +121,15 @@ def test_a_request_to_be_tried_again_waits_without_a_place_in_the_engine(
         echo_latency=timedelta(milliseconds=20),
     )
     try:
-        wait_until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
+        until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
         first = time.monotonic()
-        wait_until(lambda: batch.batch.counts.completed == 8 or batch.failed() > 0, pause=0.01)
+        until(lambda: batch.batch.counts.completed == 8 or batch.failed() > 0, pause=0.01)
         assert batch.failed() == 0
-        wait_until(lambda: batch.failed() > 0, pause=0.01)
+        until(lambda: batch.failed() > 0, pause=0.01)
         waited = time.monotonic() - first
         print(f"failed for good {waited:.1f} s after the first answer")
         assert waited > 1, "the two pauses are of 0.5 and of 1 s at least"
-        worker.join(30)
+        exit_code(worker)
     finally:
         kill(worker)
     assert batch.attempts() == {"fails": 3, "r-0": 1}
@@ -140,8 +140,7 @@ def test_engine_that_dies_over_everything_is_given_up(store: Store, tmp_path: Pa
     lines = [chat(f"p-{i}", "x", echo="exit") for i in range(300)]
     batch = queued(store, tmp_path, lines)
     worker = start_worker(batch.url, tmp_path, drain=True)
-    worker.join(120)
-    assert worker.exitcode not in (0, None)
+    assert exit_code(worker) != 0
     assert batch.failed() <= 4
 
 
@@ -184,11 +183,11 @@ def test_how_an_engine_died_is_told(home: Home) -> None:
     """
     poison = home.submit([*chats(4), chat("poison", "x", echo="exit")], name="poison")
     with home.worker("--engine", "echo"):
-        wait_until(lambda: home.finished(poison) == 5)
+        until(lambda: home.finished(poison) == 5)
         batch_id = home.submit([chat("slow", "x", echo="slow:60")])
         (worker,) = json.loads(home.run("status", batch_id, "--json").stdout)["workers"]
         assert re.match(r"the engine died \d times, the last time: .*exit", worker["note"])
-        wait_until(lambda: home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died"))
+        until(lambda: home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died"))
         assert "the engine died" in home.run("status", batch_id).stdout
 
 
@@ -198,10 +197,10 @@ def test_idle_engine_is_unloaded_and_loaded_again(store: Store, tmp_path: Path) 
     worker = start_worker(first.url, tmp_path, idle_unload=timedelta(seconds=1))
     log = tmp_path / f"worker-{worker.pid}.log"
     try:
-        wait_until(lambda: first.batch.status == "completed")
-        wait_until(lambda: "engine.unloaded" in log.read_text())
+        until(lambda: first.batch.status == "completed")
+        until(lambda: "engine.unloaded" in log.read_text())
         second = queued(store, tmp_path, chats(5), name="second")
-        wait_until(lambda: second.batch.status == "completed")
+        until(lambda: second.batch.status == "completed")
         assert log.read_text().count("engine.loaded") == 2
         assert worker.is_alive()
     finally:

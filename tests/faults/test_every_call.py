@@ -126,7 +126,7 @@ def new_url(request: pytest.FixtureRequest) -> Callable[[int], str]:
     return database
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_killed_before_each_call_of_a_small_run(tmp_path: Path, new_url: Callable[[int], str]) -> None:
     """The next worker completes what the killed one left.
 
@@ -151,7 +151,7 @@ def test_killed_before_each_call_of_a_small_run(tmp_path: Path, new_url: Callabl
     assert len(spared) <= len(calls) // 10
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 def test_each_kind_of_call_is_refused_once(tmp_path: Path, error: int) -> None:
     """The same worker completes the batch, and says so when it was refused the output or the error file.

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import chats, wait_until
+from tests.rigs.commands import chats
 from tests.rigs.freezing import freeze
 from tests.rigs.queued import queued
 from tests.rigs.referee import Referee
@@ -60,13 +60,13 @@ def _freeze_past_its_lease(store: Store, victim: ForkServerProcess) -> bool:
     So it is thawed in the middle of another lease of its chunk (FACTS: else no mutant is caught).
     """
     assert victim.pid is not None
-    wait_until(lambda: _held(store, victim.pid))
+    until(lambda: _held(store, victim.pid))
     freeze(victim.pid, store)
     thaw = threading.Timer(LONGEST_FREEZE, os.kill, (victim.pid, signal.SIGCONT))
     thaw.start()
     try:
         held = _held(store, victim.pid)
-        until(lambda: held <= _held_by_others(store, victim.pid), seconds=LONGEST_FREEZE)
+        until(lambda: held <= _held_by_others(store, victim.pid), silence=LONGEST_FREEZE)
     except TimeoutError:
         return False
     finally:
@@ -110,7 +110,7 @@ def check(store: Store, folder: Path, *, kills: int, freezes: int, requests: int
     assert all(answer == custom_id for custom_id, answer in lines.answers.items())
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_killed_and_frozen_workers_lose_and_double_nothing(store: Store, tmp_path: Path) -> None:
     """Mutant: queue.flush without any fence; the referee's trigger then refuses what a thawed worker brings.
 
@@ -120,7 +120,7 @@ def test_killed_and_frozen_workers_lose_and_double_nothing(store: Store, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_two_thousand_kills(store: Store, tmp_path: Path) -> None:
     """Mutant: as above."""
     check(store, tmp_path, kills=1000, freezes=60, requests=100_000)

@@ -6,10 +6,9 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
-from tests.rigs.commands import Home, chats, wait_until
+from tests.rigs.commands import Home, chats
 from tests.rigs.queued import queued
+from tests.rigs.waiting import until
 from tests.rigs.workers import failures, kill, start_worker
 from tests.store.filling import count, rows
 from vbatch.store import Store
@@ -19,7 +18,6 @@ BESIDE = 2  # batches submitted meanwhile
 LONGEST_WAIT = 60  # seconds to wait for the others, as long as a command does: it is told, and is no failure
 
 
-@pytest.mark.timeout(180)
 def test_eight_workers_record_each_chunk_once(store: Store, tmp_path: Path) -> None:
     """And commands meanwhile do what they are told.
 
@@ -39,8 +37,8 @@ def test_eight_workers_record_each_chunk_once(store: Store, tmp_path: Path) -> N
             assert json.loads(status.stdout)["id"] == batch.id
             beside.append(submitted.stdout.strip())
             told += [submitted.stderr, status.stderr]
-        wait_until(lambda: batch.batch.status == "completed", timeout=120)
-        wait_until(lambda: all(home.finished(batch_id) == 300 for batch_id in beside), timeout=120)
+        until(lambda: batch.batch.status == "completed", progress=lambda: batch.batch.counts.completed)
+        until(lambda: all(home.finished(batch_id) == 300 for batch_id in beside))
         assert all(worker.is_alive() for worker in workers)
     finally:
         for worker in workers:

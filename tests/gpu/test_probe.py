@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.rigs import engines
-from tests.rigs.commands import wait_until
 from tests.rigs.nvml import GIB, TOTAL, StandInDriver
+from tests.rigs.waiting import until
 from vbatch import gpu, processes
 from vbatch.gpu import xid_errors
 
@@ -51,12 +50,10 @@ def test_a_driver_that_refuses(driver: StandInDriver, fact: str, code: str) -> N
 
 def test_a_wedged_driver_costs_the_limit_and_no_more(driver: StandInDriver) -> None:
     """Mutant: no time limit on the child."""
-    driver.says("hang 60")
-    started = time.monotonic()
+    driver.says("hang 3600")
     trouble = gpu.probe(timedelta(seconds=1)).trouble
     assert trouble is not None
     assert trouble.code == "hanging"
-    assert time.monotonic() - started < 10
 
 
 def test_one_gpu_lost_is_not_all_lost(driver: StandInDriver) -> None:
@@ -135,9 +132,9 @@ def test_a_gpu_is_followed(driver: StandInDriver) -> None:
     seen: list[gpu.Gpu] = []
     driver.has(leak=GIB)
     with gpu.watched(0, seen.append):
-        wait_until(lambda: any(card.used == GIB for card in seen))
+        until(lambda: any(card.used == GIB for card in seen))
         driver.has(leak=3 * GIB)
-        wait_until(lambda: any(card.used == 3 * GIB for card in seen))
+        until(lambda: any(card.used == 3 * GIB for card in seen))
 
 
 def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
@@ -154,4 +151,4 @@ def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
         parent.stdout.readline()
         (child,) = processes.descendants(parent.pid, deep=False)
         parent.kill()
-    wait_until(lambda: processes.identify(child) is None, timeout=10)
+    until(lambda: processes.identify(child) is None)

@@ -11,8 +11,9 @@ import pexpect
 import pytest
 
 from tests.rigs import engines
-from tests.rigs.commands import Home, wait_until
+from tests.rigs.commands import Home
 from tests.rigs.nvml import GIB, StandInDriver
+from tests.rigs.waiting import SILENCE, until
 
 pytestmark = pytest.mark.usefixtures("gpu_build")
 
@@ -27,13 +28,13 @@ def test_the_metrics_tell_its_memory(home: Home, driver: StandInDriver) -> None:
     def served() -> str:
         with (
             suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer,
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SILENCE) as answer,
         ):
             return str(answer.read().decode())
         return ""
 
     with home.worker(VBATCH_METRICS_PORT=str(port)):
-        wait_until(lambda: 'vbatch_gpu_memory_bytes{kind="used"} ' in served(), pause=0.5)
+        until(lambda: 'vbatch_gpu_memory_bytes{kind="used"} ' in served(), pause=0.5)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -41,7 +42,11 @@ def test_the_live_view_has_its_line(home: Home, driver: StandInDriver) -> None:
     with engines.child() as holder:
         driver.has((holder.pid, 3 * GIB))
         terminal = pexpect.spawn(
-            sys.executable, ["-m", "vbatch", "run-worker"], env=home.env, timeout=60, dimensions=(30, 100)
+            sys.executable,
+            ["-m", "vbatch", "run-worker"],
+            env=home.env,
+            timeout=SILENCE,
+            dimensions=(30, 100),
         )
         terminal.expect(rb"GPU 0 \(NVIDIA GeForce RTX 4080\): 3.0 of 15.6 GiB, 97 % busy, 45")
         terminal.sendintr()

@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.rigs import waiting
 from vbatch.store import Store, catalog
 
 VBATCH = [sys.executable, "-m", "vbatch"]
@@ -29,6 +29,10 @@ class Home:
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
+    def state_dir(self) -> Path:
+        return self.path / "state" / "vbatch"
+
+    @property
     def env(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VBATCH_")}
         return inherited | {
@@ -41,19 +45,9 @@ class Home:
             **self.extra,
         }
 
-    def run(
-        self, *arguments: str | Path, check: bool = True, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
-        done = subprocess.run(
-            [*VBATCH, *map(str, arguments)],
-            env=self.env,
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = waiting.run([*VBATCH, *map(str, arguments)], env=self.env, cwd=self.path)
         if check and done.returncode != 0:
             raise AssertionError(
                 f"vbatch {arguments} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
@@ -121,16 +115,6 @@ def chat(custom_id: str, text: str, *, model: str = "echo", echo: str | None = N
 def chats(count: int, *, model: str = "echo", prefix: str = "r") -> list[dict[str, object]]:
     """Many chat requests whose echo answer names their custom_id."""
     return [chat(f"{prefix}-{i}", f"{prefix}-{i}", model=model) for i in range(count)]
-
-
-def wait_until(condition: object, *, timeout: float = 30, pause: float = 0.05) -> None:
-    """Wait for a condition of another process; there is no clock to give in."""
-    assert callable(condition)
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("waited in vain")
-        time.sleep(pause)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Count the results that are committed in a store: ``count_results.py URL [MORE_THAN]`` waits for that many.
+"""Count the results that are committed in a store.
+
+``count_results.py URL MORE_THAN SECONDS`` waits so long for more than that many.
 
 Run in a guest, beside a worker, so it must cost next to nothing and wait for a database that is not up yet.
 """
@@ -29,12 +31,13 @@ def count(url: str) -> int:
         return -1
 
 
-def main(url: str, more_than: int = -1) -> None:
-    """Print the first count that is above."""
-    while (found := count(url)) <= more_than:
+def main(url: str, more_than: int, seconds: float) -> None:
+    """Print the first count that is above, or the last one before the time is over."""
+    end = time.monotonic() + seconds
+    while (found := count(url)) <= more_than and time.monotonic() < end:
         time.sleep(PAUSE)
     print(found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -54,7 +54,7 @@ class Disk:
         _run("umount", str(self.mount_point))
         # Who makes a mount namespace meanwhile (a guest of another test) has a copy of this mount. As long as that is
         # there, a new mount would be of the same file system, which is shut down.
-        until(lambda: not Path("/sys/fs/ext4", Path(self._device).name).exists(), seconds=60)
+        until(lambda: not Path("/sys/fs/ext4", Path(self._device).name).exists())
         self._mount()
 
     def cut_power(self) -> None:

@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from vbatch import processes
+from tests.rigs.waiting import until
+from vbatch import evidence, processes
 from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
 
-TITLE = "vbatch-4711::EngineCore"  # as tests/engine/test_vllm.py finds the real one
+TOKEN = "0123456789abcdef"
+TITLE = f"vbatch-{TOKEN}::EngineCore"  # as tests/engine/test_vllm.py finds the real one
 FOREIGN_TITLE = "VLLM::EngineCore"
 
 _SLEEPER = """
@@ -49,7 +52,8 @@ class Process:
         return processes.identify(self.pid) == self.identity
 
 
-def _of(pid: int) -> Process:
+def of(pid: int) -> Process:
+    """Return the process that has this pid now."""
     identity = processes.identify(pid)
     assert identity is not None
     return Process(pid, identity)
@@ -58,24 +62,31 @@ def _of(pid: int) -> Process:
 @contextlib.contextmanager
 def orphan(*how: str, title: str = TITLE) -> Iterator[Process]:
     """Keep a process whose parent is gone; it is called as vLLM calls its engine."""
-    sleeper = ["bash", "-c", 'exec -a "$0" "$@"', title, sys.executable, "-c", _SLEEPER, *how]
     done = subprocess.run(
-        [sys.executable, "-c", _PARENT, *sleeper], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", _PARENT, *command(*how, title=title)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    process = _of(int(done.stdout))
+    process = of(int(done.stdout))
     try:
         yield process
     finally:
         end(process)
 
 
+def command(*how: str, title: str = TITLE) -> list[str]:
+    """Return the command of a process that sleeps under this title."""
+    return ["bash", "-c", 'exec -a "$0" "$@"', title, sys.executable, "-c", _SLEEPER, *how]
+
+
 @contextlib.contextmanager
-def child(*command: str) -> Iterator[Process]:
+def child(*words: str) -> Iterator[Process]:
     """Keep a child of the test."""
-    popen = subprocess.Popen(command or ["sleep", "600"])
+    popen = subprocess.Popen(words or ["sleep", "600"])
     try:
         time.sleep(0.05)
-        yield _of(popen.pid)
+        yield of(popen.pid)
     finally:
         popen.kill()
         popen.wait()
@@ -93,13 +104,24 @@ def end(process: Process) -> None:
     if process.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while process.alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not process.alive(), pause=0.01)
 
 
-def in_ledger(store: Store, process: ProcessIdentity, *, worker: ProcessIdentity) -> EngineProcess:
-    """Write an engine process of that worker into the ledger."""
+def in_ledger(
+    store: Store,
+    process: ProcessIdentity,
+    *,
+    worker: ProcessIdentity,
+    state_dir: Path | None,
+    loaded_by: ProcessIdentity | None = None,
+) -> EngineProcess:
+    """Write an engine process of that worker into the ledger and, where one is given, into its state folder.
+
+    ``loaded_by`` is the worker by the state folder, where the two do not agree.
+    """
+    if state_dir is not None:
+        evidence.withdraw(state_dir, TOKEN)
+        evidence.write(state_dir, TOKEN, worker=loaded_by or worker)
     name = registry.register(store, identity=worker, engine="vllm", gpu_uuid=None)
     entry = EngineProcess(worker=name, identity=process, title=TITLE, cgroup=None)
     registry.record_processes(store, worker=name, processes=[entry])

@@ -20,7 +20,7 @@ def freeze(pid: int, store: Store) -> None:
     """Stop this process at a moment at which nobody is in a transaction."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", seconds=30)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         if not _is_busy(store):
             return
         os.kill(pid, signal.SIGCONT)

@@ -22,10 +22,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
-BOOT_LIMIT = timedelta(seconds=60)
+from tests.rigs.waiting import SILENCE, run, until
+
 DISK_SIZE = 8 << 30  # bytes, of a sparse file
 FS_IOC_SHUTDOWN = 0x8004587D  # ext4: stop at once
 NO_LOG_FLUSH = 2  # … and forget what is not on the disk yet
@@ -147,7 +147,7 @@ class Machine:
         assert self._launcher is not None
         self.run(["systemctl", "start", "--no-block", "poweroff.target"])
         try:
-            self._launcher.wait(timeout=BOOT_LIMIT.total_seconds())
+            self._launcher.wait(timeout=SILENCE)
         finally:
             self.cut_power()
 
@@ -160,24 +160,24 @@ class Machine:
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
         check: bool = True,
-        timeout: float = 60,
+        limit: float | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the guest, as root or as another user, with a login's bare environment."""
+        """Run a command in the guest, as root or as another user, with a login's bare environment.
+
+        Raises TimeoutError: after ``limit`` seconds, without one when the command makes no progress.
+        """
         assert self._pid1 is not None, "it is off"
         as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
         home = home or (f"/home/{user}" if user else "/root")
-        done = subprocess.run(
+        done = run(
             [
                 *("nsenter", f"--target={self._pid1}", *GUEST_NAMESPACES, "--root", f"--wdns={home}"),
                 *as_user,
                 *command,
             ],
             env={"PATH": PATH, "HOME": home, "USER": user or "root", "LANG": "C.UTF-8", **(env or {})},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+            text=stdin,
+            limit=limit,
         )
         if check and done.returncode != 0:
             raise GuestError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -213,7 +213,6 @@ class Machine:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
         )
         fields = done.stdout.split("\0")
         found = dict(zip(fields[::2], fields[1::2], strict=False))
@@ -243,16 +242,21 @@ class Machine:
         """Bring all that was written to the disk."""
         self.run(["sync"])
 
-    def wait_for(self, what: str, arrived: Iterator[bool], *, limit: float = 60) -> float:
+    def wait_for(self, what: str, arrived: Iterator[bool]) -> float:
         """Poll until ``arrived`` yields true; return the seconds it took."""
-        start = time.monotonic()
-        for done in arrived:
-            if done:
-                return time.monotonic() - start
-            if time.monotonic() - start > limit:
-                raise GuestError(f"not within {limit:g} s: {what}\n{self.story()}")
-            time.sleep(0.05)
-        raise AssertionError("unreachable: the poll ended")
+        try:
+            return until(lambda: next(arrived))
+        except TimeoutError as vain:
+            raise GuestError(f"{what}: {vain}\n{self.story()}") from None
+
+    def cpu_seconds(self, unit: str) -> int:
+        """Return the whole seconds of CPU time that the running processes of a unit have consumed."""
+        assert self._cgroup is not None, "it is off"
+        total = 0
+        for file in self._cgroup.rglob(f"{unit}/cpu.stat"):
+            with contextlib.suppress(OSError):  # it ends just now
+                total += int(file.read_text().split()[1])
+        return total // 1_000_000
 
     def story(self, lines: int = 60) -> str:
         """Return the end of the journal, for a failed test's message."""
@@ -267,26 +271,23 @@ class Machine:
         )
 
     def _wait_for_pid1(self) -> int:
-        assert self._launcher is not None
-        deadline = time.monotonic() + BOOT_LIMIT.total_seconds()
-        while time.monotonic() < deadline:
-            if self._launcher.poll() is not None:
-                break
-            for pid in _children(self._launcher.pid):
-                with contextlib.suppress(OSError):
-                    if Path(f"/proc/{pid}/exe").readlink().name == "systemd":
-                        return pid
-            time.sleep(0.01)
+        launcher = self._launcher
+        assert launcher is not None
+        with contextlib.suppress(TimeoutError):
+            until(lambda: launcher.poll() is not None or _systemd_below(launcher.pid), pause=0.01)
+        if launcher.poll() is None and (found := _systemd_below(launcher.pid)) is not None:
+            return found
         raise GuestError(f"systemd did not start\n{(self._folder / 'console.log').read_text()}")
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + BOOT_LIMIT.total_seconds()
-        while time.monotonic() < deadline:
+        def up() -> bool:
             state = self.run(["systemctl", "is-system-running"], check=False).stdout.strip()
-            if state in ("running", "degraded", "starting"):
-                return
-            time.sleep(0.02)
-        raise GuestError(f"it did not boot\n{self.story()}")
+            return state in ("running", "degraded", "starting")
+
+        try:
+            until(up, pause=0.02)
+        except TimeoutError:
+            raise GuestError(f"it did not boot\n{self.story()}") from None
 
     def _stop_disk(self, pid1: int) -> None:
         how = (str(FS_IOC_SHUTDOWN), str(NO_LOG_FLUSH))
@@ -302,7 +303,6 @@ class Machine:
                 *how,
             ],
             capture_output=True,
-            timeout=30,
             check=False,
         )
 
@@ -312,7 +312,7 @@ class Machine:
         if self._launcher is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._launcher.kill()
-            self._launcher.wait(timeout=30)
+            self._launcher.wait(timeout=SILENCE)
             self._launcher = None
         if self._cgroup is not None:
             _remove_cgroup(self._cgroup)
@@ -330,8 +330,13 @@ def _is_mere_copy(path: str, entry: str) -> bool:
     return entry.startswith("d ") and Path("/", path).is_dir()
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _systemd_below(launcher: int) -> int | None:
+    """Return the pid of the guest's PID 1, once it is systemd."""
+    with contextlib.suppress(OSError):
+        for pid in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
+            if Path(f"/proc/{pid}/exe").readlink().name == "systemd":
+                return pid
+    return None
 
 
 def _unified_cgroup() -> Path | None:
@@ -371,15 +376,14 @@ class _join:  # noqa: N801 - reads as the call that it is
 
 
 def _remove_cgroup(group: Path) -> None:
-    deadline = time.monotonic() + 30
-    while group.exists():
+    def removed() -> bool:
+        if not group.exists():
+            return True
         (group / "cgroup.kill").write_text("1")
-        for folder in sorted((entry for entry in group.rglob("*") if entry.is_dir()), reverse=True):
+        folders = sorted((entry for entry in group.rglob("*") if entry.is_dir()), reverse=True)
+        for folder in (*folders, group):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        try:
-            group.rmdir()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+        return not group.exists()
+
+    until(removed, pause=0.01)

@@ -10,7 +10,7 @@ import pytest
 
 from vbatch.engine import smollm
 
-ENGINE_ARGS = smollm.FLAGS
+ENGINE_ARGS = smollm.flags()
 
 # A folder that test runs share. Read before the tests drop the VBATCH_* variables of their environment.
 CACHE = Path(os.environ.get("VBATCH_TEST_CACHE") or platformdirs.user_cache_path("vbatch"))

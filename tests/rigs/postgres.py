@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.rigs.waiting import SILENCE
+
 _PR_SET_PDEATHSIG = 1
 _USER = "nobody"  # PostgreSQL refuses to run as root
 
@@ -79,14 +81,14 @@ class Postgres:
         """Stop it: SIGTERM waits for clients, SIGINT is a fast shutdown, SIGQUIT an immediate one."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(SILENCE)
             self._process = None
 
     def kill(self) -> None:
         """Kill the server and all its backends at once, as a power cut does."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+            self._process.wait(SILENCE)
             self._process = None
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rigs.misfortune import Misfortune, WallClock, preloaded
+from tests.rigs.waiting import cpu_seconds, until
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.dialects.sqlite"])
@@ -102,13 +103,22 @@ def kill(process: ForkServerProcess) -> None:
     ended(process)
 
 
-def drain(url: str, folder: Path, *, timeout: timedelta = timedelta(minutes=2), **options: Any) -> str:
+def exit_code(process: ForkServerProcess) -> int:
+    """Return how a worker ended that is about to end, as long as it consumes CPU time. Raises TimeoutError."""
+    until(lambda: ended(process, 0.2), progress=lambda: cpu_seconds(process.pid), pause=0)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def drain(url: str, folder: Path, **options: Any) -> str:
     """Run a worker until the queue is empty; return what it logged."""
     process = start_worker(url, folder, drain=True, **options)
     log = folder / f"worker-{process.pid}.log"
-    if not ended(process, timeout.total_seconds()):
+    try:
+        code = exit_code(process)
+    except TimeoutError:
         kill(process)
-        raise AssertionError(f"the queue was not drained in time:\n{log.read_text()[-4000:]}")
+        raise AssertionError(f"the queue was not drained:\n{log.read_text()[-4000:]}") from None
     told = log.read_text()
-    assert process.exitcode == 0, f"{process.exitcode}: {told[-4000:]}"
+    assert code == 0, f"{code}: {told[-4000:]}"
     return told

@@ -141,7 +141,7 @@ def test_an_account_without_a_home_finds_its_batches(guest: Guest) -> None:
     assert "/var/lib/vbatch/.local/share/vbatch/vbatch.db" in planned
     run(["sh", "-c", "cat > prompts.jsonl"], user="vbatch", home=STATE, stdin=json.dumps(chats(1)[0]))
     submit = [*VBATCH, "submit", "prompts.jsonl", "--wait"]
-    run(submit, user="vbatch", home=STATE, timeout=60)
+    run(submit, user="vbatch", home=STATE)
     assert "already current" in guest.sudo(*install).stdout
 
 

@@ -22,7 +22,8 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rigs import promtool
-from tests.rigs.commands import Home, chats, wait_until
+from tests.rigs.commands import Home, chats
+from tests.rigs.waiting import SILENCE, exit_code, until
 from vbatch.metrics import Exposition, Figures
 
 FIGURES = Figures(
@@ -57,7 +58,7 @@ def serving(*figures: Figures) -> Iterator[str]:
 
 def get(url: str, **headers: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -200,15 +201,15 @@ def test_a_real_worker_is_scraped_while_it_works(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     home.submit(chats(40))
     with home.worker("--engine", "echo", "--max-inflight", "4", VBATCH_METRICS_PORT=str(port)) as worker:
-        wait_until(lambda: (recorded(port) or 0) > 0)
+        until(lambda: (recorded(port) or 0) > 0)
         found = samples(get(f"http://127.0.0.1:{port}/metrics")[1])
         status, health = get(f"http://127.0.0.1:{port}/health")
         assert (status, json.loads(health)["status"]) == (200, "ok")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
+        assert exit_code(worker) == 0
     assert found["vbatch_queue_requests", "unfinished"] + found["vbatch_queue_requests", "finished"] == 40
     assert found["vbatch_engine_loads_total", ""] == 1
-    assert found["vbatch_progress_age_seconds", ""] < 5
+    assert found["vbatch_progress_age_seconds", ""] < 30
     assert found["vbatch_disk_free_bytes", "store"] > 0
 
 
@@ -218,7 +219,7 @@ def test_a_port_that_is_taken_costs_the_metrics_and_not_the_work(tmp_path: Path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with home.worker("--engine", "echo", "--drain", VBATCH_METRICS_PORT=port) as worker:
-            assert worker.wait(60) == 0
+            assert exit_code(worker) == 0
     assert "metrics.unavailable" in home.worker_log
     assert home.batch(batch_id)["status"] == "completed"
 

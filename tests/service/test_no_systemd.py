@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.rigs.guest import VBATCH
+from tests.rigs.waiting import SILENCE
 
 pytestmark = [
     pytest.mark.root,
@@ -43,7 +44,7 @@ def test_what_to_do_instead(command: str, make: str, message: str, hint: str) ->
         ["unshare", "--mount", "sh", "-c", OTHER_ROOT, "sh", run],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=SILENCE,
         check=False,
     )
     assert done.returncode == 1

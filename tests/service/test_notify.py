@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.commands import Home, chats
+from tests.rigs.waiting import SILENCE, exit_code
 from vbatch.worker import announce
 from vbatch.worker.announce import announced
 from vbatch.worker.progress import View
@@ -45,7 +46,7 @@ def listening(folder: Path) -> Iterator[tuple[str, Listener]]:
     address = str(folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(address)
-        channel.settimeout(30)
+        channel.settimeout(SILENCE)
         yield address, Listener(channel)
 
 
@@ -103,5 +104,5 @@ def test_a_worker_says_that_it_is_ready_and_that_it_stops(tmp_path: Path) -> Non
     ):
         while systemd.next() != "STOPPING=1":
             pass
-        assert worker.wait(30) == 0
+        assert exit_code(worker) == 0
     assert "READY=1\nSTATUS=ready" in systemd.heard

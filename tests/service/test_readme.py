@@ -61,7 +61,6 @@ def play(guest: Guest, command: str) -> str:
         user=None if command.startswith("sudo ") else PERSON,
         home=HOME,
         env={"PATH": PATH},
-        timeout=120,
     )
     return done.stdout
 

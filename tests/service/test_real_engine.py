@@ -11,11 +11,10 @@ from tests.rigs.guest import HOME, UNIT, Guest
 from tests.rigs.model import ENGINE_ARGS
 from vbatch.engine import smollm
 
-pytestmark = [pytest.mark.root, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.root, pytest.mark.vllm]
 
 MODEL = "/srv/model"
 COUNT = 150
-LOADING = 240  # seconds that two loaded cores may need
 
 
 def test_a_power_cut_and_a_kill_under_the_real_vllm(guest: Guest, small_model: Path, tmp_path: Path) -> None:
@@ -26,19 +25,19 @@ def test_a_power_cut_and_a_kill_under_the_real_vllm(guest: Guest, small_model: P
     guest.sudo("install-service", "--", *arguments, env=smollm.ENVIRONMENT)
     machine.sync()
     batch_id = submit(guest)
-    saved = guest.recorded(5, limit=LOADING)
+    saved = guest.recorded(5)
     machine.cut_power()
     machine.boot()
     kept = guest.recorded()
     assert kept >= saved
-    again = guest.recorded(kept, limit=LOADING)
+    again = guest.recorded(kept)
     print(f"real vLLM: {machine.uptime:.0f} s from boot to the first new result")
     before = guest.unit("MainPID")
     machine.run(["systemctl", "kill", "--signal=KILL", "--kill-who=main", UNIT])
-    machine.wait_for("no engine of the killed worker is left", no_orphans(guest), limit=15)
+    machine.wait_for("no engine of the killed worker is left", no_orphans(guest))
     machine.wait_for("it is restarted", guest.has_restarted(before))
     assert again < COUNT, "the batch was over before the kill"
-    guest.recorded(COUNT - 1, limit=LOADING)
+    guest.recorded(COUNT - 1)
     machine.wait_for("the batch is done", guest.finished(batch_id))
     lines = guest.lines(tmp_path, guest.batch(batch_id))
     assert set(lines.times_seen.values()) == {1}

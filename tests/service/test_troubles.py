@@ -42,7 +42,7 @@ def test_a_late_database_is_waited_for_without_a_single_failure(guest: Guest, la
     guest.machine.cut_power()
     guest.machine.boot()
     guest.machine.wait_for("the worker says what it waits for", guest.says("waiting for the store"))
-    guest.machine.wait_for("it is ready", guest.is_active(), limit=late + 60)
+    guest.machine.wait_for("it is ready", guest.is_active())
     assert guest.unit("NRestarts") == "0"
     assert guest.unit("Result") == "success"
 
@@ -86,7 +86,7 @@ def test_a_hung_loop_is_restarted_by_the_watchdog(guest: Guest) -> None:
     guest.recorded(0)
     before = guest.unit("MainPID")
     guest.machine.run(["systemctl", "kill", "--signal=USR1", "--kill-who=main", UNIT])
-    guest.machine.wait_for("the watchdog restarts it", guest.has_restarted(before), limit=60)
+    guest.machine.wait_for("the watchdog restarts it", guest.has_restarted(before))
     assert any("Watchdog timeout" in line for line in guest.journal())
     guest.machine.wait_for("the batch is done", guest.finished(batch_id))
 
@@ -112,20 +112,19 @@ def test_an_idle_worker_outlives_an_outage_of_its_database(guest: Guest) -> None
 def test_stopping_in_the_middle_of_a_batch_drains(guest: Guest, tmp_path: Path) -> None:
     """Running requests finish and are saved; none fails. Mutant: KillMode=control-group with SIGKILL at once."""
     guest.install(env=SLOW)
-    batch_id = guest.submit(48)
+    count = 320  # 20 s of work: it is not done when the stop comes
+    batch_id = guest.submit(count)
     done = guest.recorded(0)
-    begun = time.monotonic()
     guest.machine.run(["systemctl", "stop", UNIT])
-    assert time.monotonic() - begun < 30
     assert guest.unit("Result") == "success"
     assert guest.unit("ExecMainStatus") == "0"
     counts = guest.batch(batch_id)["request_counts"]
     assert isinstance(counts, dict)
     assert counts["failed"] == 0
-    assert done < counts["completed"] < 48, "what ran when the stop came was not saved"
+    assert done < counts["completed"] < count, "what ran when the stop came was not saved"
     guest.machine.run(["systemctl", "start", UNIT])
     guest.machine.wait_for("the batch is done", guest.finished(batch_id))
-    assert lost_or_doubled(guest.lines(tmp_path, guest.batch(batch_id)), 48) == []
+    assert lost_or_doubled(guest.lines(tmp_path, guest.batch(batch_id)), count) == []
 
 
 def test_a_drain_limit_that_was_raised_later_is_no_reason_to_cut_a_stop_off(guest: Guest) -> None:

@@ -150,7 +150,7 @@ def test_many_processes_claim_each_chunk_once(store: Store, workers: int) -> Non
         start.send(None)
     claims = dict(found.recv() for found in founds)
     for process in running:
-        process.join(30)
+        process.join()
     assert Counter(key for keys in claims.values() for key in keys).most_common(1)[0][1] == 1
     assert sum(map(len, claims.values())) == 60
     assert rows(store, "SELECT DISTINCT state, epoch FROM chunk") == [("running", 1)]

@@ -11,6 +11,7 @@ from typing import Never
 import pytest
 from sqlalchemy import Connection, text
 
+from tests.rigs.waiting import SILENCE
 from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, Store
 
 _WRITE = """
@@ -38,14 +39,14 @@ def test_a_new_connection_takes_no_lock_from_the_others(tmp_path: Path) -> None:
     def write(connection: Connection) -> str:
         connection.execute(text("CREATE TABLE scribble (n INTEGER)"))
         in_transaction.set()
-        assert connected.wait(10)
+        assert connected.wait(SILENCE)
         done = subprocess.run(
             [sys.executable, "-c", _WRITE, tmp_path / "vbatch.db"], capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
     def connect() -> None:
-        assert in_transaction.wait(10)
+        assert in_transaction.wait(SILENCE)
         with store._engine.connect():  # a connection of its own: the pool's other one is in use
             connected.set()
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.rigs.commands import wait_until
+from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
 from vbatch import processes
 from vbatch.errors import NoSuchBatch, StoreUnreachable
@@ -243,9 +243,9 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter.start()
     assert submitter.pid is not None
     if store.sqlite:  # on PostgreSQL the rows of an open transaction are seen by nobody
-        wait_until(lambda: count(store, "request") > 500)
+        until(lambda: count(store, "request") > 500)
     else:
-        wait_until(lambda: count(store, "batch") == 1)
+        until(lambda: count(store, "batch") == 1)
     os.kill(submitter.pid, signal.SIGKILL)
     submitter.join()
     assert catalog.recent(store, limit=5) == []

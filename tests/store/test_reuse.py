@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import wait_until
+from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, rows, worker
 from vbatch import processes
 from vbatch.processes import Liveness
@@ -226,7 +226,7 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
     dying = multiprocessing.get_context("spawn").Process(target=_take_in_and_stop_short, args=(url, first.pk))
     dying.start()
     try:
-        wait_until(lambda: count(store, "result") > before["result"])
+        until(lambda: count(store, "result") > before["result"])
         assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "nobody sees it"
         assert catalog.by_pk(store, pk=first.pk).status is BatchStatus.IN_PROGRESS
     finally:

@@ -233,7 +233,7 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
         # Nobody may insert a chunk: both have looked which number is the last before either one goes on.
         referee.execute("LOCK TABLE chunk IN SHARE ROW EXCLUSIVE MODE")
         splitting = [threads.submit(die, who, lease) for who, lease in held.items()]
-        until(lambda: _waiting_for_locks(referee) == len(whos), seconds=10)
+        until(lambda: _waiting_for_locks(referee) == len(whos))
         referee.commit()
         for done in splitting:
             done.result()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.waiting import SILENCE
 from tests.store.filling import claim, rows, take_in, worker
 from vbatch import processes
 from vbatch.engine import Blame, Engine, EngineStartFailed, echo
@@ -46,7 +47,7 @@ def work(context: Context, *beside: Coroutine[None, None, None]) -> None:
     async def drain() -> None:
         context.stop.attach(asyncio.get_running_loop())
         context.pulse.begin()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SILENCE):
             await asyncio.gather(WorkLoop(context).run(), *beside)
 
     asyncio.run(drain())

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.rigs.commands import Home, wait_until
+from tests.rigs.commands import Home
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
+from tests.rigs.waiting import exit_code, until
 from vbatch.worker import Stop
 
 
@@ -31,12 +32,12 @@ def test_an_idle_worker_ends_while_the_database_is_away(
     url = f"postgresql://postgres@127.0.0.1:{through.port}/{database}?sslmode=disable"
     home = Home(tmp_path, url)
     with home.worker("--engine", "echo") as worker:
-        wait_until(lambda: "worker.ready" in home.worker_log)
+        until(lambda: "worker.ready" in home.worker_log)
         through.mood = Mood.ACCEPT_AND_CLOSE
         through.cut()
-        wait_until(lambda: "store.waiting" in home.worker_log)
+        until(lambda: "store.waiting" in home.worker_log)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=40) == 0
+        assert exit_code(worker) == 0
     assert "Traceback" not in home.worker_log
 
 

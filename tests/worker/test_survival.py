@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tests.rigs.commands import VBATCH, Home, Lines, chats, wait_until
+from tests.rigs.commands import VBATCH, Home, Lines, chats
 from tests.rigs.freezing import freeze
+from tests.rigs.waiting import exit_code, until
 from tests.store.filling import rows
 from vbatch.store import Store, catalog
 
@@ -39,7 +40,7 @@ def test_a_submit_that_was_killed_can_be_repeated(home: Home) -> None:
     )
     store = Store(home.database_url)
     store.prepare()
-    wait_until(lambda: bool(catalog.paths_in_use(store, paths=[output[1]])))
+    until(lambda: bool(catalog.paths_in_use(store, paths=[output[1]])))
     beside = home.run("submit", home.write("prompts", REQUESTS), *output, check=False)
     assert beside.returncode == 2
     assert "another submit is reading its file now" in beside.stderr
@@ -52,16 +53,14 @@ def test_a_submit_that_was_killed_can_be_repeated(home: Home) -> None:
 
 def test_next_worker_goes_on_at_once_after_sigkill(home: Home) -> None:
     """Mutant: recovery.recover ignores Liveness.GONE, so that the batch waits for the lease."""
-    home.extra["VBATCH_ECHO_LATENCY_MS"] = "200"
+    home.extra |= {"VBATCH_ECHO_LATENCY_MS": "200", "VBATCH_LEASE": "3600"}
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo") as worker:
-        wait_until(lambda: home.finished(batch_id) > 300)
+        until(lambda: home.finished(batch_id) > 300)
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     assert home.batch(batch_id)["status"] == "in_progress"
-    started = time.monotonic()
     home.run("run-worker", "--engine", "echo", "--drain")
-    assert time.monotonic() - started < 60, "it waited for the lease of 90 s"
     assert_whole(home, batch_id, REQUESTS)
 
 
@@ -75,7 +74,7 @@ def test_frozen_worker_writes_nothing_after_its_lease(home: Home) -> None:
     batch_id = home.submit(expected)
     with home.worker("--engine", "echo") as frozen:
         store = Store(home.database_url)
-        wait_until(lambda: rows(store, "SELECT count(*) FROM chunk WHERE state = 'running'") == [(1,)])
+        until(lambda: rows(store, "SELECT count(*) FROM chunk WHERE state = 'running'") == [(1,)])
         freeze(frozen.pid, store)  # its requests are running now; none is answered yet
         store.close()
         assert home.finished(batch_id) == 0
@@ -83,7 +82,7 @@ def test_frozen_worker_writes_nothing_after_its_lease(home: Home) -> None:
         assert_whole(home, batch_id, expected)
         before = home.run("results", batch_id).stdout
         frozen.send_signal(signal.SIGCONT)
-        wait_until(lambda: "chunks.rejected" in home.worker_log or "chunks.revoked" in home.worker_log)
+        until(lambda: "chunks.rejected" in home.worker_log or "chunks.revoked" in home.worker_log)
         assert home.run("results", batch_id).stdout == before
         assert home.finished(batch_id) == len(expected)
 
@@ -93,13 +92,16 @@ def test_sigterm_drains_and_exits_0(home: Home) -> None:
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "800"
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo") as worker:
-        wait_until(lambda: home.finished(batch_id) > 0)
+        until(lambda: home.finished(batch_id) > 0)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert exit_code(worker) == 0
     assert 0 < home.finished(batch_id) < len(REQUESTS)
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "0"
     home.run("run-worker", "--engine", "echo", "--drain")
     assert_whole(home, batch_id, REQUESTS)
+
+
+FASTEST = 50  # requests a second: 20 at once, 400 ms each
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -108,10 +110,13 @@ def test_a_worker_tells_its_pace_until_it_is_gone(home: Home) -> None:
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "400"
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo", "--max-inflight", "20") as worker:
-        wait_until(lambda: home.finished(batch_id) > 0, timeout=120)
-        wait_until(lambda: home.batch(batch_id)["requests_per_second"] is not None, timeout=15)
+        until(lambda: home.finished(batch_id) > 0)
+        store = Store(home.database_url)
+        until(lambda: rows(store, "SELECT requests_per_second FROM worker") != [(None,)])
+        store.close()
+        assert home.finished(batch_id) < 15 * FASTEST, "it is told each 20 s"
         batch = home.batch(batch_id)
-        assert 10 < batch["requests_per_second"] <= 50, batch  # type: ignore[operator]
+        assert 10 < batch["requests_per_second"] <= FASTEST, batch  # type: ignore[operator]
         assert batch["seconds_remaining"] > 10, batch  # type: ignore[operator]
         worker.send_signal(signal.SIGKILL)
         worker.wait()
@@ -120,17 +125,15 @@ def test_a_worker_tells_its_pace_until_it_is_gone(home: Home) -> None:
 
 
 def test_cancel_stops_what_runs_at_once(home: Home) -> None:
-    """Mutant: Serving.run never starts its check of the leases; each request then runs to its end, for a minute."""
-    home.extra["VBATCH_ECHO_LATENCY_MS"] = "60000"
+    """Mutant: Serving.run never starts its check of the leases; each request then runs to its end, for an hour."""
+    home.extra["VBATCH_ECHO_LATENCY_MS"] = "3600000"
     batch_id = home.submit(chats(600))
     with home.worker("--engine", "echo", "--drain") as worker:
-        wait_until(lambda: "engine.loaded" in home.worker_log)
+        until(lambda: "engine.loaded" in home.worker_log)
         time.sleep(1)  # its requests are running now
         home.run("cancel", batch_id)
-        cancelled = time.monotonic()
-        wait_until(lambda: "chunks.revoked" in home.worker_log, timeout=10)
-        assert worker.wait(timeout=10) == 0  # nothing runs any more
-        assert time.monotonic() - cancelled < 10
+        until(lambda: "chunks.revoked" in home.worker_log)
+        assert exit_code(worker) == 0  # nothing runs any more
     assert home.batch(batch_id)["status"] == "cancelled"
 
 
@@ -138,9 +141,9 @@ def test_cancel_keeps_finished_requests(home: Home) -> None:
     home.extra["VBATCH_ECHO_LATENCY_MS"] = "500"
     batch_id = home.submit(REQUESTS)
     with home.worker("--engine", "echo"):
-        wait_until(lambda: home.finished(batch_id) > 0)
+        until(lambda: home.finished(batch_id) > 0)
         home.run("cancel", batch_id)
-        wait_until(lambda: home.batch(batch_id)["status"] == "cancelled", timeout=20)
+        until(lambda: home.batch(batch_id)["status"] == "cancelled")
     lines = Lines.of(home.batch(batch_id))
     assert not lines.lost(REQUESTS)
     assert not lines.doubled

@@ -8,19 +8,21 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 
-from tests.rigs.commands import VBATCH, Home, Lines, wait_until
+from tests.rigs.commands import VBATCH, Home, Lines
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
+from tests.rigs.waiting import cpu_seconds, exit_code, until
 from vbatch import processes
 from vbatch.engine import smollm
 from vbatch.identity import ProcessIdentity
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 MODEL = smollm.NAME
 DATA = Path(__file__).parent.parent / "data"
@@ -111,7 +113,7 @@ def test_other_peoples_batches_complete(real: Home) -> None:
     for name in ("demo_batch_10", "vllm_example_batch"):
         shutil.copy(DATA / f"{name}.jsonl", real.path)
         ids.append(real.run("submit", f"{name}.jsonl", "-m", MODEL).stdout.strip())
-    real.run("run-worker", "--drain", timeout=300)
+    real.run("run-worker", "--drain")
     for batch_id, name in zip(ids, ("demo_batch_10", "vllm_example_batch"), strict=True):
         batch = real.batch(batch_id)
         assert batch["status"] == "completed"
@@ -130,17 +132,17 @@ def test_killed_worker_leaves_no_engine_and_loses_nothing(real: Home) -> None:
     expected = questions(64)
     batch_id = real.submit(expected)
     with real.worker(*FEW) as worker:
-        wait_until(lambda: real.finished(batch_id) > 0, timeout=120, pause=0.5)
+        until(lambda: real.finished(batch_id) > 0, progress=lambda: cpu_seconds(worker.pid), pause=0.5)
         engines = engine_processes(real)
         assert engines
         worker.send_signal(signal.SIGKILL)
         worker.wait()
         killed_at = time.monotonic()
-        wait_until(lambda: not any(processes.identify(e.pid) == e for e in engines), timeout=15, pause=0.2)
+        until(lambda: not any(processes.identify(e.pid) == e for e in engines))
         print(f"engine gone {time.monotonic() - killed_at:.1f} s after SIGKILL of the worker")
     saved = real.finished(batch_id)
     assert 0 < saved < len(expected), "the kill came too late to show anything"
-    real.run("run-worker", "--drain", timeout=300)
+    real.run("run-worker", "--drain")
     lines = Lines.of(real.batch(batch_id))
     assert not lines.lost(expected)
     assert not lines.doubled
@@ -154,11 +156,15 @@ def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
     batch_id = real.submit(expected)
     terminal = pexpect.spawn(
         sys.executable, [*VBATCH[1:], "run-worker", *FEW], env=real.env, cwd=str(real.path),
-        dimensions=(40, 120), timeout=120,
+        dimensions=(40, 120),
     )  # fmt: skip
-    wait_until(lambda: _drained(terminal) and real.finished(batch_id) > 0, timeout=120, pause=0.5)
+    until(
+        lambda: _drained(terminal) and real.finished(batch_id) > 0,
+        progress=lambda: cpu_seconds(terminal.pid),
+        pause=0.5,
+    )
     terminal.sendintr()
-    wait_until(lambda: _drained(terminal) and not terminal.isalive(), timeout=90)
+    until(lambda: _drained(terminal) and not terminal.isalive(), progress=lambda: cpu_seconds(terminal.pid))
     terminal.close()
     assert terminal.exitstatus == 0
     batch = real.batch(batch_id)
@@ -180,16 +186,17 @@ def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_mo
     queued = (questions(64), embeddings(8), scores(4))
     ids = [real.submit(requests, name=str(number)) for number, requests in enumerate(queued)]
     with real.worker("--drain", *FEW) as worker:
-        wait_until(lambda: real.finished(ids[0]) > 0, timeout=120, pause=0.5)
+        computed = partial(cpu_seconds, worker.pid)
+        until(lambda: real.finished(ids[0]) > 0, progress=computed, pause=0.5)
         (engine, *_) = engine_processes(real)
         os.kill(engine.pid, signal.SIGKILL)
-        wait_until(lambda: real.worker_log.count("engine.loaded") == 2, timeout=120)
+        until(lambda: real.worker_log.count("engine.loaded") == 2, progress=computed)
         reloaded = engine_processes(real)
-        wait_until(lambda: "engine.loading model=embedder" in real.worker_log, timeout=120, pause=0.02)
+        until(lambda: "engine.loading model=embedder" in real.worker_log, progress=computed, pause=0.02)
         left = [process for process in reloaded if processes.identify(process.pid) == process]
         assert reloaded
         assert not left
-        assert worker.wait(timeout=300) == 0
+        assert exit_code(worker) == 0
     log = real.worker_log
     assert "ended by SIGKILL" in next(line for line in log.splitlines() if "engine.died" in line)
     assert log.count("engine.loaded") == 3, "first model twice, second model once"
@@ -218,9 +225,7 @@ def test_engine_that_does_not_fit_is_explained_in_one_line(
     real.extra.pop("VLLM_CPU_KVCACHE_SPACE")  # with it vLLM asks for so much, and looks at nothing
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     real.submit(questions(3))
-    done = real.run(
-        "run-worker", "--drain", "--", "--gpu-memory-utilization", "0.99", check=False, timeout=300
-    )
+    done = real.run("run-worker", "--drain", "--", "--gpu-memory-utilization", "0.99", check=False)
     assert done.returncode == 69
     assert "memory" in done.stderr.splitlines()[-2]
     assert "Traceback" not in done.stderr
@@ -256,7 +261,7 @@ def test_model_that_cannot_be_loaded_fails_its_own_batch_alone(real: Home, small
         name: real.submit(requests, name=str(number))
         for number, (name, requests) in enumerate(expected.items())
     }
-    done = real.run("run-worker", "--drain", timeout=300)
+    done = real.run("run-worker", "--drain")
     batches = {name: real.batch(batch_id) for name, batch_id in ids.items()}
     assert [batch["status"] for batch in batches.values()] == ["completed", "completed"]
     refused, answered = (Lines.of(batches[name]) for name in ("broken", MODEL))

@@ -48,7 +48,7 @@ def demo() -> int:
             WorkerOptions.of(settings, drain=True),
             preload=None,
             default_args=(),
-            models={smollm.NAME: ModelOptions(path=str(model), args=smollm.FLAGS)},
+            models={smollm.NAME: ModelOptions(path=str(model), args=smollm.flags())},
         )
         ended = work(output, url, options, log_level="error")
         finished = [batches.find(store, batch.id) for batch in submitted]

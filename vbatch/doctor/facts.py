@@ -91,7 +91,7 @@ class Facts:
     def suspects(self) -> Sequence[orphans.Suspect] | None:
         """The engine processes of the ledger that live, judged by the kill rules; None where it cannot be read."""
         try:
-            return orphans.suspects(self.records)
+            return orphans.suspects(self.records, self.settings.state_dir)
         except (VbatchError, OtherTables):
             return None
         except NothingStored:

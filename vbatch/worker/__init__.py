@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vbatch import gpu, preflight, processes
-from vbatch.engine import build
+from vbatch.engine import build, vllm
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.store import Store, registry
-from vbatch.worker import models, recovery
+from vbatch.worker import recovery
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed
@@ -69,10 +69,10 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         stack.callback(context.close)
         heartbeat.start()
         stack.callback(heartbeat.stop)
-        recovery.recover(store, recovery.Watch(options.lease), me=worker)
+        recovery.recover(store, recovery.Watch(options.lease), me=worker, state_dir=options.state_dir)
         recovery.sweep(store)
         stop.may_abandon_store = False
-        stop.on_second = models.end_children
+        stop.on_second = vllm.kill_children
         view.update(worker=worker, state="ready")
         log.info("worker.ready worker=%s engine=%s", worker, options.engine)
         notify("READY=1", "STATUS=ready")

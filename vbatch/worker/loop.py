@@ -228,7 +228,13 @@ class WorkLoop:
         context = self._context
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
-            await context.in_watch(recovery.recover, context.store, self._watch, me=context.worker)
+            await context.in_watch(
+                recovery.recover,
+                context.store,
+                self._watch,
+                me=context.worker,
+                state_dir=context.options.state_dir,
+            )
             await context.in_watch(recovery.sweep, context.store)
             for expired in await context.in_watch(endings.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)

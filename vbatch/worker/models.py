@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
 from datetime import timedelta
 
-from vbatch import preflight, processes
+from vbatch import evidence, orphans, preflight, processes
 from vbatch.engine import Engine, EngineStartFailed, echo, vllm
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
@@ -44,13 +43,6 @@ async def load(context: Context, model: str) -> Engine | None:
             if engine is None:
                 return None
             context.pulse.turn()
-            try:
-                pids = engine.processes()
-                await context.in_store(_record, context, pids)
-            except BaseException:
-                await engine.close()
-                raise
-            log.info("engine.processes pids=%s", ",".join(map(str, pids)))
             loads = context.view.snapshot.engine_loads + 1
             context.view.update(state="working", engine_loads=loads, trouble=None)
             log.info("engine.loaded model=%s max_inflight=%d", model, engine.max_inflight)
@@ -65,15 +57,37 @@ async def unload(context: Context, engine: Engine, model: str) -> None:
     await engine.close()
     context.pulse.turn()
     await context.in_store(registry.forget_processes, context.store, worker=context.worker)
+    await context.in_files(orphans.forget_tokens, context.options.state_dir, own=True)
     context.view.update(model=None)
     log.info("engine.unloaded model=%s", model)
 
 
 async def _load(context: Context, model: str) -> Engine | None:
-    """Load once; a stop that is requested meanwhile ends the engine's processes, and there is None."""
-    loading = asyncio.ensure_future(_home(context, model))
+    """Load once; a stop that is requested meanwhile ends the engine's processes, and there is None.
+
+    What the engine starts carries the token of this load in its title, and is in the ledger when this returns.
+    """
+    token = evidence.leave(context.options.state_dir, worker=processes.current())
+    engine = None
+    try:
+        engine = await _load_as(context, model, token)
+        if engine is not None:
+            await context.in_store(_record, context, token)
+        return engine
+    except BaseException:
+        if engine is not None:  # an engine that no ledger knows must not run
+            await engine.close()
+            engine = None
+        raise
+    finally:
+        if engine is None:
+            orphans.forget_tokens(context.options.state_dir, own=True)
+
+
+async def _load_as(context: Context, model: str, token: str) -> Engine | None:
+    loading = asyncio.ensure_future(_home(context, model, token))
     stopping = asyncio.ensure_future(context.stop.wait())
-    recording = asyncio.ensure_future(_record_while_loading(context))
+    recording = asyncio.ensure_future(_record_while_loading(context, token))
     try:
         await asyncio.wait(
             (loading, stopping, recording),
@@ -95,33 +109,45 @@ async def _load(context: Context, model: str) -> Engine | None:
         await asyncio.wait((recording,))
 
 
-async def _home(context: Context, model: str) -> Engine:
+async def _home(context: Context, model: str, token: str) -> Engine:
     options = context.options
     if options.engine == "echo":
         return await echo.load(model=model, latency=options.echo_latency)
     args = options.engine_args(model)
-    await context.in_files(preflight.require_room, context.store, gpu=options.gpu, args=args)
+    await context.in_files(
+        preflight.require_room, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
+    )
     return await vllm.load(
         model=model,
         path=options.model_path(model),
         args=args,
         shared_args=options.shared_args,
         gpu=options.gpu,
+        title_prefix=evidence.title_prefix(token),
         log_dir=options.state_dir / "logs",
     )
 
 
-async def _record_while_loading(context: Context) -> None:
+async def _record_while_loading(context: Context, token: str) -> None:
     """Write the processes of an engine into the ledger as they appear: a load may take minutes, and be killed."""
     known: list[int] = []
     while True:
         await asyncio.sleep(1)
-        if (pids := processes.descendants(os.getpid())) != known:
+        if (pids := _carrying(token)) != known:
             known = pids
-            await context.in_store(_record, context, pids)
+            await context.in_store(_record, context, token)
 
 
-def _record(context: Context, pids: Sequence[int]) -> None:
+def _carrying(token: str) -> list[int]:
+    """Return the processes below this one that the load of this token has started, and no others.
+
+    A script that becomes the worker by ``exec`` leaves it its own children, a tunnel say: they carry no token.
+    """
+    prefix = evidence.title_prefix(token)
+    return [pid for pid in processes.descendants(os.getpid()) if processes.title(pid).startswith(prefix)]
+
+
+def _record(context: Context, token: str) -> None:
     rows = [
         EngineProcess(
             worker=context.worker,
@@ -129,13 +155,9 @@ def _record(context: Context, pids: Sequence[int]) -> None:
             title=processes.title(pid),
             cgroup=processes.cgroup(pid),
         )
-        for pid in pids
+        for pid in _carrying(token)
         if (identity := processes.identify(pid)) is not None
     ]
     registry.record_processes(context.store, worker=context.worker, processes=rows)
-
-
-def end_children() -> None:
-    """End every child of this process: an engine that is being loaded, or must not outlive us."""
-    for pid in processes.descendants(os.getpid(), deep=False):
-        processes.kill_child(pid)
+    if rows:
+        log.info("engine.processes pids=%s", ",".join(str(row.identity.pid) for row in rows))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from vbatch import orphans, processes
@@ -46,13 +47,13 @@ class Watch:
         return now - since >= self._lease
 
 
-def recover(store: Store, watch: Watch, *, me: str) -> int:
+def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     """Give the chunks of dead workers back to the queue and return how many those were.
 
     Their engine processes are ended first, where the kill rules prove them ours (``vbatch.orphans``): an engine
     that outlived its worker holds the memory that the next one needs.
     """
-    orphans.clear(store)
+    orphans.clear(store, state_dir)
     chunks = release_chunks(store)
     for worker in registry.live(store):
         if worker.id != me and watch.lapsed(worker):

@@ -255,7 +255,7 @@ def run_worker(
         typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
     ] = None,
 ) -> None:
-    """Answer what is in the queue, one model after another.
+    """Run the requests in the queue, one model after another.
 
     The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
     lost either way.

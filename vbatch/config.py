@@ -26,9 +26,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from vbatch.durations import parse_duration
 from vbatch.errors import ConfigError, UsageError, VbatchError
-from vbatch.text import harmless
+from vbatch.text import harmless, parse_duration
 
 PREFIX = "VBATCH_"
 SYSTEM_FILE = Path("/etc/vbatch/config.toml")

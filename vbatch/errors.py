@@ -28,9 +28,15 @@ class VbatchError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
-        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.message = message or _first_line_of_docstring(type(self))
         self.hint = hint
         super().__init__(self.message)
+
+
+def _first_line_of_docstring(error: type[VbatchError]) -> str:
+    """Return the docstring's first line in the style of a message: lower case, no full stop."""
+    line = (error.__doc__ or "").strip().splitlines()[0].removesuffix(".")
+    return line[:1].lower() + line[1:]
 
 
 class ConfigError(VbatchError):

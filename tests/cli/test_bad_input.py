@@ -80,7 +80,7 @@ def test_of_a_thousand_bad_lines_a_hundred_are_shown(cli: Cli) -> None:
         (["-o", "/"], "names a folder"),
         (["-o", "new/"], "names a folder"),
         (["-o", "loop/out.jsonl"], "no folder"),
-        (["-o", "x" * 240 + ".jsonl"], "there is room for"),
+        (["-o", "x" * 240 + ".jsonl"], "at most"),
         (["--priority", "99999999999999999999"], "--priority"),
         (["--expires-in", "9999999d"], "too long a duration"),
         (["-o", "\udcff.jsonl"], "not UTF-8"),
@@ -103,7 +103,7 @@ def test_options_that_cannot_be(cli: Cli, options: list[str], words: str) -> Non
         (["--max-inflight", "many"], "--max-inflight"),
         (["--max-model-len", "4096"], "no such option: --max-model-len"),  # behind a second double dash
         (["nonsense"], "unexpected argument 'nonsense'"),
-        (["--drain"], "would not be there"),
+        (["--drain"], "would not run the next batch"),
         (["--gpu", "1"], "install-service --gpu 1"),
     ],
 )

@@ -152,7 +152,7 @@ def test_results_go_to_a_file_that_is_never_overwritten(cli: Cli) -> None:
     assert (cli.folder / "copy.jsonl").read_bytes() == (cli.folder / "a.output.jsonl").read_bytes()
     again = cli("results", batch_id, "-o", "copy.jsonl")
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "already exists" in again.err
 
 
 def test_a_batch_whose_folder_is_gone_can_be_read_and_removed(cli: Cli) -> None:
@@ -265,7 +265,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["submit", "binary.jsonl"], 3, "not UTF-8"),
     (["submit", "cut.jsonl"], 3, "cut off"),
     (["submit", "good.jsonl", "-o", "no/such/folder/x.jsonl"], 2, "no folder"),
-    (["submit", "good.jsonl", "-o", "x" * 300], 2, "has 300 bytes; there is room for"),
+    (["submit", "good.jsonl", "-o", "x" * 300], 2, "has 300 bytes; at most"),
     (["submit", "good.jsonl", "-o", f"{'x' * 300}/a"], 2, "no folder"),
     (["submit", "good.jsonl", "-o", "-"], 2, "hint: vbatch results ID"),
     (["submit", "good.jsonl", "-o", ""], 2, "-o names no file"),
@@ -274,7 +274,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["results", "batch_none", "-o", "-"], 2, "hint: vbatch results batch_none"),
     (["retry", "batch_none", "-o", "-"], 2, "hint: vbatch results ID"),
     (["submit", "good.jsonl", "-o", "good.jsonl"], 2, "input file itself"),
-    (["submit", "good.jsonl", "-o", "taken.txt"], 2, "exists already"),
+    (["submit", "good.jsonl", "-o", "taken.txt"], 2, "already exists"),
     (["submit", "good.jsonl", "--metadata", "novalue"], 2, "not of the form KEY=VALUE"),
     (["submit", "good.jsonl", "--wait", "--dry-run"], 2, "stores nothing"),
     (["submit", "good.jsonl", "--expires-in", "soon"], 2, "--expires-in: 'soon' is not a duration"),
@@ -310,7 +310,7 @@ def test_a_mistake_gets_its_exit_code_and_no_traceback(
 @pytest.mark.parametrize(
     ("url", "code", "words"),
     [
-        ("mysql://h/d", 78, "supports sqlite and postgresql"),
+        ("mysql://h/d", 78, "supports sqlite and postgresql, not 'mysql'"),
         ("nonsense", 78, "cannot be understood"),
         ("sqlite:////proc/none/vbatch.db", 78, "cannot be opened"),
         ("sqlite://", 78, "names no file"),
@@ -320,7 +320,7 @@ def test_a_mistake_gets_its_exit_code_and_no_traceback(
 def test_a_store_that_cannot_be_used(
     cli: Cli, url: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbatch.cli.opening.COMMAND_PATIENCE", _short_patience())
+    monkeypatch.setattr("vbatch.batches.startup.COMMAND_PATIENCE", _short_patience())
     monkeypatch.setenv("VBATCH_DATABASE_URL", url)
     done = cli("list", "--json")
     assert done.code == code
@@ -338,7 +338,7 @@ def _short_patience() -> object:
 
 
 def test_waiting_for_the_store_is_visible(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vbatch.cli.opening.COMMAND_PATIENCE", _short_patience())
+    monkeypatch.setattr("vbatch.batches.startup.COMMAND_PATIENCE", _short_patience())
     monkeypatch.setenv("VBATCH_DATABASE_URL", "postgresql://me@127.0.0.1:1/none")
     started = time.monotonic()
     done = cli("list")

@@ -134,7 +134,7 @@ def test_fish_offers_batch_ids(cli: Cli) -> None:
 def test_tab_is_silent_when_the_store_is_not_there(
     cli: Cli, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vbatch.cli.completion import batch_ids
+    from vbatch.cli.arguments import batch_ids
 
     monkeypatch.setenv("VBATCH_DATABASE_URL", url)
     assert list(batch_ids("")) == []
@@ -142,7 +142,7 @@ def test_tab_is_silent_when_the_store_is_not_there(
 
 
 def test_tab_creates_no_store(cli: Cli) -> None:
-    from vbatch.cli.completion import batch_ids
+    from vbatch.cli.arguments import batch_ids
 
     assert list(batch_ids("")) == []
     assert not (cli.folder.parent / "home" / "data").exists()

@@ -10,22 +10,15 @@ import sys
 import pytest
 import typer
 
-from vbatch.cli import failures, main
-from vbatch.cli.output import Mode, Output
+from vbatch.cli import errors, main
+from vbatch.cli.output import Mode, Output, Result
 from vbatch.errors import ConfigError, ExitCode, NoSuchBatch, StoreUnreachable, UsageError
 
-
-class Two:
-    """Something to show."""
-
-    def ids(self) -> list[str]:
-        return ["a", "b"]
-
-    def document(self) -> object:
-        return {"name": "Grüße \x1b[2J\u202e \udcff"}
-
-    def screen(self) -> str:
-        return "two things"
+TWO = Result(
+    ids=["a", "b"],
+    document=lambda: {"name": "Grüße \x1b[2J\u202e \udcff"},
+    screen=lambda: "two things",
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +30,7 @@ class Two:
     ],
 )
 def test_each_mode(mode: Mode, stdout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Output(mode).show(Two())
+    Output(mode).show(TWO)
     captured = capsys.readouterr()
     assert captured.out == stdout
     assert captured.err == ""
@@ -75,7 +68,7 @@ def test_json_and_quiet_exclude_each_other() -> None:
 def test_an_error_in_words_and_as_a_document(
     error: BaseException, code: str, exit_code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failures.report(error, ["status", "x", "--json"]) == exit_code
+    assert errors.report(error, ["status", "x", "--json"]) == exit_code
     captured = capsys.readouterr()
     document = json.loads(captured.out)["error"]
     assert document["code"] == code
@@ -87,12 +80,12 @@ def test_an_error_in_words_and_as_a_document(
 
 
 def test_the_hint_follows_the_error(capsys: pytest.CaptureFixture[str]) -> None:
-    failures.report(NoSuchBatch("no batch 'x'", hint="vbatch list"), [])
+    errors.report(NoSuchBatch("no batch 'x'", hint="vbatch list"), [])
     assert capsys.readouterr() == ("", "error: no batch 'x'\nhint: vbatch list\n")
 
 
 def test_json_after_the_double_dash_is_vllms(capsys: pytest.CaptureFixture[str]) -> None:
-    failures.report(ConfigError("bad"), ["run-worker", "--", "--json"])
+    errors.report(ConfigError("bad"), ["run-worker", "--", "--json"])
     assert capsys.readouterr().out == ""
 
 
@@ -103,13 +96,13 @@ def test_the_journal_learns_how_grave_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     with os.fdopen(reader) as journal:
         with os.fdopen(writer, "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
-            failures.report(ConfigError("wrong password", hint="mend it"), ["run-worker"])
+            errors.report(ConfigError("wrong password", hint="mend it"), ["run-worker"])
         assert journal.read() == "<3>error: wrong password\n<5>hint: mend it\n"
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("VBATCH_DEBUG", "1")
-    failures.report(ZeroDivisionError("1/0"), [])
+    errors.report(ZeroDivisionError("1/0"), [])
     assert "ZeroDivisionError: 1/0" in capsys.readouterr().err
 
 

@@ -8,16 +8,28 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console, RenderableType
 
-from vbatch.batches import Status
-from vbatch.cli import screens, words
+from vbatch.batches import Batch, FailureGroup, RequestCounts, Status, Worker, failure_message
+from vbatch.cli import screens
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.live import Screen
 from vbatch.protocol import BatchStatus
-from vbatch.store.failures import FailureGroup
-from vbatch.store.records import Batch, RequestCounts
+from vbatch.system.identity import ProcessIdentity
 from vbatch.worker import Snapshot
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+WORKER = Worker(
+    id="worker_1",
+    identity=ProcessIdentity(host="workstation", boot_id="b", pid_namespace=1, pid=17, start_ticks=1),
+    engine="echo",
+    gpu_uuid=None,
+    model=None,
+    note="loading",
+    requests_per_second=None,
+    beat=0,
+    started_at=NOW,
+    beat_at=NOW,
+    stopped_at=None,
+)
 
 
 def drawn(renderable: RenderableType, *, width: int = 80, terminal: bool = True) -> str:
@@ -103,15 +115,17 @@ def test_status_names_each_kind_of_failure() -> None:
     value = Status(
         batch=batch(priority=3, metadata={"run": "17"}),
         failures=groups,
+        workers=(WORKER,),
+        unserved=(),
         requests_per_second=12.34,
         remaining=timedelta(hours=8, minutes=32),
     )
-    text = drawn(screens.status(value, worker="process 17 on workstation"), width=100)
+    text = drawn(screens.status(value), width=100)
     for expected in (
         "62 %", "621,000 of 1,000,000 requests", "620,000 answered · 1,000 failed", "12.3 requests/s",
         "about 8 h 32 min left", "900  http_400", "too long (first: r-1)", "100  engine_crash",
         "the engine died each time (first: r-2) after up to 3 attempts",
-        "process 17 on workstation", "priority", "run", "prompts.output.jsonl",
+        "process 17 on workstation: loading", "priority", "run", "prompts.output.jsonl",
     ):  # fmt: skip
         assert expected in text
 
@@ -131,7 +145,7 @@ def test_the_engines_words_are_found(body: bytes | None, words_: str) -> None:
     group = FailureGroup(
         code="x", status_code=500, count=1, attempts=1, custom_id="r", body=body, message=None
     )
-    assert words.failure_message(group) == words_
+    assert failure_message(group) == words_
 
 
 @pytest.mark.parametrize(
@@ -159,25 +173,3 @@ def test_the_live_view(snapshot: Snapshot, expected: list[str]) -> None:
         assert words_ in text
     assert "Ctrl-C" not in text
     assert "Ctrl-C again" in drawn(Screen(lambda: snapshot, stopping=lambda: True), width=100)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.2, "< 1 s"), (1, "1 s"), (59.6, "1 min"), (60, "1 min"), (61, "1 min 1 s"), (3600, "1 h"),
-        (3659, "1 h"), (5400, "1 h 30 min"), (90_000, "1 d 1 h"), (86_405, "1 d"),
-    ],
-)  # fmt: skip
-def test_durations(seconds: float, expected: str) -> None:
-    assert words.duration(seconds) == expected
-
-
-def test_numbers() -> None:
-    assert words.count(1, "batch") == "1 batch"
-    assert words.count(5000, "batch") == "5,000 batches"
-    assert words.percent(999, 1000) == "99 %"
-    assert words.percent(0, 0) == "100 %"
-    assert [words.rate(number) for number in (0.42, 12.34, 1405.2)] == ["0.42", "12.3", "1,405"]
-    assert words.ago(NOW, now=NOW + timedelta(hours=3, minutes=10)) == "3 h ago"
-    assert words.ago(NOW, now=NOW) == "just now"
-    assert words.ago(NOW + timedelta(hours=1), now=NOW) == "just now"

@@ -144,7 +144,7 @@ def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
     assert waiting.returncode == 130
     assert json.loads(out)["error"] == {
         "code": "interrupted",
-        "message": f"interrupted; {batch_id} is accepted and goes on",
+        "message": f"interrupted; {batch_id} is accepted and continues",
         "hint": f"vbatch watch {batch_id}",
     }
     assert f"hint: vbatch watch {batch_id}" in err

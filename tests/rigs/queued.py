@@ -13,7 +13,7 @@ import msgspec
 
 from tests.rigs.commands import Lines
 from vbatch import batches
-from vbatch.batches.submitting import Order
+from vbatch.batches import InputFile, SubmitOptions
 from vbatch.store import Store, catalog, results
 from vbatch.store.records import Batch
 
@@ -71,6 +71,5 @@ def queued(
     """Write an input file and submit it."""
     source = folder / f"{name}.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    submitted = batches.submit(store, source, Order(**order)).batch
-    assert submitted is not None
+    submitted = batches.submit(store, InputFile.at(source), SubmitOptions(**order)).batch
     return Queued(store, submitted.id)

@@ -106,7 +106,7 @@ def test_a_fault_in_a_drop_in_is_told_and_blocks_nothing(guest: Guest) -> None:
     guest.sudo("install-service", "--no-now")
     guest.drop_in("[Service]\nRestrtSec=1s\n")
     done = guest.sudo("install-service", "--no-now", "--", "--max-inflight", "7")
-    assert "a drop-in of yours is not what systemd expects" in done.stderr
+    assert "systemd does not accept one of your drop-ins" in done.stderr
     assert "test.conf:2: Unknown key" in done.stderr
     assert "--max-inflight 7" in guest.machine.read(TEMPLATE)
 

@@ -46,7 +46,7 @@ def plan(scope: Scope = Scope.SYSTEM, *, account: Account = PERSON, database: Da
 
 def screen(planned: Plan, *started: Started, refused: str | None = None) -> str:
     done = Installed(plan=planned, changed=True, instances=started, linger_refused=refused)
-    return str(screens._InstalledScreen(done).screen())
+    return "\n".join(screens._installed_lines(done))
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_batches_are_submitted_in_the_services_account() -> None:
 def test_what_is_not_started_or_not_ready_is_said() -> None:
     assert "start it now    systemctl start vbatch-worker@0.service" in screen(plan())
     waiting = Started(unit="vbatch-worker@0.service", ready=False, status="waiting for the store")
-    assert "vbatch-worker@0 is not ready yet, and goes on by itself: waiting for the store" in screen(
+    assert "vbatch-worker@0 is not ready yet, and continues by itself: waiting for the store" in screen(
         plan(), waiting
     )
     assert "sudo loginctl enable-linger daemon" in screen(plan(Scope.USER), refused="Access denied")
@@ -91,7 +91,7 @@ def test_what_uninstalling_kept() -> None:
     done = Uninstalled(
         scope=Scope.USER, instances=(), removed=("a",), kept=("/drop/in.conf",), lingers="alice"
     )
-    shown = str(screens._UninstalledScreen(done).screen())
+    shown = "\n".join(screens._uninstalled_lines(done))
     assert "kept /drop/in.conf: it is yours" in shown
     assert "  sudo loginctl disable-linger alice" in shown
 

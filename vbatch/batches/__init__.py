@@ -1,30 +1,65 @@
-"""What can be done with batches: submit, list, follow, read, cancel, retry, delete, write their files.
+"""Everything that can be done with batches: submit, find, follow, read, cancel, retry, delete, write their files.
 
-Each operation takes a Store, returns a frozen result and prints nothing.
+Each operation takes a Store and a reference (an id, or a part of one), returns a frozen result and prints nothing.
+This package is the only way to batches for the command line.
 """
 
 from __future__ import annotations
 
-from vbatch.batches.cancelling import cancel
-from vbatch.batches.describing import Status, batch_object, status
-from vbatch.batches.finalizing import finalize
-from vbatch.batches.paths import check_copy
-from vbatch.batches.reading import results
-from vbatch.batches.retrying import retry
-from vbatch.batches.submitting import InvalidInput, Order, Submitted, submit, told
+from vbatch.batches.documents import batch_object
+from vbatch.batches.finalize import cancel, delete, finalize
+from vbatch.batches.find import BatchList, find, list_batches
+from vbatch.batches.input_file import InputFile
+from vbatch.batches.results import SavedResults, results, save_results
+from vbatch.batches.retry import retry
+from vbatch.batches.startup import newest_at_once, open_for_worker, open_store
+from vbatch.batches.status import Status, failure_message, live_workers, status, watch
+from vbatch.batches.submit import (
+    Checked,
+    InvalidInput,
+    SubmitOptions,
+    Submitted,
+    check,
+    name_batch_in_errors,
+    submit,
+)
+from vbatch.store import Store
+from vbatch.store.failures import FailureGroup
+from vbatch.store.overview import Backlog
+from vbatch.store.records import Batch, RequestCounts, Worker
 
 __all__ = [
+    "Backlog",
+    "Batch",
+    "BatchList",
+    "Checked",
+    "FailureGroup",
+    "InputFile",
     "InvalidInput",
-    "Order",
+    "RequestCounts",
+    "SavedResults",
     "Status",
+    "Store",
+    "SubmitOptions",
     "Submitted",
+    "Worker",
     "batch_object",
     "cancel",
-    "check_copy",
+    "check",
+    "delete",
+    "failure_message",
     "finalize",
+    "find",
+    "list_batches",
+    "live_workers",
+    "name_batch_in_errors",
+    "newest_at_once",
+    "open_for_worker",
+    "open_store",
     "results",
     "retry",
+    "save_results",
     "status",
     "submit",
-    "told",
+    "watch",
 ]

@@ -12,21 +12,21 @@ from vbatch.errors import ExitCode
 
 def main(argv: Sequence[str]) -> int:
     """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
-    from vbatch.cli import failures
+    from vbatch.cli import errors
     from vbatch.cli.machine import app
 
     try:
-        # standalone_mode off: a command's return value is the exit code, and no error is printed for us.
+        # standalone_mode off: a command's return value is the exit code, and Typer prints no error itself.
         code = int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
         if code == ExitCode.INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         return code
     except SystemExit as stop:  # Typer's way to end --install-completion, TAB and a closed pipe
         if isinstance(stop.__context__, BrokenPipeError):
-            return failures.report(stop.__context__, argv)
+            return errors.report(stop.__context__, argv)
         return stop.code if isinstance(stop.code, int) else 0
     except BaseException as error:
-        return failures.report(error, argv)
+        return errors.report(error, argv)
 
 
 def run() -> NoReturn:
@@ -47,8 +47,8 @@ def run() -> NoReturn:
 def _replace_closed_streams() -> None:
     """Open /dev/null for streams that the shell closed (``>&-``).
 
-    Else the first file that is opened, such as the store, gets the number of stdout or stderr, and whoever prints
-    something writes into it. ``sys.stdin`` stays None: there is nothing to read.
+    Else the first file that is opened, such as the store, gets the number of stdout or stderr, and what is printed
+    is written into it. ``sys.stdin`` stays None: there is nothing to read.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:

@@ -47,12 +47,12 @@ def root(
 def submit(
     *,
     file: Annotated[
-        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request a line; - is stdin.")
+        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request per line; - is stdin.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="Use this model instead of the one each line names."
+            "--model", "-m", metavar="MODEL", help="Use this model instead of the one that each line names."
         ),
     ] = None,
     output: Annotated[
@@ -63,14 +63,14 @@ def submit(
         str | None,
         typer.Option("--error-file", metavar="PATH", help="Where failed requests go. Default: beside FILE."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name of your choice.")] = None,
     priority: Annotated[
-        int, typer.Option("--priority", metavar="N", help="Batches with a higher number are worked on first.")
+        int, typer.Option("--priority", metavar="N", help="Batches with a higher number run first.")
     ] = 0,
     expires_in: Annotated[
         str | None,
         typer.Option(
-            "--expires-in", metavar="TIME", help="End what is unfinished after this time: 90m, 12h."
+            "--expires-in", metavar="TIME", help="Stop what is unfinished after this time: 90m, 12h."
         ),
     ] = None,
     metadata: Annotated[
@@ -97,27 +97,26 @@ def submit(
     A batch is accepted whole or refused whole: if any line is wrong, every wrong line is named and nothing
     is stored.
 
-    --reuse is for an edited file: a request whose custom_id and body are to the byte those of an answered one
-    keeps that answer, only the others run.
+    --reuse is for an edited file: a request that was answered before, with the same custom_id and a body of the
+    same bytes, keeps its answer; only the others run.
     """
-    from vbatch.batches import Order
-    from vbatch.cli.submit import lifetime, pairs
+    from vbatch.batches import SubmitOptions
+    from vbatch.cli.arguments import duration, output_file, pairs
     from vbatch.cli.submit import submit as run
-    from vbatch.cli.targets import target
 
-    order = Order(
+    options = SubmitOptions(
         model=model,
-        output=target(output, "-o"),
-        error_file=target(error_file, "--error-file"),
+        output=output_file(output, "-o"),
+        error_file=output_file(error_file, "--error-file"),
         name=name,
         priority=priority,
         metadata=pairs(metadata or []),
-        expires_in=lifetime(expires_in),
+        expires_in=None if expires_in is None else duration(expires_in, "--expires-in"),
         reuse=reuse,
     )
     return run(
         file,
-        order,
+        options,
         wait=wait,
         dry_run=dry_run,
         json=json,
@@ -128,7 +127,9 @@ def submit(
 @app.command("list")
 def list_(
     *,
-    all_: Annotated[bool, typer.Option("--all", "-a", help="All batches, not only the newest 20.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", "-a", help="Show all batches, not only the newest 20.")
+    ] = False,
     json: Json = False,
     quiet: QuietIds = False,
 ) -> None:
@@ -140,7 +141,7 @@ def list_(
 
 @app.command()
 def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show how far a batch is, how fast, and what failed."""
+    """Show the progress of a batch, its speed and its failures."""
     from vbatch.cli.batch import show_status
 
     show_status(batch, json=json, quiet=quiet)
@@ -161,7 +162,7 @@ def results(
     *,
     batch: BatchRef,
     errors: Annotated[
-        bool, typer.Option("--errors", help="The failed requests instead of the answers.")
+        bool, typer.Option("--errors", help="Print the failed requests instead of the answers.")
     ] = False,
     output: Annotated[
         str | None,
@@ -175,7 +176,7 @@ def results(
 
     They come in the order of the input file, and always as whole lines.
     """
-    from vbatch.cli.results import results as run
+    from vbatch.cli.batch import results as run
 
     run(batch, errors=errors, output_path=output, json=json)
 
@@ -184,7 +185,7 @@ def results(
 def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
     """Cancel a batch; what is finished stays.
 
-    Running requests are stopped. The finished ones are written to the output file, the others to the error
+    Running requests are stopped. The finished requests are written to the output file, the others to the error
     file as batch_cancelled.
     """
     from vbatch.cli.batch import cancel_batch
@@ -216,7 +217,8 @@ def delete(
     *,
     batch: BatchRef,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if its files could not be written: its folder is gone.")
+        bool,
+        typer.Option("--force", help="Also if its files cannot be written: the folder is gone."),
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -259,7 +261,7 @@ def run_worker(
         typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
     ] = None,
 ) -> None:
-    """Answer what is in the queue, one model after another.
+    """Run the requests in the queue, one model after another.
 
     The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
     lost either way.

@@ -1,18 +1,46 @@
-"""The arguments and options that several commands share."""
+"""The arguments and options that several commands share, and how their texts are read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from vbatch.batches import Batch
+
+OFFERED = 50  # batches on TAB: the newest ones
+
 
 def batch_ids(incomplete: str) -> Iterator[tuple[str, str]]:
-    """Offer the batches of the store on TAB. Whatever is wrong with the store, TAB stays silent."""
-    from vbatch.cli.completion import batch_ids as in_store
+    """Yield the ids that TAB offers: those that begin like this, newest first, each with a few words about it.
 
-    return in_store(incomplete)
+    Whatever is wrong (no store yet, an unreachable database, a bad configuration) yields nothing: in the middle
+    of a command line there is no good place for a message.
+    """
+    try:
+        from vbatch import batches, config
+
+        found = batches.newest_at_once(config.load().store_url, limit=OFFERED)
+    except Exception:
+        return
+    for batch in found:
+        if batch.id.startswith(incomplete):
+            yield batch.id, _about(batch)
+
+
+def _about(batch: Batch) -> str:
+    """Describe a batch in words that no shell interprets."""
+    words = [
+        batch.status.replace("_", " "),
+        f"{batch.counts.total} requests",
+        batch.name or batch.model or "",
+    ]
+    return re.sub(r"[^\w .,-]", " ", ", ".join(word for word in words if word))[:80].strip()
 
 
 BatchRef = Annotated[
@@ -26,7 +54,7 @@ BatchRef = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the id alone.")]
-QuietIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids alone, one a line.")]
+QuietIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids alone, one per line.")]
 ExitStatus = Annotated[
     bool, typer.Option("--exit-status", help="Exit with 5 unless every request of the batch succeeded.")
 ]
@@ -34,8 +62,50 @@ UserScope = Annotated[bool, typer.Option("--user", help="Your own service.  [def
 SystemScope = Annotated[bool, typer.Option("--system", help="A service of the machine.  [default as root]")]
 
 
+def duration(text: str, option: str) -> timedelta:
+    """Read an option that takes a time. Raises UsageError."""
+    from vbatch.errors import UsageError
+    from vbatch.text import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def output_file(
+    text: str | None, option: str, *, hint: str = "vbatch results ID prints what is finished"
+) -> Path | None:
+    """Read an option that names a file to write. Raises OutputPathError for ``-``, for a folder and for nothing."""
+    from vbatch.errors import OutputPathError
+
+    if text == "-":
+        raise OutputPathError(
+            f"{option} needs a file name: the file appears whole or not at all, which standard output cannot",
+            hint=hint,
+        )
+    if text == "":
+        raise OutputPathError(f"{option} names no file", hint=f"{option} answers.jsonl")
+    if text is not None and text.endswith("/"):
+        raise OutputPathError(f"{option} names a folder: {text}", hint=f"{option} {text}answers.jsonl")
+    return None if text is None else Path(text)
+
+
+def pairs(metadata: Sequence[str]) -> dict[str, str]:
+    """Read ``--metadata K=V …``. Raises UsageError."""
+    from vbatch.errors import UsageError
+
+    read: dict[str, str] = {}
+    for pair in metadata:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--metadata '{pair}' is not of the form KEY=VALUE", hint="--metadata run=17")
+        read[key] = value
+    return read
+
+
 def check_vllm_flags(flags: Sequence[str]) -> None:
-    """Raise UsageError for a word that stands where vLLM's flags begin and is none."""
+    """Raise UsageError for a word where vLLM's flags begin that is not a flag."""
     from vbatch.errors import UsageError
 
     if flags and not flags[0].startswith("-"):

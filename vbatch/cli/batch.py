@@ -1,165 +1,113 @@
-"""``list``, ``status``, ``cancel``, ``retry``, ``delete``: one look at batches, or one change of one."""
+"""``list``, ``status``, ``results``, ``cancel``, ``retry``, ``delete``: look at batches, or change one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import sys
 
 from rich.console import RenderableType
 
 from vbatch import batches
-from vbatch.batches import Status
-from vbatch.cli import documents, screens, workers
+from vbatch.batches import Batch, Status, documents
+from vbatch.cli import screens
+from vbatch.cli.arguments import output_file
 from vbatch.cli.listing import BatchTable
-from vbatch.cli.opening import open_store
-from vbatch.cli.output import Mode, Output
-from vbatch.cli.targets import target
-from vbatch.cli.workers import AtWork
-from vbatch.errors import VbatchError
-from vbatch.store import catalog
-from vbatch.store.records import Batch
+from vbatch.cli.output import Mode, Output, Result
+from vbatch.cli.startup import open_store
+from vbatch.errors import UsageError
+from vbatch.text import count
 
-NEWEST = 20
-EVERY = 1_000_000
+NEWEST = 20  # batches that ``list`` shows without --all
 
 
 def list_batches(*, every: bool, json: bool, quiet: bool) -> None:
     """Show the newest batches, or all."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        limit = EVERY if every else NEWEST
-        found = catalog.recent(store, limit=limit + 1)
-    if found or output.mode is not Mode.HUMAN:
-        output.show(_List(found[:limit], has_more=len(found) > limit))
-    if not found:
+        found = batches.list_batches(store) if every else batches.list_batches(store, limit=NEWEST)
+    output.show(
+        Result(
+            ids=[batch.id for batch in found.batches],
+            document=lambda: documents.list_document(found),
+            screen=lambda: BatchTable(found.batches) if found.batches else None,
+        )
+    )
+    if not found.batches:
         output.note("no batch yet; submit one with: vbatch submit prompts.jsonl")
-    elif len(found) > limit and output.mode is Mode.HUMAN:
-        output.note(f"these are the newest {limit}; all of them: vbatch list --all")
+    elif found.has_more and output.mode is Mode.HUMAN:
+        output.note(f"these are the newest {NEWEST}; all of them: vbatch list --all")
 
 
-def show_status(ref: str, *, json: bool, quiet: bool) -> None:
-    """Show how one batch stands."""
+def show_status(reference: str, *, json: bool, quiet: bool) -> None:
+    """Show how one batch is doing."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        status = batches.status(store, ref)
-        at_work = None if status.batch.status.final else workers.at_work(store, status.batch)
-    output.show(StatusView(status, at_work))
+        status = batches.status(store, reference)
+    output.show(status_result(status))
 
 
-def cancel_batch(ref: str, *, json: bool, quiet: bool) -> None:
+def results(reference: str, *, errors: bool, output_path: str | None, json: bool) -> None:
+    """Write the finished lines in file order; with ``json`` the batch object, which names its files."""
+    output = Output.of(json=json)
+    if json and output_path is not None:
+        raise UsageError("--json prints the batch object and writes no file", hint="leave out --json or -o")
+    chosen = output_file(output_path, "-o", hint=f"vbatch results {reference} prints the lines")
+    with open_store(output) as store:
+        if json:
+            output.document(documents.batch_document(batches.find(store, reference)))
+        elif chosen is not None:
+            saved = batches.save_results(store, reference, chosen, errors=errors)
+            output.note(f"{count(saved.lines, 'line')} written to {saved.path}")
+        else:
+            for line in batches.results(store, reference, errors=errors):
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+
+
+def cancel_batch(reference: str, *, json: bool, quiet: bool) -> None:
     """Cancel one batch."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        batch = catalog.find(store, ref)
-        try:
-            batch = batches.cancel(store, batch)
-        except OSError as error:
-            raise VbatchError(
-                f"{batch.id} is cancelled, but {error.filename} cannot be written: {error.strerror}",
-                hint=f"mend that and cancel it again; or give its files up: vbatch delete --force {batch.id}",
-            ) from error
-    output.show(_Changed(batch, f"{batch.status}: {_kept(batch)}"))
+        batch = batches.cancel(store, reference)
+    done, total = batch.counts.completed + batch.counts.failed, batch.counts.total
+    kept = f"{done:,} of {total:,} requests were finished and stay"
+    output.show(batch_result(batch, f"{batch.id} is {batch.status}: {kept}"))
 
 
-def retry_batch(ref: str, *, output_path: str | None, json: bool, quiet: bool) -> None:
+def retry_batch(reference: str, *, output_path: str | None, json: bool, quiet: bool) -> None:
     """Make a new batch of the failed requests of one."""
     output = Output.of(json=json, quiet=quiet)
-    chosen = target(output_path, "-o")
+    chosen = output_file(output_path, "-o")
     with open_store(output) as store:
-        made = batches.retry(store, catalog.find(store, ref), output=chosen)
-    with batches.told(made.id):
-        output.show(IdAlone(made))
+        made = batches.retry(store, reference, output=chosen)
+    with batches.name_batch_in_errors(made.id):
+        output.show(batch_result(made, made.id))
         if output.mode is Mode.HUMAN:
             output.note(screens.accepted(made))
 
 
-def delete_batch(ref: str, *, force: bool, json: bool, quiet: bool) -> None:
+def delete_batch(reference: str, *, force: bool, json: bool, quiet: bool) -> None:
     """Remove one batch from the store."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        batch = catalog.find(store, ref)
-        catalog.delete_batch(store, pk=batch.pk, force=force)
-    output.show(_Deleted(batch))
+        batch = batches.delete(store, reference, force=force)
+    output.show(
+        Result(
+            ids=[batch.id],
+            document=lambda: documents.deleted_document(batch),
+            screen=lambda: f"{batch.id} is deleted; its files stay",
+        )
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class IdAlone:
-    """A new batch: stdout carries its id, so that a script can take it."""
-
-    batch: Batch
-
-    def ids(self) -> Sequence[str]:
-        return [self.batch.id]
-
-    def document(self) -> dict[str, Any]:
-        return documents.batch(self.batch)
-
-    def screen(self) -> RenderableType:
-        return self.batch.id
+def batch_result(batch: Batch, screen: RenderableType) -> Result:
+    """Return what a command shows that made or changed a batch; of a new one its id alone, for scripts."""
+    return Result(ids=[batch.id], document=lambda: documents.batch_document(batch), screen=lambda: screen)
 
 
-@dataclass(frozen=True, slots=True)
-class StatusView:
-    """One batch in full. ``at_work`` is None when no worker needs to work on it."""
-
-    status: Status
-    at_work: AtWork | None
-
-    def ids(self) -> Sequence[str]:
-        return [self.status.batch.id]
-
-    def document(self) -> dict[str, Any]:
-        return documents.status(self.status, () if self.at_work is None else self.at_work.workers)
-
-    def screen(self) -> RenderableType:
-        return screens.status(self.status, worker=None if self.at_work is None else self.at_work.words)
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    batches: Sequence[Batch]
-    has_more: bool
-
-    def ids(self) -> Sequence[str]:
-        return [batch.id for batch in self.batches]
-
-    def document(self) -> dict[str, Any]:
-        return documents.batch_list(self.batches, has_more=self.has_more)
-
-    def screen(self) -> RenderableType:
-        return BatchTable(self.batches)
-
-
-@dataclass(frozen=True, slots=True)
-class _Changed:
-    batch: Batch
-    words: str
-
-    def ids(self) -> Sequence[str]:
-        return [self.batch.id]
-
-    def document(self) -> dict[str, Any]:
-        return documents.batch(self.batch)
-
-    def screen(self) -> RenderableType:
-        return f"{self.batch.id} is {self.words}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Deleted:
-    batch: Batch
-
-    def ids(self) -> Sequence[str]:
-        return [self.batch.id]
-
-    def document(self) -> dict[str, Any]:
-        return documents.deleted(self.batch)
-
-    def screen(self) -> RenderableType:
-        return f"{self.batch.id} is deleted; its files stay"
-
-
-def _kept(batch: Batch) -> str:
-    counts = batch.counts
-    return f"{counts.completed + counts.failed:,} of {counts.total:,} requests were finished and stay"
+def status_result(status: Status) -> Result:
+    """Return one batch in full."""
+    return Result(
+        ids=[status.batch.id],
+        document=lambda: documents.status_document(status),
+        screen=lambda: screens.status(status),
+    )

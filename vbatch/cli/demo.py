@@ -16,16 +16,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from vbatch import batches
-from vbatch.batches import Order
-from vbatch.cli import words
-from vbatch.cli.opening import settings as load_settings
+from vbatch.batches import Batch, InputFile, Store, SubmitOptions
 from vbatch.cli.output import Output
+from vbatch.cli.startup import settings as load_settings
 from vbatch.cli.worker import work
 from vbatch.engine import smollm
 from vbatch.errors import ExitCode
-from vbatch.store import COMMAND_PATIENCE, Store, catalog
-from vbatch.store.records import Batch
-from vbatch.text import harmless
+from vbatch.text import count, duration, harmless
 from vbatch.worker import ModelOptions, WorkerOptions
 
 INPUTS = ("chat.jsonl", "completions.jsonl")
@@ -41,24 +38,20 @@ def demo() -> int:
         os.environ.setdefault(name, value)
     folder = _fresh_folder(settings.cache_dir / "demo")
     url = f"sqlite:///{quote(str(folder / 'demo.db'))}"
-    store = Store(url, patience=COMMAND_PATIENCE)
-    try:
-        store.prepare()
+    with batches.open_store(url) as store:
         submitted = [_submit(store, folder / name) for name in INPUTS]
         requests = sum(batch.counts.total for batch in submitted)
         output.note(
-            f"{words.count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
+            f"{count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
         )
-        told = replace(
+        options = replace(
             WorkerOptions.of(settings, drain=True),
             preload=None,
             default_args=(),
             models={smollm.NAME: ModelOptions(path=str(model), args=smollm.flags())},
         )
-        ended = work(output, url, told, log_level="error")
-        finished = [catalog.by_pk(store, pk=batch.pk) for batch in submitted]
-    finally:
-        store.close()
+        ended = work(output, url, options, log_level="error")
+        finished = [batches.find(store, batch.id) for batch in submitted]
     if ended.stopped:
         return ExitCode.INTERRUPTED
     exchanges = [exchange for batch in finished for exchange in _exchanges(batch)]
@@ -78,9 +71,7 @@ def _fresh_folder(folder: Path) -> Path:
 
 def _submit(store: Store, path: Path) -> Batch:
     path.write_bytes((resources.files("vbatch.cli") / "demo_data" / path.name).read_bytes())
-    batch = batches.submit(store, path, Order(name=f"demo: {path.stem}")).batch
-    assert batch is not None
-    return batch
+    return batches.submit(store, InputFile.at(path), SubmitOptions(name=f"demo: {path.stem}")).batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +98,7 @@ class Exchange:
 
 
 def _exchanges(batch: Batch) -> list[Exchange]:
-    """Read input, output and error file of a batch, as anybody else would, and put them together."""
+    """Read input, output and error file of a batch, as any program would, and put them together."""
     assert batch.input_path is not None
     lines = {line["custom_id"]: line for path in _written(batch) for line in _read(path)}
     return [_exchange(request, lines[request["custom_id"]]) for request in _read(Path(batch.input_path))]
@@ -151,14 +142,14 @@ def _compact(answer: str) -> str:
 
 
 def _closing(folder: Path, *, requests: int, seconds: float) -> RenderableType:
-    """Say where everything is, and what to try next."""
+    """Return where everything is, and what to try next."""
     lines = [
-        f"{words.count(requests, 'request')} in {words.duration(seconds)}, loading included; one was wrong on purpose.",
+        f"{count(requests, 'request')} in {duration(seconds)}, loading included; one was wrong on purpose.",
         "",
         f"Questions, answers and errors are in {folder}:",
         *(f"  {path.name}" for path in sorted(folder.glob("*.jsonl"))),
         "",
-        "Next, your own file, with a model that you have or that vLLM can fetch:",
+        "Next, your own file, with a model that you have or that vLLM can download:",
         "  vbatch submit prompts.jsonl -m MODEL",
         "  vbatch run-worker",
     ]

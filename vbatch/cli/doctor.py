@@ -14,17 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from vbatch import __version__
-from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Mode, Output
+from vbatch.cli.startup import settings as load_settings
 from vbatch.config import Settings
 from vbatch.doctor import registry, report, story
 from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Group, Level
 from vbatch.doctor.running import Conduct, examine
-from vbatch.durations import parse_duration
 from vbatch.errors import ExitCode, UsageError, VbatchError
-from vbatch.text import harmless
+from vbatch.text import harmless, parse_duration
 
 _MARKS = {
     Level.OK: ("✓", "+", "green"),

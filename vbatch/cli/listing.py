@@ -10,10 +10,9 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from vbatch.cli import words
+from vbatch.batches import Batch
 from vbatch.cli.screens import status_word
-from vbatch.store.records import Batch
-from vbatch.text import one_line
+from vbatch.text import ago, one_line
 
 GAP = 2  # columns between two cells
 SHORT_ID = 8  # characters of an id: enough to name a batch, see vbatch.store.catalog.find
@@ -23,7 +22,7 @@ LONGEST = 200  # characters of a name where there is no terminal to fit
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
-    """A row for each batch. Names and models take the room that the other cells leave."""
+    """A row for each batch. Names and models take the width that the other cells leave."""
 
     batches: Sequence[Batch]
 
@@ -52,7 +51,7 @@ class BatchTable:
         yield table
 
     def _id(self, batch: Batch, *, short: bool) -> str:
-        """Return the id, or as much of its beginning as tells it from the others."""
+        """Return the id, or as much of its beginning as the others do not share."""
         if not short:
             return batch.id
         bare = [other.id.removeprefix("batch_") for other in self.batches]
@@ -85,7 +84,7 @@ def _fixed_cells(batch: Batch, batch_id: str) -> tuple[str, ...]:
         status_word(batch).plain,
         f"{counts.completed + counts.failed:,} / {counts.total:,}",
         f"{counts.failed:,}",
-        words.ago(batch.created_at, now=datetime.now(UTC)),
+        ago(batch.created_at, now=datetime.now(UTC)),
     )
 
 

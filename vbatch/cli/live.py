@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vbatch import logs
-from vbatch.cli import words
+from vbatch.cli.events import SentenceFormatter
 from vbatch.gpu import Gpu
-from vbatch.text import harmless
+from vbatch.text import GIB, count, duration, harmless, percent, rate, size
 from vbatch.worker import Snapshot
 
 REFRESHES = 4  # a second
@@ -30,7 +30,7 @@ _LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITIC
 
 
 class Screen:
-    """Draws snapshots. ``stopping`` tells whether a first Ctrl-C came."""
+    """Draws snapshots. ``stopping`` returns whether a first Ctrl-C came."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Screen:
                 headline.append(" · " + now.batch, style="dim")
         seconds = time.monotonic() - self._since
         if now.state not in ("working", "idle") and seconds >= 2:
-            headline.append(f" ({words.duration(seconds)})", style="dim")
+            headline.append(f" ({duration(seconds)})", style="dim")
         row = Table.grid(padding=(0, 1))
         row.add_row("·" if now.state == "idle" else self._spinner, headline)
         return row
@@ -88,9 +88,7 @@ class Screen:
 def _progress(now: Snapshot) -> RenderableType:
     done = now.completed + now.failed
     row = Table.grid(padding=(0, 1))
-    counts = Text.assemble(
-        (words.percent(done, now.total), "bold"), f"  {done:,} of {words.count(now.total, 'request')}"
-    )
+    counts = Text.assemble((percent(done, now.total), "bold"), f"  {done:,} of {count(now.total, 'request')}")
     if now.failed:
         counts.append(f"  {now.failed:,} failed", style="red")
     row.add_row(ProgressBar(total=now.total, completed=done, width=BAR_WIDTH), counts)
@@ -98,13 +96,13 @@ def _progress(now: Snapshot) -> RenderableType:
 
 
 def _pace(now: Snapshot) -> RenderableType:
-    parts = [f"{words.rate(now.requests_per_second)} requests/s"]
+    parts = [f"{rate(now.requests_per_second)} requests/s"]
     prompt, answer = now.prompt_tokens_per_second, now.completion_tokens_per_second
     if prompt or answer:
-        parts.append(f"{words.rate(prompt)} tokens/s in, {words.rate(answer)} out")
+        parts.append(f"{rate(prompt)} tokens/s in, {rate(answer)} out")
     parts.append(f"{now.running:,} running")
     if now.remaining_seconds is not None:
-        parts.append(f"about {words.duration(now.remaining_seconds)} left")
+        parts.append(f"about {duration(now.remaining_seconds)} left")
     return Text(" · ".join(parts))
 
 
@@ -125,7 +123,7 @@ class _Printer(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._format = logs.EventFormatter()
+        self._format = SentenceFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -136,10 +134,10 @@ class _Printer(logging.Handler):
 
 
 def _gpu(card: Gpu) -> str:
-    """``GPU 0 (RTX 4080): 12.9 of 15.6 GiB, 97 % busy, 61 °C``, as far as the driver tells."""
+    """``GPU 0 (RTX 4080): 12.9 of 15.6 GiB, 97 % busy, 61 °C``, as far as the driver reports."""
     parts = []
     if card.memory_known:
-        parts.append(f"{card.used / 2**30:.1f} of {card.total / 2**30:.1f} GiB")
+        parts.append(f"{card.used / GIB:.1f} of {size(card.total)}")
     if card.utilization is not None:
         parts.append(f"{card.utilization} % busy")
     if card.temperature is not None:

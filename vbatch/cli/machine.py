@@ -1,4 +1,4 @@
-"""The commands for the machine: its health, its service, a self-test."""
+"""The commands for the machine: doctor, selftest, and the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def doctor(
         ),
     ] = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Repair what is provably vbatch's; asks before each repair.")
+        bool, typer.Option("--fix", help="Repair what is provably vbatch's own; asks before each repair.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, for services and scripts.")] = False,
     wait: Annotated[
@@ -33,7 +33,7 @@ def doctor(
         typer.Option(
             "--wait",
             metavar="TIME",
-            help="Wait this long for what passes by itself, such as a late database.",
+            help="Wait this long for what passes by itself, such as a database that starts late.",
         ),
     ] = None,
     min_free_gb: Annotated[
@@ -43,7 +43,7 @@ def doctor(
             metavar="N",
             min=0,
             max=1_000_000,
-            help="Demand this much free GPU memory, in GiB.  [default: what the models need, or 12]",
+            help="Require this much free GPU memory, in GiB.  [default: what the models need, or 12]",
             show_default=False,
         ),
     ] = None,
@@ -66,18 +66,17 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence too.")] = False,
     json: Json = False,
 ) -> int:
-    """Report what is wrong, and repair what is vbatch's.
+    """Report what is wrong and why, and repair what is vbatch's own.
 
-    One line per check, in causal order; what follows from a problem is left out. Without --fix or --force-clear
+    One line per check, causes first; what follows from a problem is left out. Without --fix or --force-clear
     nothing is changed, and with them only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when
-    something keeps it from that, 75 when the store cannot be reached yet, 78 when a person must fix the
-    configuration.
+    a problem prevents that, 75 when the store cannot be reached yet, 78 when a person must fix the configuration.
     """
     from vbatch.cli import doctor as commands
     from vbatch.errors import UsageError
 
     if list_ and checks:
-        raise UsageError("--list shows every finding, and takes no names", hint="vbatch doctor --list")
+        raise UsageError("--list shows every finding and takes no names", hint="vbatch doctor --list")
     if yes and not fix:
         raise UsageError("--yes answers what --fix asks", hint="vbatch doctor --fix --yes")
     if list_:
@@ -107,8 +106,8 @@ def selftest(
 ) -> int:
     """Kill workers on this machine and count what was lost.
 
-    A batch on the echo engine, in a store of its own beside yours, while workers are killed at random. Exits
-    with 1 if a request was lost, doubled or got another one's answer.
+    Runs a batch on the echo engine, in a store of its own beside yours, while workers are killed at random. Exits
+    with 1 if a request was lost, was answered twice or got the answer of another one.
     """
     from vbatch.cli.selftest import selftest as run
 
@@ -142,7 +141,7 @@ def install_service(
         typer.Option(
             "--run-as",
             metavar="USER",
-            help="The account of a system service.  [default: as installed, else who called sudo]",
+            help="The account of a system service.  [default: as installed, else the user who called sudo]",
         ),
     ] = None,
     dry_run: Annotated[
@@ -154,9 +153,9 @@ def install_service(
     force: Annotated[bool, typer.Option("--force", help="Replace a unit that was changed by hand.")] = False,
     json: Json = False,
 ) -> None:
-    """Have systemd run a worker at every boot, one a GPU.
+    """Have systemd run a worker at every boot, one per GPU.
 
-    It comes back after a crash, too. As root it becomes a service of the machine, otherwise one of your
+    systemd restarts it after a crash too. As root it becomes a service of the machine, otherwise one of your
     own, which needs no root.
     """
     from vbatch.cli.service import install_service as run

@@ -8,10 +8,11 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from vbatch.logs import is_journal
 from vbatch.text import harmless
@@ -31,24 +32,32 @@ class Mode(Enum):
     QUIET = auto()  # the ids alone
 
 
-class Shown(Protocol):
-    """A result that can be printed in each mode."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a command shows: ``ids`` for --quiet, one per line, a document for --json, a screen for a person.
 
-    def ids(self) -> Sequence[str]:
-        """Return what ``--quiet`` prints, one a line."""
-        ...
+    Document and screen are made only when they are shown. A screen of None shows nothing.
+    """
 
-    def document(self) -> object:
-        """Return what ``--json`` prints."""
-        ...
+    ids: Sequence[str] = ()
+    document: Callable[[], object]
+    screen: Callable[[], RenderableType | None]
 
-    def screen(self) -> RenderableType:
-        """Return what a person sees."""
-        ...
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error as it is shown: ``lines`` follow the message, ``extra`` goes into the JSON document."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+    lines: Sequence[str] = ()
+    extra: dict[str, object] = field(default_factory=dict)
 
 
 class Output:
-    """Where one command's words go."""
+    """Where one command prints."""
 
     def __init__(self, mode: Mode = Mode.HUMAN) -> None:
         self.mode = mode
@@ -73,16 +82,17 @@ class Output:
         """The console for everything else."""
         return console(sys.stderr)
 
-    def show(self, result: Shown) -> None:
+    def show(self, result: Result) -> None:
         """Print a command's result."""
         self.clear()
         match self.mode:
             case Mode.JSON:
                 self.document(result.document())
             case Mode.QUIET:
-                sys.stdout.write("".join(f"{line}\n" for line in result.ids()))
+                sys.stdout.write("".join(f"{line}\n" for line in result.ids))
             case Mode.HUMAN:
-                self.print(result.screen())
+                if (screen := result.screen()) is not None:
+                    self.print(screen)
         sys.stdout.flush()
 
     def print(self, screen: RenderableType) -> None:
@@ -105,29 +115,28 @@ class Output:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Tell a person something on stderr; not with --quiet."""
+        """Print a line for a person on stderr; not with --quiet."""
         if self.mode is not Mode.QUIET:
             self.clear()
             self.stderr.print(harmless(text, keep="\n"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Tell a person about something that is probably not meant so."""
+        """Print a warning: something is probably not meant so."""
         self._labelled("warning", "yellow", text, priority=4)
 
-    def failure(
-        self, *, code: str, message: str, lines: Sequence[str], hint: str | None, extra: Mapping[str, object]
-    ) -> None:
-        """Tell why the command failed, and what to do; as one document on stdout for a program."""
-        self._labelled("error", "bold red", message, priority=3)
-        for line in lines:
+    def failure(self, failure: Failure) -> None:
+        """Print why the command failed, and what to do; for a program one document on stdout too."""
+        self._labelled("error", "bold red", failure.message, priority=3)
+        for line in failure.lines:
             self.stderr.print(harmless(line), soft_wrap=True)
-        if hint is not None:
-            self._labelled("hint", "cyan", hint, priority=5)
+        if failure.hint is not None:
+            self._labelled("hint", "cyan", failure.hint, priority=5)
         if self.mode is Mode.JSON:
-            self.document({"error": {"code": code, "message": message, "hint": hint, **extra}})
+            error = {"code": failure.code, "message": failure.message, "hint": failure.hint, **failure.extra}
+            self.document({"error": error})
 
     def transient(self, text: str) -> None:
-        """Show what is going on in one line that the next words replace; a plain line without a terminal."""
+        """Show what is happening in one line that the next one replaces; a plain line without a terminal."""
         line = harmless(text)
         if not self.stderr.is_terminal:
             sys.stderr.write(line + "\n")
@@ -138,14 +147,14 @@ class Output:
         sys.stderr.flush()
 
     def clear(self) -> None:
-        """Take a transient line away."""
+        """Remove a transient line."""
         if self._transient:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
             self._transient = False
 
     def _labelled(self, label: str, style: str, text: str, *, priority: int) -> None:
-        """Print a labelled line, unfolded so that it can be pasted; the journal is told how grave it is."""
+        """Print a labelled line, unfolded so that it can be pasted; the journal gets its priority."""
         from rich.text import Text
 
         self.clear()

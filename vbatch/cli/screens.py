@@ -10,20 +10,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vbatch.batches import Status
-from vbatch.cli import words
+from vbatch import config
+from vbatch.batches import Backlog, Batch, FailureGroup, Status, Worker, failure_message
+from vbatch.engine import kinds
 from vbatch.protocol import BatchStatus
-from vbatch.store.failures import FailureGroup
-from vbatch.store.records import Batch
-from vbatch.text import harmless, one_line
+from vbatch.text import ago, count, duration, harmless, local_time, one_line, percent, rate
 
 BAR_WIDTH = 40
 MESSAGE_WIDTH = 200
+STYLES = {
+    BatchStatus.VALIDATING: "dim",
+    BatchStatus.FAILED: "red",
+    BatchStatus.IN_PROGRESS: "cyan",
+    BatchStatus.FINALIZING: "cyan",
+    BatchStatus.COMPLETED: "green",
+    BatchStatus.EXPIRED: "yellow",
+    BatchStatus.CANCELLING: "yellow",
+    BatchStatus.CANCELLED: "yellow",
+}
 
 
 def status_word(batch: Batch) -> Text:
     """Return the status in words and colour; a completed batch with failed requests is no green one."""
-    style = words.STYLES[batch.status]
+    style = STYLES[batch.status]
     if batch.status is BatchStatus.COMPLETED and batch.counts.failed:
         style = "yellow"
     return Text(batch.status.replace("_", " "), style=style)
@@ -45,21 +54,21 @@ def progress_row(batch: Batch) -> RenderableType:
     row.add_row(
         ProgressBar(total=max(counts.total, 1), completed=done, width=BAR_WIDTH),
         Text.assemble(
-            (words.percent(done, counts.total), "bold"),
-            f"  {done:,} of {words.count(counts.total, 'request')}",
+            (percent(done, counts.total), "bold"),
+            f"  {done:,} of {count(counts.total, 'request')}",
         ),
     )
     return row
 
 
-def status(value: Status, *, worker: str | None) -> RenderableType:
-    """Return one batch in full. ``worker`` says who works on it."""
+def status(value: Status) -> RenderableType:
+    """Return one batch in full."""
     batch = value.batch
     return stack(
         headline(batch),
         Group(progress_row(batch), Text(pace(value))),
         _failures(value) if batch.counts.failed else None,
-        _facts(batch, worker),
+        _facts(value),
     )
 
 
@@ -69,8 +78,8 @@ def ending(value: Status) -> RenderableType:
 
 
 def accepted(batch: Batch) -> str:
-    """Say what was accepted and where its answers will be."""
-    what = words.count(batch.counts.total, "request")
+    """Return what was accepted and where its answers will be."""
+    what = count(batch.counts.total, "request")
     return f"{what} accepted; the answers will be in {batch.output_path}"
 
 
@@ -83,26 +92,74 @@ def plain_line(value: Status) -> str:
 
 
 def pace(value: Status) -> str:
-    """Return how a batch gets on: answered and failed requests, requests a second, time left."""
+    """Return how far a batch is: answered and failed requests, requests per second, time left."""
     counts = value.batch.counts
     parts = [f"{counts.completed:,} answered", f"{counts.failed:,} failed"]
     if value.requests_per_second and not value.batch.status.final:
-        parts.append(f"{words.rate(value.requests_per_second)} requests/s")
+        parts.append(f"{rate(value.requests_per_second)} requests/s")
     if value.remaining is not None:
-        parts.append(f"about {words.duration(value.remaining.total_seconds())} left")
+        parts.append(f"about {duration(value.remaining.total_seconds())} left")
     return " · ".join(parts)
 
 
-def _facts(batch: Batch, worker: str | None) -> Table:
+def workers(value: Status) -> str:
+    """Return the workers that are alive, each with its model and what it waits for, and what none of them serves."""
+    if not value.workers:
+        return f"none is running; start one with: {_worker_command(value)}"
+    lines = [_worker(worker) for worker in value.workers]
+    if value.unserved:
+        lines.append(f"none serves {_models(value.unserved)}; start one with: {_worker_command(value)}")
+    return "; ".join(lines)
+
+
+def worker_hint(value: Status) -> str | None:
+    """Return what is missing for the batch to be worked on, and how to start it; None where nothing is."""
+    if not value.workers:
+        return f"no worker is running; start one with: {_worker_command(value)}"
+    if value.unserved:
+        return f"no running worker serves {_models(value.unserved)}; start one with: {_worker_command(value)}"
+    return None
+
+
+def left_alone(backlog: Backlog) -> str:
+    """Return what a worker left to another kind of worker."""
+    verb = "waits" if backlog.waiting == 1 else "wait"
+    model, engine = one_line(backlog.model, limit=60), kinds.for_model(backlog.model).title
+    command = kinds.worker_command(backlog.model)
+    return f"{count(backlog.waiting, 'request')} for {model} {verb} for a worker with {engine}: {command}"
+
+
+def _worker_command(value: Status) -> str:
+    default = config.load().engine
+    commands = dict.fromkeys(kinds.worker_command(model, default=default) for model in value.unserved)
+    return " and ".join(commands) or "vbatch run-worker"
+
+
+def _models(models: Sequence[str]) -> str:
+    first = one_line(models[0], limit=60)
+    return first if len(models) == 1 else f"{first} and {count(len(models) - 1, 'other model')}"
+
+
+def _worker(worker: Worker) -> str:
+    line = f"process {worker.identity.pid} on {worker.identity.host}"
+    if worker.model is not None:
+        line += f", {one_line(worker.model, limit=60)}"
+    if worker.note is not None:
+        line += f": {one_line(worker.note, limit=200)}"
+    return line
+
+
+def _facts(value: Status) -> Table:
+    batch = value.batch
     tokens = batch.prompt_tokens + batch.completion_tokens
     return _grid(
         [
-            ("worker", worker),
+            ("worker", None if batch.status.final else workers(value)),
             ("model", batch.model or "several"),
             ("endpoint", batch.endpoint),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),
             ("priority", str(batch.priority) if batch.priority else None),
-            *((f"{key}", value) for key, value in sorted(batch.metadata.items())),
+            *sorted(batch.metadata.items()),
             ("submitted", _when(batch.created_at)),
             ("deadline", _when(batch.expires_at) if not batch.status.final else None),
             ("ended", _when(_ended_at(batch))),
@@ -129,7 +186,7 @@ def _file_rows(batch: Batch) -> list[tuple[str, str | Text | None]]:
 
 
 def _when(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{words.moment(moment)}, {words.ago(moment)}"
+    return None if moment is None else f"{local_time(moment)}, {ago(moment)}"
 
 
 def _ended_at(batch: Batch) -> datetime | None:
@@ -154,7 +211,7 @@ def _failures(value: Status) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for group in value.failures:
-        example = Text(one_line(words.failure_message(group), limit=MESSAGE_WIDTH))
+        example = Text(one_line(failure_message(group), limit=MESSAGE_WIDTH))
         example.append(f" (first: {one_line(group.custom_id, limit=40)}){_attempts(group)}", style="dim")
         table.add_row(f"{group.count:,}", one_line(group.code, limit=40), example)
     if not value.batch.status.final:
@@ -165,7 +222,7 @@ def _failures(value: Status) -> RenderableType:
 
 
 def _attempts(group: FailureGroup) -> str:
-    """Say how often was tried, where that was more than once."""
+    """Return how often was tried, where that was more than once."""
     if group.attempts < 2:
         return ""
     return f" after {'up to ' if group.count > 1 else ''}{group.attempts} attempts"

@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from vbatch.cli import words
-from vbatch.cli.opening import settings
-from vbatch.cli.output import Mode, Output
+from vbatch.cli.arguments import duration as read_duration
+from vbatch.cli.output import Mode, Output, Result
+from vbatch.cli.startup import settings
 from vbatch.doctor import selftest as trials
 from vbatch.doctor.selftest import Trial
-from vbatch.durations import parse_duration
-from vbatch.errors import ExitCode, UsageError
+from vbatch.errors import ExitCode
+from vbatch.text import count
+from vbatch.text import duration as show_duration
 
 
 def selftest(*, duration: str, json: bool) -> int:
     """Run the trial and return the exit code: 1 when a request was lost, doubled or mixed up."""
-    try:
-        limit = parse_duration(duration)
-    except ValueError as error:
-        raise UsageError(f"--for: {error}") from None
+    limit = read_duration(duration, "--for")
     output = Output.of(json=json)
     url = settings(output).store_url
     output.note(
-        f"killing workers at random for {words.duration(limit.total_seconds())}, beside your own store"
+        f"killing workers at random for {show_duration(limit.total_seconds())}, beside your own store"
     )
     trial = trials.run(url, duration=limit, report=lambda *now: _report(output, *now))
-    output.show(_Verdict(trial))
+    output.show(
+        Result(document=lambda: asdict(trial) | {"passed": trial.passed}, screen=lambda: _verdict(trial))
+    )
     return ExitCode.DONE if trial.passed else ExitCode.FAILED
 
 
 def _report(output: Output, kills: int, saved: int, total: int) -> None:
     if output.mode is Mode.HUMAN and output.stderr.is_terminal:
-        output.transient(
-            f"{words.count(kills, 'worker')} killed, {saved:,} of {words.count(total, 'request')} saved"
-        )
+        output.transient(f"{count(kills, 'worker')} killed, {saved:,} of {count(total, 'request')} saved")
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    trial: Trial
-
-    def ids(self) -> list[str]:
-        return []
-
-    def document(self) -> dict[str, Any]:
-        return asdict(self.trial) | {"passed": self.trial.passed}
-
-    def screen(self) -> RenderableType:
-        trial = self.trial
-        what = f"{words.count(trial.requests, 'request')}, {words.count(trial.kills, 'worker')} killed"
-        outcome = f"{trial.lost:,} lost, {trial.doubled:,} doubled, {trial.wrong:,} mixed up"
-        style = "green" if trial.passed else "bold red"
-        return Text.assemble(f"{what} in {words.duration(trial.seconds)}: ", (outcome, style))
+def _verdict(trial: Trial) -> RenderableType:
+    what = f"{count(trial.requests, 'request')}, {count(trial.kills, 'worker')} killed"
+    outcome = f"{trial.lost:,} lost, {trial.doubled:,} doubled, {trial.wrong:,} mixed up"
+    style = "green" if trial.passed else "bold red"
+    return Text.assemble(f"{what} in {show_duration(trial.seconds)}: ", (outcome, style))

@@ -6,14 +6,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import typer
 
 from vbatch.cli.app import app
 from vbatch.cli.arguments import check_vllm_flags
-from vbatch.cli.output import Mode, Output
+from vbatch.cli.output import Mode, Output, Result
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import UsageError
 from vbatch.service import install, plan, uninstall
@@ -23,9 +21,6 @@ from vbatch.service.plan import FileState, Plan, Wish
 from vbatch.service.uninstall import Uninstalled
 from vbatch.system import units
 from vbatch.system.units import Scope
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def install_service(
@@ -64,11 +59,11 @@ def install_service(
             "apart from it, --force replaces it"
         )
     done = install.install(planned, report=_Steps(output))
-    output.show(_InstalledScreen(done))
+    output.show(_installed_result(done))
 
 
 def _check_worker_options(arguments: Sequence[str]) -> None:
-    """Refuse at once what the worker itself would refuse at every start, and what a service must not be told.
+    """Refuse at once what the worker itself would refuse at every start, and what a service cannot have.
 
     Raises UsageError, ConfigError, or click's own; ``--help`` shows what there is.
     """
@@ -79,9 +74,7 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
         if engine is not None and preload is not None:
             KINDS[engine].require(preload)
         if context.params["drain"]:
-            raise UsageError(
-                "a service that ends when the queue is empty would not be there for the next batch"
-            )
+            raise UsageError("a service that ends when the queue is empty would not run the next batch")
         if context.params["gpu"] is not None:
             raise UsageError(
                 "each worker of a service has a GPU of its own",
@@ -90,13 +83,13 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
 
 
 def _warn(output: Output, planned: Plan) -> None:
-    """Say what is not as a person would want it, though it is no reason to refuse."""
+    """Warn of what a person would probably not want, though it is no reason to refuse."""
     for fault in planned.unit.faults:
-        output.warn(f"a drop-in of yours is not what systemd expects; {_edit(planned)} mends it: {fault}")
+        output.warn(f"systemd does not accept one of your drop-ins; {_edit(planned)} fixes it: {fault}")
     if planned.rival is not None:
         other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
         output.warn(
-            f"there is a {other} service of vbatch, too ({planned.rival}): both want the same queue and GPU; "
+            f"there is also a {other} service of vbatch ({planned.rival}): both use the same queue and GPU; "
             f"to remove that one: {units.scoped_command(other, 'uninstall-service')}"
         )
     if planned.idle_gpus:
@@ -107,10 +100,10 @@ def _warn(output: Output, planned: Plan) -> None:
 
 
 def uninstall_service(*, user: bool, system: bool, force: bool, json: bool) -> None:
-    """Stop, disable, remove; say what was kept."""
+    """Stop, disable, remove; show what was kept."""
     output = Output.of(json=json)
     done = uninstall.uninstall(_scope(user=user, system=system), report=_Steps(output), force=force)
-    output.show(_UninstalledScreen(done))
+    output.show(_uninstalled_result(done))
 
 
 def _scope(*, user: bool, system: bool) -> Scope:
@@ -198,86 +191,76 @@ def _plan_document(planned: Plan) -> dict[str, object]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _InstalledScreen:
-    """What install-service did."""
-
-    done: Installed
-
-    def ids(self) -> list[str]:
-        return list(self.done.plan.instances)
-
-    def document(self) -> object:
-        return _plan_document(self.done.plan) | {
-            "changed": self.done.changed,
-            "linger_refused": self.done.linger_refused,
-            "workers": [
-                {"unit": started.unit, "ready": started.ready, "status": started.status}
-                for started in self.done.instances
-            ],
-        }
-
-    def screen(self) -> RenderableType:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> list[str]:
-        planned = self.done.plan
-        systemctl = "systemctl --user" if planned.scope is Scope.USER else "systemctl"
-        journal = "journalctl --user" if planned.scope is Scope.USER else "journalctl"
-        first = planned.instances[0].removesuffix(".service")
-        lines = [] if self.done.changed else ["already current: nothing was changed"]
-        lines.append(planned.database.words)
-        for started in self.done.instances:
-            name = started.unit.removesuffix(".service")
-            state = "is ready" if started.ready else "is not ready yet, and goes on by itself"
-            told = "" if started.status in ("", "ready") else f": {started.status}"
-            lines.append(f"{name} {state}{told}")
-        if self.done.linger_refused is not None:
-            lines.append("it starts when you log in; to start it at boot, an administrator runs:")
-            lines.append(f"  sudo loginctl enable-linger {planned.account.name}")
-        else:
-            lines.append("it starts at every boot and after every crash; nothing is left to do by hand")
-        if planned.database.hint is not None:
-            lines.append("but the database's container does not come back after a reboot; have it do so:")
-            lines.append(f"  {planned.database.hint}")
-        if not self.done.instances:
-            lines.append(f"  start it now    {systemctl} start {' '.join(planned.instances)}")
-        lines.append(f"  give it work    {_vbatch_of(planned)} submit prompts.jsonl")
-        lines.append(f"  look on         {journal} -fu {first}")
-        return lines
+def _installed_result(done: Installed) -> Result:
+    return Result(
+        ids=done.plan.instances,
+        document=lambda: _installed_document(done),
+        screen=lambda: "\n".join(_installed_lines(done)),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _UninstalledScreen:
-    """What uninstall-service did."""
+def _installed_document(done: Installed) -> dict[str, object]:
+    return _plan_document(done.plan) | {
+        "changed": done.changed,
+        "linger_refused": done.linger_refused,
+        "workers": [
+            {"unit": started.unit, "ready": started.ready, "status": started.status}
+            for started in done.instances
+        ],
+    }
 
-    done: Uninstalled
 
-    def ids(self) -> list[str]:
-        return list(self.done.instances)
+def _installed_lines(done: Installed) -> list[str]:
+    planned = done.plan
+    systemctl = "systemctl --user" if planned.scope is Scope.USER else "systemctl"
+    journal = "journalctl --user" if planned.scope is Scope.USER else "journalctl"
+    first = planned.instances[0].removesuffix(".service")
+    lines = [] if done.changed else ["already current: nothing was changed"]
+    lines.append(planned.database.words)
+    for started in done.instances:
+        name = started.unit.removesuffix(".service")
+        state = "is ready" if started.ready else "is not ready yet, and continues by itself"
+        status = "" if started.status in ("", "ready") else f": {started.status}"
+        lines.append(f"{name} {state}{status}")
+    if done.linger_refused is not None:
+        lines.append("it starts when you log in; to start it at boot, an administrator runs:")
+        lines.append(f"  sudo loginctl enable-linger {planned.account.name}")
+    else:
+        lines.append("it starts at every boot and after every crash; nothing is left to do by hand")
+    if planned.database.hint is not None:
+        lines.append("but the database's container does not come back after a reboot; have it do so:")
+        lines.append(f"  {planned.database.hint}")
+    if not done.instances:
+        lines.append(f"  start it now    {systemctl} start {' '.join(planned.instances)}")
+    lines.append(f"  give it work    {_vbatch_of(planned)} submit prompts.jsonl")
+    lines.append(f"  follow its log  {journal} -fu {first}")
+    return lines
 
-    def document(self) -> object:
-        return {
-            "scope": self.done.scope,
-            "stopped": list(self.done.instances),
-            "removed": list(self.done.removed),
-            "kept": list(self.done.kept),
-            "lingers": self.done.lingers,
-        }
 
-    def screen(self) -> RenderableType:
-        if not self.done.removed:
-            return "\n".join([f"no {self.done.scope} service of vbatch is installed", *self._kept()])
-        stopped = [f"stopped {name}" for name in self.done.instances]
-        removed = [f"removed {what}" for what in self.done.removed]
-        return "\n".join([*stopped, *removed, *self._kept(), "the queue, the results and the models stay"])
+def _uninstalled_result(done: Uninstalled) -> Result:
+    return Result(
+        ids=done.instances,
+        document=lambda: {
+            "scope": done.scope,
+            "stopped": list(done.instances),
+            "removed": list(done.removed),
+            "kept": list(done.kept),
+            "lingers": done.lingers,
+        },
+        screen=lambda: "\n".join(_uninstalled_lines(done)),
+    )
 
-    def _kept(self) -> list[str]:
-        kept = [f"kept {file}: it is yours" for file in self.done.kept]
-        if (user := self.done.lingers) is not None:
-            kept.append(f"kept linger of {user}; an administrator switches it off:")
-            kept.append(f"  sudo loginctl disable-linger {user}")
-        return kept
+
+def _uninstalled_lines(done: Uninstalled) -> list[str]:
+    kept = [f"kept {file}: it is yours" for file in done.kept]
+    if (user := done.lingers) is not None:
+        kept.append(f"kept linger of {user}; an administrator switches it off:")
+        kept.append(f"  sudo loginctl disable-linger {user}")
+    if not done.removed:
+        return [f"no {done.scope} service of vbatch is installed", *kept]
+    stopped = [f"stopped {name}" for name in done.instances]
+    removed = [f"removed {what}" for what in done.removed]
+    return [*stopped, *removed, *kept, "the queue, the results and the models stay"]
 
 
 def _edit(planned: Plan) -> str:

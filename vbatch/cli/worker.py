@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from vbatch import logs, worker
-from vbatch.cli import words, workers
+from vbatch import batches, logs, worker
+from vbatch.cli import screens
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
-from vbatch.cli.opening import settings as load_settings
 from vbatch.cli.output import Output, outlive_readers
-from vbatch.store import WORKER_PATIENCE, Store
-from vbatch.store.overview import Backlog
+from vbatch.cli.startup import settings as load_settings
+from vbatch.text import count, duration
 from vbatch.worker import Stop, View, WorkerOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: how many results it saved, in how many seconds, and whether it was told to stop.
+    """How a worker ended: how many results it saved, in how many seconds, and whether it was asked to stop.
 
     ``left_alone`` waits for a worker with another engine.
     """
@@ -29,7 +28,7 @@ class Ended:
     saved: int
     seconds: float
     stopped: bool
-    left_alone: Sequence[Backlog]
+    left_alone: Sequence[batches.Backlog]
 
 
 def run_worker(
@@ -55,30 +54,24 @@ def run_worker(
     if output.stderr.is_terminal:
         empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
         why = "stopped" if ended.stopped else empty
-        output.note(f"{why}: {words.count(ended.saved, 'result')} saved in {words.duration(ended.seconds)}")
+        output.note(f"{why}: {count(ended.saved, 'result')} saved in {duration(ended.seconds)}")
         for backlog in ended.left_alone:
-            output.note(workers.left_alone(backlog))
+            output.note(screens.left_alone(backlog))
 
 
 def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
     """Run a worker on the store at ``url``: under a live view on a terminal, logging events elsewhere."""
     stop, view = Stop(), View()
-    store = Store(
-        url,
-        patience=WORKER_PATIENCE,
-        stop=stop.store,
-        on_wait=view.wait_for_store,
-    )
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
     live = sys.stderr.isatty()
     if not live:
         logs.configure(log_level)
-    try:
-        with shown(screen, output.stderr, level=log_level) if live else nullcontext():
-            worker.run(store, options, view=view, stop=stop)
-    finally:
-        store.close()
+    with (
+        batches.open_for_worker(url, stop=stop.store, on_wait=view.wait_for_store) as store,
+        shown(screen, output.stderr, level=log_level) if live else nullcontext(),
+    ):
+        worker.run(store, options, view=view, stop=stop)
     return Ended(
         saved=view.snapshot.saved,
         seconds=time.monotonic() - started,

@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vbatch import batches
-from vbatch.batches.submitting import Order
+from vbatch.batches import InputFile, SubmitOptions
 from vbatch.store import Store, catalog
 from vbatch.store.database.store import scratch_store
 
@@ -60,8 +60,8 @@ def run(url: str, *, duration: timedelta, report: Callable[[int, int, int], None
         store = Store(scratch)
         try:
             store.prepare()
-            submitted = batches.submit(store, _write_input(folder / "selftest.jsonl"), Order()).batch
-            assert submitted is not None
+            source = InputFile.at(_write_input(folder / "selftest.jsonl"))
+            submitted = batches.submit(store, source, SubmitOptions()).batch
 
             def saved() -> int:
                 return catalog.by_pk(store, pk=submitted.pk).counts.completed

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
-from vbatch.durations import format_duration
 from vbatch.errors import VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import catalog, overview, registry
 from vbatch.system.disks import Mount, hub_cache, mount_of
+from vbatch.text import duration
 
 GIB = 1 << 30
 LEAST_ROOM = GIB  # free bytes below which a disk is called full, whatever the queue still needs
@@ -70,7 +70,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
     newest = _newest_record(facts)
     now = datetime.now(UTC)
     if newest is not None and newest - now > BEHIND:
-        yield CLOCK.warn(f"the clock is {format_duration(newest - now)} behind the newest record")
+        yield CLOCK.warn(f"the clock is {duration((newest - now).total_seconds())} behind the newest record")
         return
     synchronised = _ask_timedatectl()
     if synchronised is False:

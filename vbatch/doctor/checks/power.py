@@ -8,11 +8,11 @@ from pathlib import Path
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding
-from vbatch.durations import format_duration
 from vbatch.errors import VbatchError
 from vbatch.system import suspend
 from vbatch.system.systemd import BOOTED, Systemd
 from vbatch.system.units import Scope
+from vbatch.text import duration
 
 SHUTDOWN = Entry(
     id="host.shutdown",
@@ -43,7 +43,7 @@ def _sleep(_facts: Facts) -> Iterator[Finding]:
     """Report whether it slept since the boot; else whether a desktop may send it to sleep."""
     slept = suspend.since_boot()
     if slept > suspend.NAP:
-        yield SLEEP.warn(f"this machine has slept for {format_duration(slept)} since it was started")
+        yield SLEEP.warn(f"this machine has slept for {duration(slept.total_seconds())} since it was started")
     elif _may_be_suspended():
         yield SLEEP.info("a desktop may send this machine to sleep in the middle of a batch")
     else:

@@ -12,7 +12,6 @@ from vbatch.doctor.checks import sqlite
 from vbatch.doctor.checks.sqlite import DURABILITY, JOURNAL_MODE, READ_ONLY
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
-from vbatch.durations import format_duration
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.store import Store, hosting, overview
 from vbatch.store.database import migrate
@@ -21,6 +20,7 @@ from vbatch.store.database.backends.postgresql import Server
 from vbatch.store.database.url import shown
 from vbatch.store.hosting import Database, Kind
 from vbatch.system import processes
+from vbatch.text import duration
 
 REACH = Entry(id="store.reach", means="the store answers, and vbatch may use it")
 EMPTY = Entry(id="store.empty", means="there is no store yet; the first batch makes it")
@@ -165,7 +165,7 @@ def _called(store: Store) -> str:
         return f"SQLite {sqlite3.sqlite_version} ({store.file})"
     seen = overview.server(store)
     where = hosting.recognise(str(store)).where
-    return f"PostgreSQL {seen.version} at {where}, up for {format_duration(seen.uptime)},"
+    return f"PostgreSQL {seen.version} at {where}, up for {duration(seen.uptime.total_seconds())},"
 
 
 def _unreachable(facts: Facts, error: StoreUnreachable) -> Finding:
@@ -187,8 +187,12 @@ def _so_far(facts: Facts, fault: str, where: Database) -> str:
     found = [] if where.kind is Kind.REMOTE else processes.entitled(_STARTUP)
     age = processes.age(found[0]) if len(found) == 1 else None  # of several, which one is unknown
     if age is not None:
-        return f"; for {format_duration(age)} so far"
-    return f"; for {format_duration(facts.looked)} at least" if facts.looked >= timedelta(seconds=1) else ""
+        return f"; for {duration(age.total_seconds())} so far"
+    return (
+        f"; for {duration(facts.looked.total_seconds())} at least"
+        if facts.looked >= timedelta(seconds=1)
+        else ""
+    )
 
 
 _STARTUP = re.compile(r"postgres: (?:.*: )?startup\b")  # the process that starts a server and replays its log

@@ -1,4 +1,4 @@
-"""How a command gets its settings and its store, and what it says while it waits for them."""
+"""How a command gets its settings and its store, and what it shows while it waits for them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbatch import config, logs
+from vbatch import batches, config, logs
+from vbatch.batches import Store
 from vbatch.cli.output import Output
 from vbatch.config import Settings
-from vbatch.store import COMMAND_PATIENCE, Store
 
 
 def settings(output: Output, **flags: Any) -> Settings:
@@ -21,26 +21,18 @@ def settings(output: Output, **flags: Any) -> Settings:
 
 
 @contextmanager
-def open_store(output: Output, *, prepare: bool = True) -> Iterator[Store]:
-    """Open the configured store for one command, migrated and ready; else it is not even touched.
+def open_store(output: Output) -> Iterator[Store]:
+    """Open the configured store for one command, migrated and ready.
 
     Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
     """
-    logs.configure("error")  # what a command waits for, it says itself
-    store = Store(
-        settings(output).store_url,
-        patience=COMMAND_PATIENCE,
-        on_wait=lambda reason, seconds: _tell(output, reason, seconds),
-    )
-    try:
-        if prepare:
-            store.prepare()
+    logs.configure("error")  # a command shows what it waits for itself
+    url = settings(output).store_url
+    with batches.open_store(url, on_wait=lambda reason, seconds: _waiting(output, reason, seconds)) as store:
         yield store
-    finally:
-        store.close()
 
 
-def _tell(output: Output, reason: str | None, seconds: float) -> None:
+def _waiting(output: Output, reason: str | None, seconds: float) -> None:
     if reason is None:
         output.clear()
     else:

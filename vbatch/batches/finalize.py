@@ -1,7 +1,7 @@
-"""Write the files of a batch whose requests are all finished, then say that it is completed: in this order.
+"""How batches end: finalized (their files written, then their status set: in this order), cancelled, deleted.
 
-May be interrupted anywhere and repeated by anyone: the files are made of recorded results alone, byte by byte
-the same each time, and appear under their names only when they are whole and durable.
+Finalizing may be interrupted anywhere and repeated by any process: the files are made of recorded results alone, byte
+by byte the same each time, and appear under their names only when they are whole and durable.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from vbatch.batches.lines import output_line, succeeded
+from vbatch.batches.results import output_line, succeeded
+from vbatch.batches.status import live_workers
+from vbatch.errors import VbatchError
 from vbatch.jsonl import AtomicFile, atomic_file
-from vbatch.store import Store, catalog, finalization, registry, results
+from vbatch.store import Store, catalog, finalization, results
 from vbatch.store.records import Batch
 from vbatch.system import processes
 
@@ -20,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
-    """Write output and error file and end the batch. None when somebody else does so already.
+    """Write output and error file and end the batch. None when another process already does so.
 
-    Where another file has taken a name meanwhile, ours appears beside it, with the batch's id in its name.
+    Where another file has taken a name meanwhile, the batch's file gets a name with the batch's id beside it.
     Like OpenAI, a batch without failed requests has no error file, and one without answers no output file.
     Raises OSError when the disk refuses; the batch then stays as it is. Raises NoSuchBatch, with no file written,
     where the batch was deleted meanwhile.
@@ -39,13 +41,39 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
 
 
 def finalize_here(store: Store, batch: Batch) -> Batch:
-    """Finalize a batch from a command, unless a worker lives that will; return how the batch then stands.
+    """Finalize a batch from a command, unless a live worker will; return the batch as it is then.
 
     Raises OSError when the disk refuses.
     """
-    if not all(processes.is_gone(worker.identity) for worker in registry.live(store)):
+    if live_workers(store):
         return batch
     return finalize(store, batch, by=_this_command()) or catalog.by_pk(store, pk=batch.pk)
+
+
+def cancel(store: Store, reference: str) -> Batch:
+    """Cancel a batch: no request of it starts any more, what is finished stays.
+
+    Where no live worker would write its files, they are written here. Raises NoSuchBatch, AmbiguousBatch,
+    WrongStatus when it has already ended, VbatchError when its files cannot be written.
+    """
+    batch = finalization.request_cancel(store, pk=catalog.find(store, reference).pk)
+    try:
+        return finalize_here(store, batch)
+    except OSError as error:
+        raise VbatchError(
+            f"{batch.id} is cancelled, but {error.filename} cannot be written: {error.strerror}",
+            hint=f"fix that and cancel it again, or give up its files: vbatch delete --force {batch.id}",
+        ) from error
+
+
+def delete(store: Store, reference: str, *, force: bool = False) -> Batch:
+    """Remove a batch that has ended from the store; its files stay. Return it as it was.
+
+    With ``force`` also one whose files could not be written. Raises NoSuchBatch, AmbiguousBatch, WrongStatus.
+    """
+    batch = catalog.find(store, reference)
+    catalog.delete_batch(store, pk=batch.pk, force=force)
+    return batch
 
 
 def _this_command() -> str:

@@ -1,4 +1,4 @@
-"""What a failed command says: ``error: …`` and ``hint: …`` on stderr, with --json one document on stdout."""
+"""What a failed command prints: ``error: …`` and ``hint: …`` on stderr, with --json one document on stdout."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ import os
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import typer
 
-from vbatch.cli.output import Mode, Output
+from vbatch.cli.output import Failure, Mode, Output
 from vbatch.errors import ExitCode, VbatchError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """An error as it is told: ``lines`` follow the message, ``extra`` goes into the JSON document."""
-
-    code: str
-    message: str
-    hint: str | None
-    exit_code: int
-    lines: Sequence[str] = ()
-    extra: dict[str, object] = field(default_factory=dict)
-
-
 def report(error: BaseException, argv: Sequence[str]) -> int:
-    """Tell what went wrong and return the exit code."""
+    """Print what went wrong and return the exit code."""
     if isinstance(error, BrokenPipeError):
         return ExitCode.DONE  # `vbatch results … | head`: the reader has what it wanted
     if os.environ.get("VBATCH_DEBUG"):
@@ -36,14 +23,8 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     failure = describe(error, argv)
     options = argv[: argv.index("--")] if "--" in argv else argv
     output = Output(Mode.JSON if "--json" in options else Mode.HUMAN)
-    with suppress(OSError):  # a full disk, a closed pipe: then the exit code has to tell
-        output.failure(
-            code=failure.code,
-            message=failure.message,
-            lines=failure.lines,
-            hint=failure.hint,
-            extra=failure.extra,
-        )
+    with suppress(OSError):  # a full disk, a closed pipe: then the exit code has to be enough
+        output.failure(failure)
     return failure.exit_code
 
 
@@ -53,7 +34,7 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
         case VbatchError():
             return Failure(
                 code=error.code,
-                message=_sentence(error.message),
+                message=error.message,
                 hint=error.hint,
                 exit_code=int(error.exit_code),
                 **_particulars(error),
@@ -61,7 +42,7 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
         case typer.TyperException():
             return Failure(
                 code="usage",
-                message=_sentence(error.format_message()),
+                message=_lower_case(error.format_message()),
                 hint=_usage_hint(error, argv),
                 exit_code=int(ExitCode.USAGE),
             )
@@ -91,18 +72,17 @@ def describe(error: BaseException, argv: Sequence[str]) -> Failure:
             )
 
 
-def _sentence(message: str) -> str:
-    """Write a message as it stands after ``error:``: no capital (but in a name), no full stop."""
+def _lower_case(message: str) -> str:
+    """Return a message of Typer's in vbatch's style: no capital (but in a name), no full stop."""
     message = message.strip().removesuffix(".")
     return message[:1].lower() + message[1:] if message.partition(" ")[0][1:].islower() else message
 
 
 def _particulars(error: VbatchError) -> dict[str, Any]:
-    """Return what more there is to tell: every bad line of an input file."""
+    """Return what else is shown: every bad line of an input file."""
     if error.code != "invalid_input":
         return {}
-    from vbatch.batches import InvalidInput
-    from vbatch.cli import documents
+    from vbatch.batches import InvalidInput, documents
 
     assert isinstance(error, InvalidInput)
     lines = [
@@ -111,7 +91,7 @@ def _particulars(error: VbatchError) -> dict[str, Any]:
     ]
     if error.total > len(lines):
         lines.append(f"  … and {error.total - len(lines):,} more")
-    return {"lines": lines, "extra": documents.defects(error)}
+    return {"lines": lines, "extra": documents.defects_document(error)}
 
 
 def _usage_hint(error: typer.TyperException, argv: Sequence[str]) -> str:

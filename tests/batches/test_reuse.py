@@ -28,17 +28,17 @@ def again(store: Store, folder: Path, reuse: str, *, name: str = "prompts") -> Q
     return queued(store, folder, chats(4), name=name, reuse=reuse, output=output)
 
 
-def test_a_retry_gives_its_answers_for_the_batch_it_mends(store: Store, tmp_path: Path) -> None:
+def test_a_retry_gives_its_answers_for_the_batch_it_completes(store: Store, tmp_path: Path) -> None:
     """Mutants: reusable without _with_retries; ``last`` takes the retry for the last batch of the file."""
     first = queued(store, tmp_path, chats(4))
     work(store, statuses=[200, 500, 400, 200])
-    batches.retry(store, first.batch)
+    batches.retry(store, first.id)
     work(store, statuses=[200, 400])
     for reuse in ("last", first.id):
         second = again(store, tmp_path, reuse)
         assert (second.batch.reused, second.batch.counts.completed) == (3, 3)
         assert second.batch.metadata == {"reuse_of": first.id}
-        batches.cancel(store, second.batch)
+        batches.cancel(store, second.id)
         if reuse == "last":
             catalog.delete_batch(store, pk=second.batch.pk)
 

@@ -1,0 +1,81 @@
+"""The worker's log events as sentences, for a person at a terminal; journals and files get ``event key=value``."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from vbatch import logs
+from vbatch.text import count, duration, harmless
+
+# ``{chunks:chunk}`` is a number with its noun, ``{seconds:time}`` a duration, ``{model}`` the value itself.
+SENTENCES = {
+    "batch.cancelled": "{batch} is cancelled: {completed:request} answered, {failed} failed",
+    "batch.completed": "{batch} is completed: {completed:request} answered, {failed} failed",
+    "batch.expired": "{batch} has expired: its requests that have not run yet will not run",
+    "batch.output_refused": "cannot write the output of {batch}: {error}; trying again in {retry_seconds:time}",
+    "batch.output_renamed": "{taken} exists: the lines of {batch} are in {file}",
+    "chunks.rejected": "unsaved answers are dropped: another worker holds the lease of {count:chunk}",
+    "chunks.revoked": "stopped {count:chunk}: cancelled, or taken over by another worker",
+    "chunks.strayed": "{count:chunk} of this worker put back into the queue",
+    "engine.died": "the engine of {model} crashed: {cause}",
+    "engine.idle": "nothing to do for {seconds:time}: the engine is unloaded",
+    "engine.loaded": "{model} is loaded; up to {max_inflight:request} at once",
+    "engine.loading": "loading {model} (attempt {attempt})",
+    "engine.processes": "the engine's processes: {pids}",
+    "engine.start_failed": "{model} could not be loaded (attempt {attempt}): {cause}",
+    "engine.unloaded": "{model} is unloaded",
+    "machine.slept": "the machine slept: the engine is loaded again, and no request is blamed",
+    "metrics.serving": "metrics at {url}",
+    "metrics.unavailable": "no metrics: port {port} cannot be used ({reason})",
+    "model.failed": "{model} cannot be loaded, {requests:request} failed: {cause}",
+    "model.left_to_others": "{model} is left to other workers: {cause}",
+    "model.set_aside": "{model} is set aside, other models run first: {cause}",
+    "orphan.ended": "engine process {pid} of the dead worker {worker}: {outcome}",
+    "store.back": "the store is reachable again after {seconds:time}",
+    "store.backed_up": "the store was backed up to {file}",
+    "store.migrated": "the store has the schema {revision} now",
+    "store.waiting": "waiting for the store: {reason} ({seconds:time})",
+    "submit.swept": "removed what {abandoned:submit} that crashed left in the store",
+    "worker.draining": "stopping: {running:request} still running",
+    "worker.hung": "no progress for {silent_seconds:time}: the leases are no longer renewed",
+    "worker.interrupted": "interrupted",
+    "worker.ready": "worker started ({engine} engine)",
+    "worker.recovered": "{chunks:chunk} of the dead worker {worker} put back into the queue",
+    "worker.stopped": "worker stopped",
+    "worker.unsaved": "{results:result} could not be saved, the store is unreachable: those requests run again",
+}
+
+_ARGUMENT = re.compile(r"(?:(\w+)=)?%[.\d]*[sdf]")  # of a message such as "engine.idle seconds=%.0f"
+
+
+class SentenceFormatter(logs.EventFormatter):
+    """Formats a record as its sentence; one without a sentence, or with a traceback, as ``event key=value``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, always."""
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        event = str(record.msg).partition(" ")[0]
+        event %= arguments[: event.count("%s")]
+        sentence = SENTENCES.get(event)
+        names = _ARGUMENT.findall(str(record.msg))
+        values = {name: _Value(argument) for name, argument in zip(names, arguments, strict=False)}
+        if sentence is None or record.exc_info:
+            return super().format(record)
+        try:
+            return sentence.format_map(values)
+        except KeyError:  # a value was renamed: its plain line is better than none
+            return super().format(record)
+
+
+class _Value:
+    """A value of an event that formats itself for people."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __format__(self, spec: str) -> str:
+        value = self._value
+        if isinstance(value, int | float) and spec:
+            return duration(value) if spec == "time" else count(int(value), spec)
+        return f"{value:,}" if isinstance(value, int) else harmless(str(value))

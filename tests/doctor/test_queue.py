@@ -170,7 +170,7 @@ def test_suspects_of_ending_workers_are_told(facts: Facts, store: Store) -> None
         claim(store, who)
         deaths.reclaim(store, worker=who, beat=None, vanished=True)
     what = found(facts)["queue.poisoned"].what
-    assert what == f"4 requests of {batch.id} were running when an engine or a worker died, 2 times"
+    assert what == f"4 requests of {batch.id} were running when an engine or a worker crashed, 2 times"
 
 
 def test_files_that_do_not_match(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from vbatch import config
 from vbatch.errors import ConfigError, ExitCode, UsageError
-from vbatch.store.url import parse_url, sqlite_path
+from vbatch.store.database.backends import backend_of
 
 
 @pytest.fixture(autouse=True)
@@ -149,4 +149,4 @@ def test_any_folder_can_hold_the_store(tmp_path: Path, monkeypatch: pytest.Monke
     """Mutant: a path pasted into a URL; the store is then in a folder that nobody named."""
     folder = tmp_path / "a #1 100%20?"
     monkeypatch.setenv("VBATCH_DATA_DIR", str(folder))
-    assert sqlite_path(parse_url(config.load().store_url)) == folder / "vbatch.db"
+    assert backend_of(config.load().store_url).file == folder / "vbatch.db"

@@ -161,6 +161,18 @@ class Settings(BaseSettings):
             return self.database_url.get_secret_value()
         return f"sqlite:///{quote(str(self.data_dir / 'vbatch.db'))}"
 
+    def model_path(self, model: str) -> str:
+        """Where vLLM finds this model: the configured path, a folder of the cache, or the name itself."""
+        configured = self.models[model].path if model in self.models else None
+        if configured is not None:
+            return str(Path(configured).expanduser())
+        cached = self.cache_dir / "models" / model
+        return str(cached) if cached.is_dir() else model
+
+    def engine_args(self, model: str) -> tuple[str, ...]:
+        """All of vLLM's flags for this model."""
+        return (*self.defaults.args, *(self.models[model].args if model in self.models else ()))
+
 
 class _Environment(EnvSettingsSource):
     """The ``VBATCH_*`` variables; there is none for a table of the file."""

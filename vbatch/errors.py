@@ -89,7 +89,7 @@ class OutputPathError(VbatchError):
 class StoreUnreachable(VbatchError):
     """The job store cannot be reached at the moment.
 
-    ``fault`` is one of ``vbatch.store.faults.Fault``.
+    ``fault`` is one of ``vbatch.store.database.faults.Fault``.
     """
 
     code = "store_unreachable"

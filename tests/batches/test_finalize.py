@@ -9,7 +9,7 @@ import pytest
 from tests.store.filling import answers_to, claim, take_in, worker
 from vbatch import batches
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, answers, catalog, endings, queue
+from vbatch.store import Store, catalog, finalization, queue, results
 from vbatch.store.records import Batch
 
 
@@ -28,7 +28,7 @@ def test_a_batch_that_one_worker_cannot_write_is_offered_to_the_others(store: St
     other = worker(store, pid=2)
     with pytest.raises(OSError, match="No such file"):
         batches.finalize(store, batch, by=who)
-    (offered,) = endings.to_finalize(store, by=other)
+    (offered,) = finalization.to_finalize(store, by=other)
     (tmp_path / "gone").mkdir()
     ended = batches.finalize(store, offered, by=other)
     assert ended is not None
@@ -38,12 +38,12 @@ def test_a_batch_that_one_worker_cannot_write_is_offered_to_the_others(store: St
 def test_no_file_is_made_of_a_batch_that_is_being_deleted(store: Store, tmp_path: Path) -> None:
     """Half of its rows may be gone already. Mutant: ``answers`` that does not look at the end whether it is there."""
     batch, who = answered(store, tmp_path)
-    reading = answers.in_file_order(store, pk=batch.pk)
-    assert endings.start_finalizing(store, pk=batch.pk, by=who) is not None
+    reading = results.in_file_order(store, pk=batch.pk)
+    assert finalization.start_finalizing(store, pk=batch.pk, by=who) is not None
     next(reading)
     catalog.delete_batch(store, pk=batch.pk, force=True)
     with pytest.raises(NoSuchBatch):
         list(reading)
     with pytest.raises(NoSuchBatch):
-        endings.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+        finalization.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
     assert list(tmp_path.glob("*.jsonl")) == []

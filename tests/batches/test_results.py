@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion
 
 from tests.rigs.commands import Home, chat, chats
 from tests.rigs.waiting import until
-from vbatch.store import Store, answers, catalog
+from vbatch.store import Store, catalog, results
 
 LINE_KEYS = ["id", "custom_id", "response", "error"]
 
@@ -101,7 +101,7 @@ def test_a_retry_is_a_new_batch_of_the_same_bytes(home: Home) -> None:
     assert again.request_counts.total == 1
     home.run("run-worker", "--engine", "echo", "--drain")
     with closing(Store(home.database_url)) as store:
-        (stored,) = answers.failed_requests(store, pk=catalog.find(store, again.id).pk)
+        (stored,) = results.failed_requests(store, pk=catalog.find(store, again.id).pk)
     assert stored.body == body
     (line,) = lines(home.path / "a.errors.retry.jsonl")
     assert line["custom_id"] == "odd"

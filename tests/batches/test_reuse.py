@@ -9,7 +9,7 @@ from tests.rigs.commands import chats
 from tests.rigs.queued import Queued, queued
 from tests.store.filling import answers_to, claim, worker
 from vbatch import batches
-from vbatch.store import Store, catalog, endings, queue, registry
+from vbatch.store import Store, catalog, finalization, queue, registry
 
 
 def work(store: Store, *, statuses: list[int]) -> None:
@@ -18,7 +18,7 @@ def work(store: Store, *, statuses: list[int]) -> None:
     (lease,) = claim(store, who, model="echo")
     for request, status in zip(lease.requests, statuses, strict=True):
         queue.flush(store, worker=who, results=answers_to(lease, [request], status=status))
-    for batch in endings.to_finalize(store, by=who):
+    for batch in finalization.to_finalize(store, by=who):
         batches.finalize(store, batch, by=who)
     registry.stop(store, worker=who)
 

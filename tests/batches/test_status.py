@@ -8,9 +8,10 @@ from datetime import timedelta
 import pytest
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch import batches, processes
+from vbatch import batches
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, queue, registry
+from vbatch.system import processes
 
 
 def test_the_pace_is_that_of_the_workers_at_work(store: Store) -> None:

@@ -13,10 +13,11 @@ from tests.batches.test_reuse import work
 from tests.rigs.commands import chats
 from tests.rigs.queued import queued
 from tests.store.filling import new_batch
-from vbatch import batches, processes
+from vbatch import batches
 from vbatch.batches import InputFile, SubmitOptions
 from vbatch.errors import InputUnreadable, StoreUnreachable
-from vbatch.store import Store, catalog, ingest, unaccepted
+from vbatch.store import Store, catalog, ingest, staging
+from vbatch.system import processes
 
 LINE = b'{"custom_id": "r-%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}\n'
 
@@ -80,7 +81,7 @@ def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -
     dead = replace(me, start_ticks=me.start_ticks + 1)
     paths = {"output_path": f"{tmp_path}/again.jsonl", "error_path": f"{tmp_path}/again.errors.jsonl"}
     with pytest.MonkeyPatch.context() as killed:
-        killed.setattr(unaccepted, "take_back", lambda *_args: None)
+        killed.setattr(staging, "take_back", lambda *_args: None)
         with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
             pass
     again = batches.retry(store, first.id, output=tmp_path / "again.jsonl")

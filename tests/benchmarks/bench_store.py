@@ -31,7 +31,7 @@ def finish(store: Store, requests: int) -> None:
     batch = take_in(store, 1)
     series = (
         "WITH RECURSIVE series(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :count) "
-        if store.sqlite
+        if store.file is not None
         else "WITH series AS (SELECT generate_series(1, :count) AS n) "
     )
 

@@ -49,7 +49,7 @@ def main() -> None:
 def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency: timedelta) -> None:
     store = Store(url)
     store.prepare()
-    kind = "SQLite" if store.sqlite else "PostgreSQL"
+    kind = "SQLite" if store.file is not None else "PostgreSQL"
     rates: dict[int, list[float]] = {1: [], MANY: []}
     for round_ in range(rounds):
         for workers, seen in rates.items():

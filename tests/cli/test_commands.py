@@ -342,7 +342,7 @@ def test_waiting_for_the_store_is_visible(cli: Cli, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VBATCH_DATABASE_URL", "postgresql://me@127.0.0.1:1/none")
     started = time.monotonic()
     done = cli("list")
-    assert "waiting for the store: nobody listens there (connection refused)" in done.err
+    assert "waiting for the store: no server listens there (connection refused)" in done.err
     assert time.monotonic() - started < 50, "it took the patience of a minute"
 
 

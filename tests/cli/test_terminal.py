@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -21,7 +23,15 @@ CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Terminal:
     """One vbatch command in a terminal of 100 columns."""
 
-    def __init__(self, cli: Cli, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, cli: Cli, *arguments: str, ignored: signal.Signals | None = None, **environment: str
+    ) -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            if ignored is not None:
+                signal.signal(ignored, signal.SIG_IGN)
+
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", "vbatch", *arguments],
@@ -30,7 +40,7 @@ class Terminal:
             dimensions=(30, 100),
             encoding="utf-8",
             codec_errors="replace",
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+            preexec_fn=prepare,
             timeout=SILENCE,
         )
 
@@ -78,12 +88,59 @@ def test_a_second_ctrl_c_stops_at_once(busy: Cli) -> None:
     assert "\x1b[?25l" not in rest.rpartition("\x1b[?25h")[2], "the cursor stays hidden"
 
 
+@pytest.mark.parametrize("hangs_up", [True, False], ids=["SIGHUP", "no SIGHUP"])
+def test_a_worker_outlives_its_terminal(cli: Cli, hangs_up: bool) -> None:
+    """The window is closed while a request runs. With SIGHUP ignored, as by ``setsid``, the worker works on.
+
+    Mutant: run_worker without outlive_readers; the live view's next line is then an error (EIO) inside the worker.
+    """
+    batch_id = cli.submit("a.jsonl", [chat("long", "long", echo="slow:3")])
+    worker = Terminal(
+        cli, "run-worker", "--engine", "echo", "--drain", ignored=None if hangs_up else signal.SIGHUP
+    )
+    worker.expect("1 running")
+    os.close(worker.child.child_fd)
+    _, status = os.waitpid(worker.child.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    batch = cli("status", batch_id, "--json").document
+    assert batch["request_counts"]["completed"] == 1
+    assert batch["status"] == "completed"
+
+
+def test_a_worker_outlives_the_reader_of_its_log(cli: Cli) -> None:
+    """``vbatch run-worker 2>&1 | tee night.log``, and tee is gone. Mutant: as above; it then exits with 120."""
+    batch_id = cli.submit("a.jsonl", [chat("long", "long", echo="slow:2")])
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "vbatch", "run-worker", "--engine", "echo", "--drain"],
+        cwd=cli.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert worker.stdout is not None
+    while b"engine.loaded" not in worker.stdout.readline():
+        pass
+    worker.stdout.close()
+    assert worker.wait(timeout=30) == 0
+    assert cli("status", batch_id, "--json").document["status"] == "completed"
+
+
 def test_a_drained_worker_says_so(cli: Cli) -> None:
     cli.submit("a.jsonl", chats(3))
     code, text = Terminal(cli, "run-worker", "--engine", "echo", "--drain").end()
     assert code == 0
     assert "is completed: 3 requests answered, 0 failed" in text
     assert "the queue is empty: 3 results saved in" in text
+
+
+def test_a_drained_worker_names_what_it_left(cli: Cli) -> None:
+    """With the command for it. Mutant: "the queue is empty"."""
+    cli.submit("a.jsonl", chats(3))
+    cli.submit("b.jsonl", chats(2, model="qwen-8b"))
+    code, text = Terminal(cli, "run-worker", "--engine", "echo", "--drain").end()
+    assert code == 0
+    assert "nothing is left for this worker: 3 results saved in" in text
+    command = "vbatch run-worker --engine vllm"
+    assert f"2 requests for qwen-8b wait for a worker with vLLM: {command}" in " ".join(text.split())
 
 
 def test_watch_follows_to_the_end(busy: Cli) -> None:
@@ -122,7 +179,7 @@ def test_ctrl_c_leaves_a_watch(busy: Cli) -> None:
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colours(cli: Cli, environment: dict[str, str], coloured: bool) -> None:
+def test_colours(cli: Cli, environment: dict[str, Any], coloured: bool) -> None:
     cli.submit("a.jsonl", chats(1))
     code, text = Terminal(cli, "status", "batch_", **environment).end()
     assert code == 0

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.nvml import StandInDriver
-from vbatch import config, gpu, preflight
-from vbatch.doctor import driver as driver_checks
-from vbatch.doctor import memory
+from vbatch import config, gpu
+from vbatch.doctor.checks import driver as driver_checks
+from vbatch.doctor.checks import gpu_memory
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.engine import EngineStartFailed
+from vbatch.gpu_memory import check as memory_check
 from vbatch.store import Store
 
-CHECKS = (*driver_checks.CHECKS, *memory.CHECKS)
+CHECKS = (*driver_checks.CHECKS, *gpu_memory.CHECKS)
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +120,9 @@ def test_a_file_of_flags_is_vllms_to_read(driver: StandInDriver) -> None:
     """It may ask for less. Mutant: refusing by the default share, for ever."""
     driver.has(leak=10 << 30)
     store = Store("sqlite:////nowhere")
-    preflight.require_room(store, state_dir=Path(), gpu=None, args=("--config", "flags.yaml"))
+    memory_check.require(store, state_dir=Path(), gpu=None, args=("--config", "flags.yaml"))
     with pytest.raises(EngineStartFailed, match="would be needed"):
-        preflight.require_room(store, state_dir=Path(), gpu=None, args=())
+        memory_check.require(store, state_dir=Path(), gpu=None, args=())
 
 
 def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.M
     finding = found()["gpu.not_found"]
     assert (finding.level, finding.passing) == (Level.FAIL, True)
     with pytest.raises(EngineStartFailed) as refused:
-        preflight.require_room(Store("sqlite:////nowhere"), state_dir=Path(), gpu=None, args=())
+        memory_check.require(Store("sqlite:////nowhere"), state_dir=Path(), gpu=None, args=())
     assert refused.value.transient
     monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: False)
     assert found()["gpu.none"].level is Level.SKIP

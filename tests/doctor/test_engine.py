@@ -9,7 +9,7 @@ import pytest
 
 from tests.rigs.nvml import GIB, StandInDriver
 from vbatch import config
-from vbatch.doctor import engine, models
+from vbatch.doctor.checks import engine, models
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.engine import installed

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.store.filling import take_in
-from vbatch import config, processes
-from vbatch.disks import Mount, hub_cache, mount_of
-from vbatch.doctor import host
+from vbatch import config
+from vbatch.doctor.checks import host
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.store import Store, registry
+from vbatch.system import processes
+from vbatch.system.disks import Mount, hub_cache, mount_of
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
@@ -55,7 +56,7 @@ def test_a_clock_that_was_set_back(facts: Facts, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(host, "_newest_record", lambda _facts: datetime.now(UTC) + timedelta(hours=30))
     found = by_id(host._clock(facts))["host.clock"]
     assert found.level is Level.WARN
-    assert "29 h 59 min behind" in found.what
+    assert "1 d 5 h behind" in found.what
 
 
 @root
@@ -105,7 +106,7 @@ def test_few_open_files() -> None:
     script = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n"
-        "from vbatch.doctor import host\n"
+        "from vbatch.doctor.checks import host\n"
         "print([str(one.level) for one in host._limits(None) if one.id == 'host.files'])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -118,7 +119,7 @@ def test_little_shared_memory() -> None:
     """A container's 64 MiB, made for one process. Mutant: no look; an engine dies of it with words of its own."""
     script = (
         'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" -c \''
-        "from vbatch.doctor import host\n"
+        "from vbatch.doctor.checks import host\n"
         'print([(str(one.level), one.what) for one in host._limits(None) if one.id == "host.shm"])\''
     )
     command = ["unshare", "--mount", "sh", "-c", script, sys.executable]

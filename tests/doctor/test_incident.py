@@ -147,7 +147,7 @@ def test_the_worker_clears_the_gpu_by_itself(home: Home, store: Store, driver: S
 def test_the_worker_does_not_load_into_too_little_memory(
     home: Home, store: Store, driver: StandInDriver
 ) -> None:
-    """Three attempts, then the words of doctor, and 69. Mutant: no ``require_room`` before the load."""
+    """Three attempts, then the words of doctor, and 69. Mutant: no ``memory_check.require`` before the load."""
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
         batch = home.submit(chats(1, model="smol"))
@@ -228,9 +228,9 @@ def test_the_whole_incident_in_one_command(
     assert "14.4 GiB of GPU memory came back" in done.stdout
     assert "label-studio is healthy" in done.stdout
     assert "leave it alone" in done.stdout
-    told = f"; {saved} of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+    told = f"; {saved} of 600 requests are saved; nothing was lost; the work continues when a worker runs"
     assert told in done.stdout
-    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker"
+    assert done.stdout.splitlines()[-1] == "next: vbatch run-worker --engine echo"
 
     home.run("run-worker", "--engine", "echo", "--drain")
     answered = Lines.of(home.batch(batch))
@@ -263,7 +263,7 @@ def test_a_ledger_that_cannot_be_read_is_said_and_waited_for(
         said = levels(document)
         assert (said["gpu.orphan"], said["gpu.unproven"], said["gpu.memory"]) == ("skip", "warn", "fail")
         assert f"kill {engine.pid}" not in json.dumps(document)
-        assert "outlived its worker" not in json.dumps(document["findings"])
+        assert "left behind by a dead worker" not in json.dumps(document["findings"])
         assert engine.alive()
         threading.Timer(3, lambda: setattr(proxy, "mood", Mood.FORWARD)).start()
         examined(home, "gpu", "--fix", "--yes", "--wait", "60s", code=0)

@@ -12,15 +12,17 @@ import pytest
 from tests.doctor.test_driver import CHECKS, empty_home, found, gpu_build  # noqa: F401  (two fixtures)
 from tests.rigs import engines
 from tests.rigs.nvml import GIB, TOTAL, StandInDriver
-from vbatch import config, gpu, preflight
-from vbatch.doctor import memory
+from vbatch import config, gpu
+from vbatch.doctor.checks import gpu_memory
 from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Level
 from vbatch.doctor.running import Conduct, examine
-from vbatch.holders import Holder, Kind
-from vbatch.processes import Ended
+from vbatch.gpu_memory import check as memory_check
+from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.store import Store, registry
+from vbatch.system.processes import Ended
 
 
 def test_memory_that_is_not_told_is_left_to_vllm(driver: StandInDriver) -> None:
@@ -88,7 +90,7 @@ def test_a_defunct_holder_leads_to_its_parent(driver: StandInDriver) -> None:
 def test_no_gpu_memory_is_needed_where_nothing_computes_on_it(
     driver: StandInDriver, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """As ``require_room``. Mutant: no look at ``needs_gpu``."""
+    """As ``memory_check.require``. Mutant: no look at ``needs_gpu``."""
     driver.has(leak=14 * GIB)
     monkeypatch.setenv("VBATCH_ENGINE", "echo" if engine == "echo" else "vllm")
     monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: engine == "echo")
@@ -121,7 +123,7 @@ def test_a_worker_that_the_driver_does_not_list(
         registry.register(store, identity=identity, engine="vllm", gpu_uuid=None)
         settings.state_dir.mkdir(parents=True)
         holds = other.pid if who == "another one" else identity.pid
-        preflight._lock_of(settings.state_dir, 0).write_text(str(holds))
+        gpu_locks._lock_of(settings.state_dir, 0).write_text(str(holds))
         findings = found()
     at_work = who == "the worker"
     assert findings["gpu.memory"].level is (Level.INFO if at_work else Level.FAIL)
@@ -135,7 +137,7 @@ def test_a_gpu_that_is_named_by_its_uuid(driver: StandInDriver, monkeypatch: pyt
     assert cards[0].uuid != cards[1].uuid
     for card in cards:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", card.uuid)
-        assert preflight.index(None) == card.index
+        assert gpu_locks.index(None) == card.index
         levels = [one.level for one in examine(CHECKS, Facts(settings=config.load()), Conduct()).findings]
         assert (Level.FAIL in levels) == (card.index == 0)
 
@@ -156,7 +158,7 @@ def test_only_who_is_in_the_way_is_proposed(used: list[int | None], proposed: li
     card = gpu.Gpu(
         index=0, uuid="u", name="n", total=16 * GIB, free=2 * GIB, used=14 * GIB, memory_known=True
     )
-    room = preflight.Room(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), ghost=0)
+    room = memory_check.MemoryCheck(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), ghost=0)
     expected = tuple(f"kill {number}" for number in proposed)
     assert room.remedies == (expected or ("nvidia-smi",))
 
@@ -172,7 +174,7 @@ def test_a_repair_that_fails_proposes_something_else(
     store = Store(config.load().store_url)
     store.prepare()
     monkeypatch.setattr(
-        "vbatch.orphans.end", lambda _store, found, _state_dir: {found[0].identity.pid: outcome}
+        "vbatch.recovery.orphans.end", lambda _store, found, _state_dir: {found[0].identity.pid: outcome}
     )
     with engines.orphan() as engine:
         engines.in_ledger(
@@ -200,4 +202,4 @@ def test_freed_is_what_was_measured(
         driver.has((engine.pid, 14 * GIB))
         assert facts.gpu.gpus[0].used == 14 * GIB
         driver.has(leak=8 * GIB)
-        assert memory._end(facts, [entry]) == "ended, 6.0 GiB of GPU memory came back"
+        assert gpu_memory._end(facts, [entry]) == "ended, 6.0 GiB of GPU memory came back"

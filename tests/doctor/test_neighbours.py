@@ -15,10 +15,9 @@ import pytest
 
 from tests.rigs.commands import Home
 from vbatch import config
-from vbatch.doctor import neighbours
-from vbatch.doctor.checks import Check, Group
+from vbatch.doctor.checks import neighbours
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.findings import Check, Finding, Level
 from vbatch.doctor.running import Conduct, examine
 
 
@@ -192,7 +191,7 @@ def test_a_check_that_hangs_here_is_a_warning() -> None:
         release.wait(60)
         return []
 
-    check = Check(name="neighbours.health", group=Group.NEIGHBOURS, run=hang, limit=timedelta(seconds=0.1))
+    check = Check(name="neighbours.health", finds=(neighbours.NONE,), run=hang, limit=timedelta(seconds=0.1))
     (finding,) = examine([check], Facts(settings=config.load()), Conduct()).findings
     release.set()
     assert (finding.id, finding.level) == ("neighbours.hanging", Level.WARN)

@@ -17,11 +17,13 @@ from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.store.filling import claim, take_in
 from vbatch import config
-from vbatch.doctor import queue as checks
-from vbatch.doctor import service, story
-from vbatch.doctor import store as store_checks
+from vbatch.doctor.checks import models as model_checks
+from vbatch.doctor.checks import power, service, sqlite
+from vbatch.doctor.checks import queue as checks
+from vbatch.doctor.checks import store as store_checks
+from vbatch.doctor.checks.gpu_memory import wanted_models
 from vbatch.doctor.facts import Facts
-from vbatch.doctor.findings import Finding, Level, info, ok, skip
+from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
 from vbatch.store import Store, deaths, queue, registry
@@ -58,15 +60,15 @@ def test_what_waits_without_a_worker(facts: Facts, store: Store) -> None:
 @pytest.mark.parametrize(
     ("unit", "level", "command"),
     [
-        (ok("service.running", "vbatch-worker@0 is activating"), Level.OK, None),
-        (Finding(id="service.failed", level=Level.WARN, what="between two tries"), Level.OK, None),
+        (service.RUNNING.ok("vbatch-worker@0 is activating"), Level.OK, None),
+        (service.FAILED.warn("between two tries"), Level.OK, None),
         (
-            Finding(id="service.failed", level=Level.FAIL, what="x", commands=("journalctl", "again")),
+            service.FAILED.fail("x", commands=("journalctl", "again")),
             Level.INFO,
             "again",
         ),
-        (info("service.stopped", "x", commands=("systemctl start x",)), Level.INFO, "systemctl start x"),
-        (skip("service.none", "no service to look at"), Level.INFO, "vbatch run-worker"),
+        (service.STOPPED.info("x", commands=("systemctl start x",)), Level.INFO, "systemctl start x"),
+        (service.NONE.skip("no service to look at"), Level.INFO, "vbatch run-worker"),
     ],
 )
 @pytest.mark.usefixtures("waiting")
@@ -87,8 +89,41 @@ def waiting(store: Store) -> None:
 def test_what_waits_with_one(facts: Facts, store: Store) -> None:
     take_in(store, 300)
     with engines.child() as process:
-        registry.register(store, identity=process.identity, engine="echo", gpu_uuid=None)
+        registry.register(store, identity=process.identity, engine="vllm", gpu_uuid=None)
         assert found(facts)["queue.no_worker"].level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "command"),
+    [("echo", "qwen-8b", "vbatch run-worker"), ("vllm", "echo", "vbatch run-worker --engine echo")],
+)
+def test_what_waits_with_a_worker_of_another_engine(
+    facts: Facts, store: Store, engine: str, model: str, command: str
+) -> None:
+    """Mutant: any worker is taken for one that serves what waits; "what waits goes on by itself", and nothing does."""
+    take_in(store, [model] * 3)
+    with engines.child() as process:
+        registry.register(store, identity=process.identity, engine=engine, gpu_uuid=None)
+        finding = found(facts)["queue.no_worker"]
+        assert (finding.level, finding.what) == (Level.WARN, f"no worker can serve {model}")
+        assert finding.commands == (command,)
+
+
+def test_the_service_of_another_engine_is_named(
+    facts: Facts, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it starts its worker. Mutant: "the service brings one", which then leaves everything alone."""
+    take_in(store, ["echo"] * 3)
+    monkeypatch.setattr(Facts, "of_service", True)
+    assert found(facts)["queue.no_worker"].commands == ("vbatch run-worker --engine echo",)
+
+
+def test_no_model_is_looked_for_that_the_engine_leaves_alone(facts: Facts, store: Store) -> None:
+    """Mutant: ``wanted_models`` without ``serves``; doctor then proposes "hf download echo"."""
+    take_in(store, ["echo", "qwen-8b"])
+    assert wanted_models(facts) == {"qwen-8b"}
+    findings = examine((*store_checks.CHECKS, *model_checks.CHECKS), facts, Conduct()).findings
+    assert [found.commands for found in findings if found.id == "engine.model"] == [("hf download qwen-8b",)]
 
 
 def test_chunks_of_the_dead_are_given_back_only_when_asked(facts: Facts, store: Store) -> None:
@@ -99,7 +134,7 @@ def test_chunks_of_the_dead_are_given_back_only_when_asked(facts: Facts, store: 
     assert queue.waiting(store) != []
     assert len(claim(store, dead_worker(store), chunks=9)) == 1  # two of three are still leased
     fixed = found(facts, fix=True)["queue.stale"]
-    assert (fixed.level, "3 given back" in fixed.what) == (Level.FIXED, True)
+    assert (fixed.level, "3 returned" in fixed.what) == (Level.FIXED, True)
     assert len(claim(store, dead_worker(store), chunks=9)) == 3
 
 
@@ -126,6 +161,18 @@ def test_suspects_are_told(facts: Facts, store: Store) -> None:
     assert batch.id in found(facts)["queue.poisoned"].what
 
 
+def test_suspects_of_ending_workers_are_told(facts: Facts, store: Store) -> None:
+    """Mutant: a look at the deaths of engines alone."""
+    batch = take_in(store, 4)
+    for number in range(2):
+        assert found(facts)["queue.poisoned"].level is Level.OK, number
+        who = dead_worker(store)
+        claim(store, who)
+        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+    what = found(facts)["queue.poisoned"].what
+    assert what == f"4 requests of {batch.id} were running when an engine or a worker died, 2 times"
+
+
 def test_files_that_do_not_match(tmp_path: Path) -> None:
     """Mutant: looking for the file alone."""
     home = Home(tmp_path, f"sqlite:///{tmp_path / 'vbatch.db'}", {"VBATCH_ENGINE": "echo"})
@@ -141,7 +188,7 @@ def test_files_that_do_not_match(tmp_path: Path) -> None:
     output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:15]))
     assert "has 15 lines; vbatch wrote 20" in line()
     output.unlink()
-    assert "is not there any more" in line()
+    assert "is no longer there" in line()
     batch = home.run("list", "--quiet").stdout.strip()
     home.run("results", batch, "-o", output)
     assert line() == ""
@@ -235,9 +282,9 @@ def test_of_a_store_that_is_not_sound_nothing_is_said_or_repaired(
     registry.register(
         store, identity=replace(engines.dead_identity(), boot_id="before"), engine="echo", gpu_uuid=None
     )
-    broken = Finding(id="store.damaged", level=Level.FAIL, what="it is damaged")
+    broken = sqlite.DAMAGED.fail("it is damaged", commands=())
     state = replace(store_checks.CHECKS[1], run=lambda _facts: [broken])
-    checked = (store_checks.CHECKS[0], state, *story.CHECKS, *checks.CHECKS)
+    checked = (store_checks.CHECKS[0], state, power.CHECKS[0], *checks.CHECKS)
     findings = examine(checked, facts, Conduct(may_repair=lambda _finding: True)).findings
     said = [finding.what for finding in findings if finding.id.startswith(("queue", "host"))]
     assert set(said) == {"skipped: needs a sound store"}

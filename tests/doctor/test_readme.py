@@ -1,4 +1,4 @@
-"""The README's screens of doctor, played on the incident made anew; its table of findings is generated."""
+"""The README's screens of doctor, played on the incident made again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.rigs.nvml import GIB, StandInDriver
-from tests.rigs.readme import README, parse_steps
+from tests.rigs.readme import consoles
 from tests.test_docs import pattern, shape
 from vbatch.store import COMMAND_PATIENCE, Store
 
@@ -18,13 +18,13 @@ from vbatch.store import COMMAND_PATIENCE, Store
 @pytest.mark.usefixtures("gpu_build")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_screens_of_doctor(home: Home, driver: StandInDriver, tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```console doctor\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    home.submit(chats(5000))
+    (steps,) = consoles("doctor")
+    home.submit(chats(5000, model="qwen-8b"))
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     with engines.orphan() as engine:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=home.state_dir)
         driver.has((engine.pid, round(14.37 * GIB)))
-        for step in parse_steps(text):
+        for step in steps:
             assert step.command is not None
             command = step.command.split()
             assert command[0] == "vbatch"

@@ -12,10 +12,10 @@ import pytest
 from tests.rigs.commands import Home
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 from tests.rigs.waiting import cpu_seconds, until
-from vbatch import processes
 from vbatch.engine import smollm
-from vbatch.identity import ProcessIdentity
 from vbatch.store import COMMAND_PATIENCE, Store, registry
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 # Python runs this at each start: the guard arms itself as ever, but never acts.
 _WITHOUT_THE_GUARDS_END = """

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from vbatch import config
-from vbatch.doctor.checks import Check, Group
 from vbatch.doctor.facts import Facts, NothingStored
-from vbatch.doctor.findings import Finding, Level, Repair, RepairFailed, exit_code, ok
+from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed, exit_code
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
 
@@ -24,11 +23,19 @@ def facts() -> Facts:
 
 
 def check(name: str, run: Callable[[Facts], Iterable[Finding]], **fields: Any) -> Check:
-    return Check(name=name, group=Group(name.partition(".")[0]), run=run, **fields)
+    return Check(name=name, finds=(entry(name),), run=run, **fields)
 
 
 def fails(finding: str = "store.starting", **fields: Any) -> Finding:
-    return Finding(id=finding, level=Level.FAIL, what="it is away", **fields)
+    return entry(finding).fail("it is unreachable", **fields)
+
+
+def ok(finding: str, what: str) -> Finding:
+    return entry(finding).ok(what)
+
+
+def entry(finding: str) -> Entry:
+    return Entry(id=finding, means="it means this")
 
 
 def test_what_follows_from_a_failed_check_is_skipped(facts: Facts) -> None:
@@ -41,7 +48,7 @@ def test_what_follows_from_a_failed_check_is_skipped(facts: Facts) -> None:
 
     found = examine(
         [
-            check("store.reach", lambda _: [fails()]),
+            check("store.reach", lambda _: [fails()], provides="the store"),
             check("queue.stale", never, needs=("store.reach",)),
             check("queue.outputs", never, needs=("queue.stale",)),
         ],
@@ -85,7 +92,7 @@ def test_a_check_that_crashes_stops_no_other(facts: Facts) -> None:
     assert "by zero" in found[0].what
 
 
-def test_what_was_found_before_a_crash_is_told(facts: Facts) -> None:
+def test_what_was_found_before_a_crash_is_reported(facts: Facts) -> None:
     """Mutant: the crash alone; it is a warning, and a disk that is read-only would end with 0."""
 
     def crash(_facts: Facts) -> Iterable[Finding]:
@@ -97,7 +104,7 @@ def test_what_was_found_before_a_crash_is_told(facts: Facts) -> None:
 
 
 def test_what_needs_a_check_that_crashed_is_skipped(facts: Facts) -> None:
-    """Mutant: taking what nobody could look at for well."""
+    """Mutant: taking what could not be checked for well."""
 
     def crash(_facts: Facts) -> Iterable[Finding]:
         raise ZeroDivisionError
@@ -128,7 +135,7 @@ def test_what_passes_is_waited_for(facts: Facts) -> None:
         Conduct(patience=timedelta(seconds=30), waiting=lambda finding, _seconds: told.append(finding.what)),
     )
     assert [finding.level for finding in examination.findings] == [Level.OK]
-    assert told == ["it is away"] * 2
+    assert told == ["it is unreachable"] * 2
 
 
 def test_what_does_not_pass_is_not_waited_for(facts: Facts) -> None:
@@ -194,8 +201,8 @@ def test_a_repaired_check_lets_the_next_look_anew(facts: Facts) -> None:
     assert "gpu" not in facts.__dict__
 
 
-def test_what_a_person_must_mend_ends_all_waiting(facts: Facts) -> None:
-    """Mutant: the deadline kept: a bad URL would be told after a minute of waiting for the driver."""
+def test_what_a_person_must_fix_ends_all_waiting(facts: Facts) -> None:
+    """Mutant: the deadline kept: a bad URL would be reported after a minute of waiting for the driver."""
     told: list[str] = []
     examination = examine(
         [
@@ -209,7 +216,7 @@ def test_what_a_person_must_mend_ends_all_waiting(facts: Facts) -> None:
     assert exit_code(examination.findings) is ExitCode.MISCONFIGURED
 
 
-def test_what_must_be_mended_goes_before_what_passes() -> None:
+def test_what_must_be_fixed_goes_before_what_passes() -> None:
     """Mutant: 75 before 78; systemd would start the worker again and again."""
     both = [
         fails(passing=True, exit_code=ExitCode.STORE_UNREACHABLE),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import getpass
+import importlib
 import json
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -17,14 +16,11 @@ from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.waiting import SILENCE
-from vbatch import doctor
-from vbatch.doctor import catalogue
-from vbatch.doctor.checks import Group
-from vbatch.holders import Kind
+from vbatch.doctor import checks, registry
+from vbatch.doctor.findings import Entry
+from vbatch.gpu_memory.holders import Kind
 from vbatch.store import COMMAND_PATIENCE, Store
-from vbatch.store.faults import Fault
-
-ID = re.compile(rf"(?:{'|'.join(Group)})\.[a-z0-9_]+")
+from vbatch.store.database.faults import Fault
 
 
 @pytest.fixture
@@ -35,37 +31,52 @@ def home(tmp_path: Path) -> Home:
     return home
 
 
-def test_every_finding_is_documented() -> None:
-    """Mutant: a finding without its line in MEANINGS, or a line without its finding."""
-    sources = [ast.parse(path.read_text()) for path in Path(doctor.__file__).parent.glob("*.py")]
-    emitted = {name for source in sources for name in _emitted(source)}
-    emitted |= {f"gpu.{kind}" for kind in Kind} | {f"store.{fault}" for fault in Fault}
-    emitted |= {check.name for check in catalogue.checks() if check.needs}  # they may be skipped
-    documented = set(catalogue.meanings()) - {"GROUP.crashed", "GROUP.hanging"}
-    assert emitted == documented
+def test_every_finding_has_one_entry_and_every_entry_a_finding() -> None:
+    """A finding is made by an entry alone. Mutants: an entry that no check declares, that no check reports, or whose
+    blanks are not filled; an entry made within a check.
+    """
+    declared = [entry for check in registry.CHECKS for entry in check.finds]
+    assert len({entry.id for entry in declared}) == len(set(declared)), "two entries have one id"
+    of_skipped = {check.finds[0].id for check in registry.CHECKS if check.needs}
+    assert of_skipped == {check.name for check in registry.CHECKS if check.needs}
+    reported = set(of_skipped)
+    made: set[str] = set()
+    for path in Path(checks.__file__).parent.glob("[a-z]*.py"):
+        module = importlib.import_module(f"vbatch.doctor.checks.{path.stem}")
+        tree = ast.parse(path.read_text())
+        made |= {entry.id for value in vars(module).values() for entry in _entries(value)}
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        for node in (node for function in functions for node in ast.walk(function)):
+            match node:
+                case ast.Call(func=ast.Name(id="Entry")):
+                    pytest.fail(f"{path.name}:{node.lineno} makes an entry within a function")
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)) if name.isupper():
+                    (entry,) = _entries(getattr(module, name)) or (None,)
+                    if entry is not None:
+                        reported.add(entry.id)
+                        filled = {keyword.arg for keyword in node.keywords} & {"values", "commands"}
+                        blanks = any("{" in command for command in entry.commands)
+                        assert attr in ("ok", "skip") or filled or not blanks, f"{path.name}:{node.lineno}"
+                case ast.Subscript(value=ast.Name(id=name)) if name.isupper():
+                    reported |= {entry.id for entry in _entries(getattr(module, name))}
+    assert made == reported == {entry.id for entry in declared}
+    assert {f"gpu.{kind}" for kind in Kind} | {f"store.{fault}" for fault in Fault} <= reported
 
 
-def _emitted(node: ast.AST) -> Iterator[str]:
-    """Yield the ids in the code, but for those that only document, declare or name a check."""
-    match node:
-        case ast.Constant(value=str(text)) if ID.fullmatch(text):
-            yield text
-        case ast.Assign(targets=[ast.Name(id="MEANINGS" | "_NEED_WORDS" | "_NEEDS")]):
-            return
-        case ast.AnnAssign(target=ast.Name(id="MEANINGS")) | ast.Compare():
-            return
-        case ast.Call(func=ast.Name(id="Check" | "need_in_words")):
-            return
-        case _:
-            for child in ast.iter_child_nodes(node):
-                yield from _emitted(child)
+def _entries(value: object) -> list[Entry]:
+    match value:
+        case Entry():
+            return [value]
+        case dict():
+            return [each for each in value.values() if isinstance(each, Entry)]
+    return []
 
 
 def test_the_list_shows_them_all(home: Home) -> None:
     shown = home.run("doctor", "--list").stdout
-    assert all(name in shown for name in catalogue.meanings())
+    assert all(name in shown for name in registry.meanings())
     listed = json.loads(home.run("doctor", "--list", "--json").stdout)
-    assert [entry["id"] for entry in listed] == list(catalogue.meanings())
+    assert [entry["id"] for entry in listed] == list(registry.meanings())
     assert all(entry["means"] and entry["remedy"] for entry in listed)
 
 
@@ -148,7 +159,7 @@ def test_a_person_is_asked_before_a_repair(
             timeout=SILENCE,
             encoding="utf-8",
         )
-        terminal.expect(rf"End the engine that outlived its worker \(process {engine.pid}\)\? \[y/N\] ")
+        terminal.expect(rf"End the engine that a dead worker left behind \(process {engine.pid}\)\? \[y/N\] ")
         terminal.sendline(answer)
         terminal.expect(pexpect.EOF)
         terminal.close()

@@ -10,7 +10,7 @@ import pytest
 from tests.rigs.guest import PASSWORD, UNIT, Guest
 from tests.service.conftest import make_guest  # noqa: F401  (the fixture ``guest``)
 from vbatch import __version__, config
-from vbatch.doctor import service
+from vbatch.doctor.checks import service
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Level
 

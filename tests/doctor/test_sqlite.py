@@ -14,10 +14,11 @@ import pytest
 
 from tests.doctor.test_store import examined, failure
 from tests.rigs.commands import Home
-from vbatch.doctor import sqlite
+from vbatch.doctor.checks import sqlite
 from vbatch.doctor.findings import Level, exit_code
 from vbatch.errors import ExitCode
-from vbatch.store import COMMAND_PATIENCE, Store, examination
+from vbatch.store import COMMAND_PATIENCE, Store
+from vbatch.store.database.backends.sqlite import examine
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ def test_wal_where_this_sqlite_can_damage_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
 ) -> None:
     """Another program set the mode. Mutant: a connection that sets it back; without --fix nothing is changed."""
-    for module in ("examination", "connections"):
-        monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: safe)
+    monkeypatch.setattr("vbatch.store.database.backends.sqlite.wal_is_safe", lambda: safe)
     browser = sqlite3.connect(file)
     browser.execute("PRAGMA journal_mode=WAL")
     browser.close()
@@ -94,8 +94,7 @@ def test_wal_where_this_sqlite_can_damage_it(
 
 def test_wal_that_another_program_keeps(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker could not set the mode back. Mutant: no look at the lock; doctor would call the store well."""
-    for module in ("examination", "connections"):
-        monkeypatch.setattr(f"vbatch.store.{module}.wal_is_safe", lambda: False)
+    monkeypatch.setattr("vbatch.store.database.backends.sqlite.wal_is_safe", lambda: False)
     script = (
         "import sqlite3, sys, time\n"
         "browser = sqlite3.connect(sys.argv[1])\n"
@@ -126,7 +125,7 @@ def test_a_file_of_half_its_length(file: Path) -> None:
 def test_a_check_that_raises_is_damage_too(file: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size // 2)
-    seen = examination.file(file, limit=timedelta(seconds=10))
+    seen = examine(file, limit=timedelta(seconds=10))
     assert (seen.damage, seen.read_whole) == ("database disk image is malformed", True)
 
 

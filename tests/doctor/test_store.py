@@ -24,15 +24,16 @@ from sqlalchemy import text
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from tests.rigs.waiting import until
-from vbatch import config, processes
-from vbatch.doctor import store as checks
+from vbatch import config
+from vbatch.doctor.checks import store as checks
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level, exit_code
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
 from vbatch.store import Store
-from vbatch.store.faults import Fault, Transient, diagnose
-from vbatch.store.url import parse_url
+from vbatch.store.database.backends import backend_of
+from vbatch.store.database.faults import Fault, Transient
+from vbatch.system import processes
 
 SECRET = "correct-horse"
 
@@ -135,7 +136,7 @@ def test_for_how_long_it_was_seen_to_start(proxy: Proxy, monkeypatch: pytest.Mon
 def test_the_words_of_a_server_that_recovers(words: str) -> None:
     """Of PostgreSQL's own source (backend_startup.c). Mutant: no pattern for one of them."""
     error = psycopg.OperationalError(f"connection failed: FATAL:  the database system {words}")
-    fault = diagnose(error, parse_url("postgresql://h/d"))
+    fault = backend_of("postgresql://h/d").diagnose(error)
     assert isinstance(fault, Transient)
     assert fault.fault is Fault.RECOVERING
 

@@ -10,11 +10,12 @@ from sqlalchemy import text
 
 from tests.rigs import engines
 from tests.store.filling import answers_to, claim, take_in
-from vbatch import config, processes
+from vbatch import config
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
-from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, deaths, queue, registry
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def register(store: Store, identity: ProcessIdentity) -> str:
 
 
 def test_there_is_none_on_a_fresh_machine(facts: Facts) -> None:
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_a_worker_that_was_cut_off(facts: Facts, store: Store) -> None:
@@ -40,11 +41,11 @@ def test_a_worker_that_was_cut_off(facts: Facts, store: Store) -> None:
     who = register(store, of_boot("before"))
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:4]))
-    told = story.tell(facts)
+    told = story.of(facts)
     assert told is not None
     assert told.words.startswith("power was lost, or the machine was reset, at about ")
     assert told.words.endswith(
-        "; 4 of 600 requests are saved; nothing was lost; it goes on when a worker runs"
+        "; 4 of 600 requests are saved; nothing was lost; the work continues when a worker runs"
     )
 
 
@@ -55,16 +56,16 @@ def test_one_that_was_recovered_meanwhile_is_told_of_all_the_same(facts: Facts, 
     claim(store, who)
     deaths.reclaim(store, worker=who, beat=None)
     register(store, processes.current())
-    told = story.tell(facts)
+    told = story.of(facts)
     assert told is not None
-    assert told.words.endswith("nothing was lost; it goes on")
+    assert told.words.endswith("nothing was lost; the work continues")
 
 
 def test_a_shutdown_in_good_order_is_no_story(facts: Facts, store: Store) -> None:
     """Mutant: taking every worker of an earlier boot for one that was cut off."""
     who = register(store, of_boot("before"))
     registry.stop(store, worker=who)
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_an_older_cut_is_forgotten(facts: Facts, store: Store) -> None:
@@ -73,17 +74,17 @@ def test_an_older_cut_is_forgotten(facts: Facts, store: Store) -> None:
     clean = register(store, of_boot("before"))
     registry.beat(store, worker=clean, model=None, note=None)
     registry.stop(store, worker=clean)
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_another_machines_workers_are_not_ours(facts: Facts, store: Store) -> None:
     register(store, replace(of_boot("before"), host="elsewhere"))
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_everything_finished(facts: Facts, store: Store) -> None:
     register(store, of_boot("before"))
-    told = story.tell(facts)
+    told = story.of(facts)
     assert told is not None
     assert told.words.endswith("nothing was lost: every batch is finished")
 
@@ -98,18 +99,18 @@ def test_one_that_died_alone_was_not_cut_off(facts: Facts, store: Store) -> None
             text("UPDATE worker SET stopped_at = :later WHERE id = :id"), {"later": later, "id": other}
         )
     )
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_one_that_was_recovered_on_its_own_boot_was_not_cut_off(facts: Facts, store: Store) -> None:
     """It was killed, and the next worker saw that. Mutant: a reclaim that always writes the last beat down."""
     who = register(store, of_boot("before"))
     deaths.reclaim(store, worker=who, beat=None, vanished=True)
-    assert story.tell(facts) is None
+    assert story.of(facts) is None
 
 
 def test_the_year_of_an_old_one() -> None:
     """Mutant: the day alone, of a machine that was off for more than a year."""
     now = datetime.now(UTC)
-    assert story._clock(now - timedelta(days=400)).endswith(f" {(now - timedelta(days=400)).year}")
-    assert len(story._clock(now)) == 5
+    assert story.clock(now - timedelta(days=400)).endswith(f" {(now - timedelta(days=400)).year}")
+    assert len(story.clock(now)) == 5

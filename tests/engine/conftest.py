@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from tests.rigs.model import ENGINE_ARGS, small_model
-from vbatch.engine import Reply, descendants, vllm
+from vbatch.engine import Reply, vllm
+from vbatch.system import descendants
 
 __all__ = ["small_model"]
 

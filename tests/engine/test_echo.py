@@ -17,17 +17,17 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from vbatch.engine import EngineDied, Reply, echo
+from vbatch.engine import Blame, EngineDied, EngineStartFailed, Reply, echo
 
 CHAT = "/v1/chat/completions"
 
 
 def ask(url: str, **body: object) -> tuple[Reply, Any]:
-    """Ask a fresh engine for the model ``m``."""
+    """Ask a fresh engine for its model."""
 
     async def scenario() -> Reply:
-        engine = await echo.load(model="m")
-        return await engine.post(url, msgspec.json.encode({"model": "m"} | body))
+        engine = await echo.load(model="echo")
+        return await engine.post(url, msgspec.json.encode({"model": "echo"} | body))
 
     reply = asyncio.run(scenario())
     return reply, msgspec.json.decode(reply.body)
@@ -35,8 +35,15 @@ def ask(url: str, **body: object) -> tuple[Reply, Any]:
 
 def misdeed(word: str) -> bytes:
     return msgspec.json.encode(
-        {"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": {"vbatch_echo": word}}
+        {"model": "echo", "messages": [{"role": "user", "content": "x"}], "metadata": {"vbatch_echo": word}}
     )
+
+
+def test_another_model_is_refused() -> None:
+    """And it is not the model's fault: no request fails for it. Mutant: ``load`` without the check."""
+    with pytest.raises(EngineStartFailed, match="serves the model echo alone") as refusal:
+        asyncio.run(echo.load(model="qwen-8b"))
+    assert (refusal.value.transient, refusal.value.blame) == (False, Blame.FLAGS)
 
 
 def test_a_chat_is_answered_with_its_last_message() -> None:
@@ -49,7 +56,7 @@ def test_a_chat_is_answered_with_its_last_message() -> None:
 
     completion = ChatCompletion.model_validate(body, strict=True)
     assert reply.status == 200
-    assert completion.model == "m"
+    assert completion.model == "echo"
     assert completion.choices[0].message.content == "one two three"
     assert completion.usage is not None
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (5, 3)
@@ -107,14 +114,14 @@ def test_a_bad_request_gets_an_error_object(url: str, body: dict[str, object], s
 
 def test_a_body_that_is_no_json_gets_an_error_object() -> None:
     async def scenario() -> Reply:
-        return await (await echo.load(model="m")).post(CHAT, b"{")
+        return await (await echo.load(model="echo")).post(CHAT, b"{")
 
     assert asyncio.run(scenario()).status == 400
 
 
 def test_errors_on_demand() -> None:
     async def scenario() -> None:
-        engine = await echo.load(model="m")
+        engine = await echo.load(model="echo")
         assert (await engine.post(CHAT, misdeed("error400"))).status == 400
         assert [(await engine.post(CHAT, misdeed("error500"))).status for _ in range(4)] == [500] * 4
         assert [(await engine.post(CHAT, misdeed("error500:2"))).status for _ in range(3)] == [500, 500, 200]
@@ -124,7 +131,7 @@ def test_errors_on_demand() -> None:
 
 def test_latency_and_slowness_delay_an_answer() -> None:
     async def scenario() -> None:
-        engine = await echo.load(model="m", latency=timedelta(milliseconds=30))
+        engine = await echo.load(model="echo", latency=timedelta(milliseconds=30))
         before = time.monotonic()
         await engine.post(CHAT, misdeed("slow:0.05"))
         assert time.monotonic() - before >= 0.08
@@ -134,7 +141,7 @@ def test_latency_and_slowness_delay_an_answer() -> None:
 
 def test_exit_kills_the_engine_under_all_that_runs() -> None:
     async def scenario() -> None:
-        engine = await echo.load(model="m", latency=timedelta(seconds=30))
+        engine = await echo.load(model="echo", latency=timedelta(seconds=30))
         running = [asyncio.create_task(engine.post(CHAT, misdeed(word))) for word in ("hang", "slow:30")]
         running.append(asyncio.create_task(engine.post(CHAT, misdeed("error500:0"))))
         await asyncio.sleep(0.01)
@@ -151,7 +158,7 @@ def test_exit_kills_the_engine_under_all_that_runs() -> None:
 
 def test_a_hanging_request_can_be_cancelled() -> None:
     async def scenario() -> None:
-        engine = await echo.load(model="m")
+        engine = await echo.load(model="echo")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
                 await engine.post(CHAT, misdeed("hang"))
@@ -163,7 +170,7 @@ def test_a_hanging_request_can_be_cancelled() -> None:
 def test_kill_ends_the_whole_process() -> None:
     script = (
         "import asyncio; from vbatch.engine import echo; "
-        f"asyncio.run(asyncio.run(echo.load(model='m')).post({CHAT!r}, {misdeed('kill')!r}))"
+        f"asyncio.run(asyncio.run(echo.load(model='echo')).post({CHAT!r}, {misdeed('kill')!r}))"
     )
 
     done = subprocess.run([sys.executable, "-c", script], check=False)
@@ -173,7 +180,7 @@ def test_kill_ends_the_whole_process() -> None:
 
 def test_progress_rises_with_answers_alone() -> None:
     async def scenario(check: Callable[[bool], None]) -> None:
-        engine = await echo.load(model="m")
+        engine = await echo.load(model="echo")
         await engine.post(CHAT, misdeed("error400"))
         before = engine.progress
         hanging = asyncio.create_task(engine.post(CHAT, misdeed("hang")))

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.rigs.waiting import until
-from vbatch.engine import descendants, guard
+from vbatch.engine import guard
+from vbatch.system import descendants
 
 
 @contextmanager

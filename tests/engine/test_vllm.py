@@ -18,8 +18,8 @@ from openai.types.responses import Response
 from tests.engine.conftest import MODEL, TITLE_PREFIX, Loaded, at_work, started
 from tests.rigs.model import ENGINE_ARGS
 from tests.rigs.waiting import until
-from vbatch import processes
-from vbatch.engine import Blame, EngineDied, EngineStartFailed, descendants, vllm
+from vbatch.engine import Blame, EngineDied, EngineStartFailed, vllm
+from vbatch.system import descendants, processes
 
 pytestmark = pytest.mark.vllm
 

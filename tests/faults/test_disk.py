@@ -25,8 +25,7 @@ from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
 from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
 from vbatch.jsonl import atomic_file
-from vbatch.store import Store, catalog
-from vbatch.store.database import Patience
+from vbatch.store import Patience, Store, catalog
 
 CUTS = 6
 
@@ -55,7 +54,7 @@ def full_soon(tmp_path: Path) -> Iterator[Path]:
 def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -> None:
     """Submit, work, cut the power, again and again, on one disk.
 
-    Mutant: ``PRAGMA synchronous=NORMAL`` with WAL in store/connections.py (see the next test).
+    Mutant: ``PRAGMA synchronous=NORMAL`` with WAL in store/database/backends/sqlite.py (see the next test).
     """
     expected = chats(6000)
     url = f"sqlite:///{disk.mount_point / 'store' / 'vbatch.db'}"
@@ -124,9 +123,8 @@ def test_the_synchronous_setting_is_what_keeps_commits(disk: Disk, mutant: str) 
 COMMIT_FOR_EVER = """
 import sys
 from itertools import count
-from vbatch.store import connections
-from vbatch.store.url import parse_url
-connection = connections.connect(parse_url("sqlite:///" + sys.argv[1])).connect()
+from vbatch.store.database.backends import backend_of
+connection = backend_of("sqlite:///" + sys.argv[1]).engine(as_it_is=False).connect()
 driver = connection.connection.driver_connection
 driver.executescript(sys.argv[2])
 for number in count(1):

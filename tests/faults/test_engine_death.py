@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.rigs import parrot
 from tests.rigs.commands import Home, chat, chats
 from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, exit_code, kill, start_worker
+from tests.store.filling import rows
+from vbatch.recovery import dead_workers
 from vbatch.store import Store
 
 
@@ -52,7 +58,10 @@ def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -
 
 
 def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Path) -> None:
-    """Mutant: suspects.lost always gives back; worker after worker then dies over the same chunk."""
+    """Three deaths for each halving of 40, and ten over it alone: it is the last one, with nothing to compare it with.
+
+    Mutant: suspects.lost always gives back; worker after worker then dies over the same chunk.
+    """
     lines = chats(40)
     lines[17] = chat("poison", "x", echo="kill")
     batch = queued(store, tmp_path, lines)
@@ -61,9 +70,50 @@ def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Pa
         if exit_code(worker) == 0:
             break
     print(f"worker deaths: {deaths}")
+    assert deaths <= 3 * math.ceil(math.log2(40)) + 10
     ended = batch.lines()
     assert ended.errors.keys() == {"poison"}
     assert not ended.lost(lines)
+
+
+def test_request_that_kills_workers_is_found_by_comparison(store: Store, tmp_path: Path) -> None:
+    """Another batch waits: between its deaths a request of that one runs alone to its end.
+
+    Mutant: queue.claim that always takes the suspect itself; ten deaths are needed then.
+    """
+    batch = queued(store, tmp_path, [chat("poison", "x", echo="kill")])
+    other = queued(store, tmp_path, chats(40), name="other", priority=-1)
+    for deaths in range(20):  # noqa: B007
+        worker = start_worker(batch.url, tmp_path, drain=True, flush_interval=timedelta(milliseconds=20))
+        if exit_code(worker) == 0:
+            break
+    assert deaths == 3
+    assert "ran alone to their end" in batch.lines().errors["poison"]["error"]["message"]
+    assert not other.lines().lost(chats(40))
+    assert not other.lines().errors
+
+
+@pytest.mark.parametrize(("sent", "times"), [(signal.SIGHUP, 20), (signal.SIGKILL, 9)])
+def test_whoever_ends_workers_from_outside_convicts_no_request(
+    store: Store, tmp_path: Path, sent: signal.Signals, times: int
+) -> None:
+    """The terminal is closed again and again, or the worker killed, over one request that takes longer than that.
+
+    Mutants: on_signals without SIGHUP; the tenth closing then convicts. LOSSES_WITHOUT_CONTROL = LOSSES.
+    """
+    batch = queued(store, tmp_path, [chat("long", "long", echo="slow:5")])
+    options: dict[str, Any] = {"drain_limit": timedelta(milliseconds=50)}
+    for _ in range(times):
+        worker = start_worker(batch.url, tmp_path, **options)
+        until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        assert worker.pid is not None
+        os.kill(worker.pid, sent)
+        assert exit_code(worker) == (0 if sent == signal.SIGHUP else -signal.SIGKILL)
+        assert batch.failed() == 0
+        if sent == signal.SIGKILL:
+            dead_workers.release_chunks(store)
+    drain(batch.url, tmp_path)
+    assert batch.lines().answers == {"long": "long"}
 
 
 def test_hanging_request_ends_by_its_time_limit(store: Store, tmp_path: Path) -> None:
@@ -149,7 +199,7 @@ def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Pat
     models = ("echo-a", "echo-b", "echo-c")
     lines: list[dict[str, Any]] = [chat(f"r-{i}", f"r-{i}", model=models[i % 3]) for i in range(3000)]
     batch = queued(store, tmp_path, lines)
-    log = drain(batch.url, tmp_path)
+    log = drain(batch.url, tmp_path, engine=parrot.NAME)
     assert log.count("engine.loaded") == 3
     assert not batch.lines().lost(lines)
     assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
@@ -162,7 +212,7 @@ def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Pa
         queued(store, tmp_path, chats(300, model=model), name=str(number))
         for number, model in enumerate(models)
     ]
-    log = drain(batches[0].url, tmp_path)
+    log = drain(batches[0].url, tmp_path, engine=parrot.NAME)
     assert re.findall(r"engine.loaded model=(\S+)", log) == ["echo-a", "echo-b"]
     for batch in batches:
         assert not batch.lines().lost(chats(300))

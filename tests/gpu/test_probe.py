@@ -15,8 +15,9 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.nvml import GIB, TOTAL, StandInDriver
 from tests.rigs.waiting import until
-from vbatch import gpu, processes
+from vbatch import gpu
 from vbatch.gpu import xid_errors
+from vbatch.system import processes
 
 
 def test_the_incidents_gpu(driver: StandInDriver) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.rigs.waiting import until
-from vbatch import evidence, processes
-from vbatch.identity import ProcessIdentity
+from vbatch.recovery import evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 TOKEN = "0123456789abcdef"
 TITLE = f"vbatch-{TOKEN}::EngineCore"  # as tests/engine/test_vllm.py finds the real one

@@ -164,7 +164,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the guest, as root or as another user, with a login's bare environment.
 
-        Raises TimeoutError: after ``limit`` seconds, without one when the command makes no progress.
+        Raises TimeoutError: after ``limit`` seconds, without one when neither the command nor the guest computes.
         """
         assert self._pid1 is not None, "it is off"
         as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"] if user else []
@@ -178,6 +178,7 @@ class Machine:
             env={"PATH": PATH, "HOME": home, "USER": user or "root", "LANG": "C.UTF-8", **(env or {})},
             text=stdin,
             limit=limit,
+            progress=self.cpu_seconds,
         )
         if check and done.returncode != 0:
             raise GuestError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -249,11 +250,12 @@ class Machine:
         except TimeoutError as vain:
             raise GuestError(f"{what}: {vain}\n{self.story()}") from None
 
-    def cpu_seconds(self, unit: str) -> int:
-        """Return the whole seconds of CPU time that the running processes of a unit have consumed."""
+    def cpu_seconds(self, unit: str = "") -> int:
+        """Return the whole seconds of CPU time that the guest, or the present run of a unit, has consumed."""
         assert self._cgroup is not None, "it is off"
+        files = self._cgroup.rglob(f"{unit}/cpu.stat") if unit else [self._cgroup / "cpu.stat"]
         total = 0
-        for file in self._cgroup.rglob(f"{unit}/cpu.stat"):
+        for file in files:
             with contextlib.suppress(OSError):  # it ends just now
                 total += int(file.read_text().split()[1])
         return total // 1_000_000

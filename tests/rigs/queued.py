@@ -14,7 +14,7 @@ import msgspec
 from tests.rigs.commands import Lines
 from vbatch import batches
 from vbatch.batches import InputFile, SubmitOptions
-from vbatch.store import Store, answers, catalog
+from vbatch.store import Store, catalog, results
 from vbatch.store.records import Batch
 
 
@@ -58,9 +58,9 @@ class Queued:
     def attempts(self) -> dict[str, int]:
         """How often some requests were tried: those with a name of their own, and the first."""
         tried = {
-            answer.custom_id: answer.result.attempts
-            for answer in answers.finished(self.store, pk=self.batch.pk)
-            if answer.result is not None
+            answer.custom_id: answer.outcome.attempts
+            for answer in results.finished(self.store, pk=self.batch.pk)
+            if answer.outcome is not None and answer.outcome.attempts
         }
         return {name: tried[name] for name in tried if not name.startswith("r-") or name == "r-0"}
 

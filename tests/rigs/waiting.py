@@ -31,7 +31,7 @@ def until(
     Raises TimeoutError ``silence`` seconds after the last change of ``progress``, or after the start without one.
     """
     start = changed = looked = time.monotonic()
-    seen = progress()
+    seen: object = None  # no look at the start: most waits are over before the first one
     while not happened():
         if (now := time.monotonic()) - looked >= LOOK:
             looked = now
@@ -68,11 +68,16 @@ def exit_code(process: subprocess.Popen[bytes]) -> int:
 
 
 def output(
-    process: subprocess.Popen[str], text: str | None = None, *, limit: float | None = None
+    process: subprocess.Popen[str],
+    text: str | None = None,
+    *,
+    limit: float | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> tuple[str, str]:
     """Write ``text`` to a process and return its stdout and stderr when it has ended.
 
-    Raises TimeoutError: after ``limit`` seconds, without one when it consumes no CPU time any more.
+    Raises TimeoutError: after ``limit`` seconds, without one when it consumes no CPU time and ``progress``, of what
+    it waits for, stands still.
     """
     written = [text]
     printed: list[tuple[str, str]] = []
@@ -84,7 +89,7 @@ def output(
             raise TimeoutError(f"it did not end within {limit:g} s")
         return bool(printed)
 
-    until(ended, progress=lambda: cpu_seconds(process.pid), pause=0)
+    until(ended, progress=lambda: (cpu_seconds(process.pid), progress()), pause=0)
     return printed[0]
 
 
@@ -95,6 +100,7 @@ def run(
     cwd: Path | None = None,
     text: str | None = None,
     limit: float | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with ``text`` as its input; it is killed where ``output`` raises TimeoutError."""
     stdin = subprocess.DEVNULL if text is None else subprocess.PIPE
@@ -102,7 +108,7 @@ def run(
         command, env=env, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            out, err = output(process, text, limit=limit)
+            out, err = output(process, text, limit=limit, progress=progress)
         except BaseException:
             process.kill()
             raise

@@ -30,6 +30,7 @@ _context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.
 def _work(
     url: str, folder: str, misfortune: Misfortune | None, clock: WallClock | None, options: Mapping[str, Any]
 ) -> None:
+    from tests.rigs import parrot
     from vbatch.store import WORKER_PATIENCE, Store
     from vbatch.worker import Stop, View, WorkerOptions, run
 
@@ -40,6 +41,8 @@ def _work(
         clock.show()
     if misfortune is not None:
         misfortune.arm()
+    if options.get("engine") == parrot.NAME:
+        parrot.let_in()
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
     quick: dict[str, Any] = {

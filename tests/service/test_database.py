@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.service import containers, listeners
-from vbatch.service.containers import Container
-from vbatch.service.database import Kind, recognise
+from vbatch.store.hosting import Kind, recognise
+from vbatch.system import servers
+from vbatch.system.servers import Container
 
 # Answers as docker 28 does, for a machine with one container.
 DOCKER = """#!/bin/sh
@@ -68,7 +68,7 @@ def test_a_container_that_comes_back_needs_no_hint(docker: None, monkeypatch: py
 
 
 def test_the_port_inside_the_container_is_not_the_published_one(docker: None) -> None:
-    assert containers.publishing(5432) is None
+    assert servers.publishing(5432) is None
 
 
 def test_podman_names_the_unit_that_restarts_containers() -> None:
@@ -90,8 +90,8 @@ def test_the_unit_of_a_listener_is_read_from_its_cgroup(
         (process / "cgroup").write_text(
             "0::/system.slice/system-postgresql.slice/postgresql@15-main.service\n"
         )
-        monkeypatch.setattr(listeners, "PROC", tmp_path)
-        assert listeners.unit_of_port(port) == "postgresql@15-main.service"
+        monkeypatch.setattr(servers, "PROC", tmp_path)
+        assert servers.unit_of_port(port) == "postgresql@15-main.service"
         assert recognise(f"postgresql://localhost:{port}/x").unit == "postgresql@15-main.service"
 
 
@@ -104,16 +104,14 @@ def test_the_unit_of_a_listener_is_read_from_its_cgroup(
     ],
 )
 def test_a_session_is_no_unit(cgroup: str, unit: str | None) -> None:
-    assert listeners._unit_in(cgroup) == unit
+    assert servers._unit_in(cgroup) == unit
 
 
 def test_the_search_needs_no_rights() -> None:
     """Processes of other users are passed over, also by somebody who may look at none of them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to become nobody")
-    script = (
-        "import os; from vbatch.service import listeners; os.setuid(65534); print(listeners.unit_of_port(1))"
-    )
+    script = "import os; from vbatch.system import servers; os.setuid(65534); print(servers.unit_of_port(1))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "None\n", done.stderr
 

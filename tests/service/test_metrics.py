@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rigs import promtool
 from tests.rigs.commands import Home, chats
 from tests.rigs.waiting import SILENCE, exit_code, until
-from vbatch.metrics import Exposition, Figures
+from vbatch.worker.metrics import Exposition, Figures
 
 FIGURES = Figures(
     healthy=True,

@@ -87,16 +87,21 @@ def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) 
 
 
 MUTANTS = {
-    "SQLite does not sync": ("sqlite", "vbatch/store/connections.py", "synchronous=EXTRA", "synchronous=OFF"),
+    "SQLite does not sync": (
+        "sqlite",
+        "vbatch/store/database/backends/sqlite.py",
+        "synchronous=EXTRA",
+        "synchronous=OFF",
+    ),
     "PostgreSQL does not sync": (
         "postgresql",
-        "vbatch/store/connections.py",
+        "vbatch/store/database/backends/postgresql.py",
         "synchronous_commit=on",
         "synchronous_commit=off",
     ),
     "an earlier boot's worker is taken for alive": (
         "sqlite",
-        "vbatch/processes.py",
+        "vbatch/system/processes.py",
         "return Liveness.GONE if identity.host == _host() else Liveness.UNKNOWN",
         "return Liveness.UNKNOWN",
     ),

@@ -1,4 +1,4 @@
-"""The README's screens of a service, played on a real machine; its compose file, read as YAML."""
+"""The README's screens of a service, played on a real machine; the compose file of the docs, read as YAML."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from tests.rigs.commands import chats
 from tests.rigs.guest import HOME, PERSON, Guest
-from tests.rigs.readme import README, Step, block, parse_steps
+from tests.rigs.readme import SERVICE, blocks, consoles
 from tests.test_docs import pattern, shape
-from vbatch.store.url import parse_url, server
+from vbatch.store.database.backends import backend_of
 
 PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -29,18 +29,12 @@ sudo() {{
 """
 
 
-def guest_blocks() -> list[list[Step]]:
-    """Return the blocks that need a machine of their own, in order; each goes on where the one before ended."""
-    found = re.findall(r"^```console guest\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    return [parse_steps(text) for text in found]
-
-
 @pytest.mark.root
 def test_the_screens_of_a_service(guest: Guest) -> None:
     guest.write_prompts(chats(5000))
     guest.machine.run(["usermod", "--append", "--groups", "systemd-journal", PERSON])
     real_id = ""
-    for step in itertools.chain.from_iterable(guest_blocks()):
+    for step in itertools.chain.from_iterable(consoles("guest")):  # each begins where the one before ended
         if step.command is None:
             guest.machine.sync()
             guest.machine.cut_power()
@@ -68,15 +62,15 @@ def play(guest: Guest, command: str) -> str:
 def test_the_compose_file() -> None:
     """Its syntax, by YAML and, where there is one, by docker compose; and the two things that matter at boot."""
     yaml = pytest.importorskip("yaml")
-    text = block("yaml")
+    (text,) = blocks("yaml", SERVICE)
     postgres = yaml.safe_load(text)["services"]["postgres"]
     assert postgres["restart"] == "unless-stopped"
     assert postgres["healthcheck"]["test"][:4] == ["CMD", "psql", "-h", "127.0.0.1"]
     assert postgres["ports"] == ["127.0.0.1:4332:5432"]
-    url = re.search(r"VBATCH_DATABASE_URL=(postgresql://vbatch:PASSWORD@\S+)`", README.read_text())
+    url = re.search(r"VBATCH_DATABASE_URL=(postgresql://vbatch:PASSWORD@\S+)`", SERVICE.read_text())
     assert url is not None
-    assert server(parse_url(url[1])) == ("127.0.0.1", 4332)
-    assert parse_url(url[1]).database == postgres["environment"]["POSTGRES_DB"]
+    assert backend_of(url[1]).address == ("127.0.0.1", 4332)
+    assert backend_of(url[1]).url.database == postgres["environment"]["POSTGRES_DB"]
     if (
         shutil.which("docker")
         and subprocess.run(["docker", "compose", "version"], check=False).returncode == 0
@@ -88,4 +82,4 @@ def test_the_compose_file() -> None:
 
 
 def test_the_drop_in_of_five_restarts_is_what_systemd_reads() -> None:
-    assert block("ini") == "[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=5\n"
+    assert blocks("ini", SERVICE) == ["[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=5\n"]

@@ -8,11 +8,12 @@ from tests.rigs.guest import HOME, PERSON, UNIT, Guest
 from tests.service.test_install import ENVIRONMENT, TEMPLATE, changes, enabled
 from tests.service.test_unit import spec
 from vbatch.errors import UsageError
-from vbatch.service import gpus, installed, quoting, seal, unit
+from vbatch.service import gpus, installed, quoting, unit
 from vbatch.service.environment import updated
 from vbatch.service.installed import Before
 from vbatch.service.plan import Wish, _gpus
-from vbatch.service.scope import Scope
+from vbatch.system import units
+from vbatch.system.units import Scope
 
 ODD = "a \"b\" \\c $HOME %h `d` 'e'"
 
@@ -45,7 +46,7 @@ def test_the_gpus_of_a_service_do_not_vanish_with_their_driver(monkeypatch: pyte
 
 def test_an_environment_file_that_nobody_touched_is_written_anew() -> None:
     text = updated(updated("", {"B": "1", "C": "x"}), {"A": "2", "B": "3"})
-    assert seal.intact(text)
+    assert units.intact(text)
     assert quoting.read_environment_file(text) == {"A": "2", "B": "3", "C": "x"}
 
 
@@ -54,7 +55,7 @@ def test_an_edited_environment_file_is_added_to() -> None:
     edited = updated("", {"B": "1"}) + '# mine\nexport OLD=1\nHF_Y="a\\w"'
     text = updated(edited, {"B": "2"})
     assert text == edited + '\nB="2"\n'
-    assert not seal.intact(text)
+    assert not units.intact(text)
     assert quoting.read_environment_file(text) == {"B": "2", "HF_Y": "a\\w"}
 
 
@@ -62,7 +63,7 @@ def test_an_edited_environment_file_is_added_to() -> None:
 def test_a_plain_call_keeps_options_gpus_and_account(guest: Guest) -> None:
     """Which is what doctor advises. Mutant: the defaults; it took the options away and disabled the second GPU."""
     guest.machine.run(["useradd", "--create-home", "bob"])
-    chosen = ("--run-as", "bob", "--gpu", "0", "--gpu", "1", "--", "--engine", "echo", "--preload", ODD)
+    chosen = ("--run-as", "bob", "--gpu", "0", "--gpu", "1", "--", "--engine", "vllm", "--preload", ODD)
     guest.sudo("install-service", "--no-now", *chosen)
     before = guest.machine.written()
     done = guest.sudo("install-service", "--no-now")

@@ -12,12 +12,12 @@ from tests.service.test_unit import HOMELESS, PERSON, spec
 from vbatch.cli import service as screens
 from vbatch.cli.output import Output
 from vbatch.service.accounts import Account
-from vbatch.service.containers import Container
-from vbatch.service.database import Database, Kind
 from vbatch.service.install import Installed, Started
 from vbatch.service.plan import EnvironmentPlan, FileState, Plan, UnitPlan
-from vbatch.service.scope import Scope, places
 from vbatch.service.uninstall import Uninstalled
+from vbatch.store.hosting import Database, Kind
+from vbatch.system.servers import Container
+from vbatch.system.units import Scope, places
 
 NO_RESTART = Container(engine="docker", name="my pg", restart_policy="no")
 SQLITE = Database(kind=Kind.EMBEDDED, where="/home/me/vbatch.db")

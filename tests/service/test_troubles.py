@@ -140,11 +140,11 @@ def test_a_drain_limit_that_was_raised_later_is_no_reason_to_cut_a_stop_off(gues
 
 def test_a_model_is_there_before_there_is_work(guest: Guest) -> None:
     """At each boot. Mutant: a unit without the options that the person gave."""
-    guest.install("--preload", "a-model")
+    guest.install("--preload", "echo")
     guest.machine.cut_power()
     guest.machine.boot()
     guest.machine.wait_for("it is ready", guest.is_active())
-    guest.machine.wait_for("the model is loaded", guest.journal_has("engine.loaded model=a-model"))
+    guest.machine.wait_for("the model is loaded", guest.journal_has("engine.loaded model=echo"))
 
 
 def test_an_upgrade_with_a_migration_in_the_middle_of_a_batch(guest: Guest) -> None:
@@ -185,7 +185,7 @@ def test_the_worker_is_confined_and_runs_as_the_person(guest: Guest) -> None:
 
 def upgrade(guest: Guest) -> None:
     """Put a version with one more migration into the guest, as pip would; the host's stays as it is."""
-    store = Path(__file__).parents[2] / "vbatch" / "store"
+    store = Path(__file__).parents[2] / "vbatch" / "store" / "database"
     script = (
         'from alembic import op\nimport sqlalchemy as sa\nrevision = "{new}"\ndown_revision = "{old}"\n'
         'def upgrade():\n    op.add_column("batch", sa.Column("of_the_future", sa.Text()))\n'

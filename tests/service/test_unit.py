@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.service import gpus, hardening, seal, unit
+from vbatch.service import gpus, hardening, unit
 from vbatch.service.accounts import Account
-from vbatch.service.errors import UnitInvalid
 from vbatch.service.mounts import Mount
-from vbatch.service.scope import Scope, places
-from vbatch.service.systemd import STRICT_VERIFY, Systemd
 from vbatch.service.unit import UnitSpec
+from vbatch.system import units
+from vbatch.system.systemd import STRICT_VERIFY, Systemd, UnitInvalid
+from vbatch.system.units import Scope, places
 
 ROOT = Account(name="root", uid=0, gid=0, home="/root", has_home=True)
 PERSON = Account(name="daemon", uid=1, gid=1, home="/home/daemon", has_home=True)
@@ -206,9 +206,9 @@ def test_every_device_node_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_changed_line_breaks_the_seal() -> None:
     text = unit.render(spec())
-    assert seal.intact(text)
-    assert not seal.intact(text.replace("WatchdogSec=3min", "WatchdogSec=9min"))
-    assert not seal.intact(text.partition("\n")[2])
+    assert units.intact(text)
+    assert not units.intact(text.replace("WatchdogSec=3min", "WatchdogSec=9min"))
+    assert not units.intact(text.partition("\n")[2])
 
 
 def without_newer_keys(text: str, version: int) -> str:

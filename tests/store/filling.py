@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from vbatch import processes
-from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, ingest, queue, registry
-from vbatch.store.records import Batch, ChunkKey, Lease, NewBatch, Request, Result
+from vbatch.store.records import Answer, Batch, ChunkKey, Lease, NewBatch, Outcome, Request, Result
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 ENDPOINT = "/v1/chat/completions"
 NOBODY = ProcessIdentity(host="elsewhere", boot_id="another-boot", pid_namespace=1, pid=2, start_ticks=3)
@@ -66,12 +66,19 @@ def answer(lease: Lease, request: Request, *, status: int = 200, text: str | Non
         key=lease.key,
         epoch=lease.epoch,
         seq=request.seq,
-        status_code=status,
-        request_id=f"req-{request.line}",
-        body=b'"%s"' % (text or str(request.line)).encode(),
-        prompt_tokens=2,
-        completion_tokens=3,
+        outcome=Outcome(
+            status_code=status,
+            request_id=f"req-{request.line}",
+            body=b'"%s"' % (text or str(request.line)).encode(),
+            prompt_tokens=2,
+            completion_tokens=3,
+        ),
     )
+
+
+def code_of(answer: Answer) -> str | None:
+    """Return the code of a request that ended without an answer."""
+    return answer.outcome.error_code if answer.outcome is not None else None
 
 
 def answers_to(lease: Lease, requests: Sequence[Request] | None = None, **how: Any) -> list[Result]:

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.store.filling import answers_to, claim, count, take_in, worker
+from tests.store.filling import answers_to, claim, code_of, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, deaths, endings, queue, registry
+from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
 from vbatch.store.records import Batch
 
 
@@ -25,8 +25,8 @@ def work_off(store: Store, batch: Batch) -> None:
 
 def complete(store: Store, batch: Batch, by: str = "test") -> Batch:
     work_off(store, batch)
-    assert endings.start_finalizing(store, pk=batch.pk, by=by) is not None
-    return endings.finish(store, pk=batch.pk, by=by, output_path="/out", error_path="/err")
+    assert finalization.start_finalizing(store, pk=batch.pk, by=by) is not None
+    return finalization.finish(store, pk=batch.pk, by=by, output_path="/out", error_path="/err")
 
 
 @pytest.mark.parametrize("ref", ["batch_0123abcd", "batch_01", "0123", "abcd", "23abcd"])
@@ -68,13 +68,6 @@ def test_the_newest_batches_come_first(store: Store) -> None:
     assert catalog.recent(store, limit=9, statuses=[BatchStatus.COMPLETED]) == [done]
 
 
-def test_ids_are_completed_by_their_beginning_alone(store: Store) -> None:
-    for batch_id in ("batch_a1", "batch_a2", "batch_b1"):
-        take_in(store, id=batch_id)
-    assert catalog.ids(store, prefix="batch_a") == ["batch_a2", "batch_a1"]
-    assert catalog.ids(store, prefix="batch_%") == []
-
-
 def test_the_same_input_is_recognised(store: Store) -> None:
     first, other = take_in(store), take_in(store)
     assert catalog.same_input(store, input_sha256=first.input_sha256) == [first]
@@ -95,19 +88,19 @@ def test_cancelling_stops_what_is_ready_and_what_runs(store: Store) -> None:
     who = worker(store)
     done, running = claim(store, who, chunks=2)
     queue.flush(store, worker=who, results=[*answers_to(done), *answers_to(running, running.requests[:3])])
-    cancelled = endings.request_cancel(store, pk=batch.pk)
+    cancelled = finalization.request_cancel(store, pk=batch.pk)
     assert cancelled.status is BatchStatus.CANCELLING
     assert cancelled.cancelling_at is not None
     assert queue.flush(store, worker=who, results=answers_to(running)).rejected == {running.key}
     assert claim(store, who) == []
-    assert [found.id for found in endings.to_finalize(store, by="worker_x")] == [batch.id]
-    assert endings.request_cancel(store, pk=batch.pk) == cancelled
-    entries = list(answers.finished(store, pk=batch.pk))
+    assert [found.id for found in finalization.to_finalize(store, by="worker_x")] == [batch.id]
+    assert finalization.request_cancel(store, pk=batch.pk) == cancelled
+    entries = list(results.finished(store, pk=batch.pk))
     assert [entry.line for entry in entries] == list(range(1, 601))
-    assert {entry.error_code for entry in entries if entry.line > 259} == {"batch_cancelled"}
-    assert {entry.error_code for entry in entries if entry.line <= 259} == {None}
-    assert endings.start_finalizing(store, pk=batch.pk, by=who) is not None
-    ended = endings.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+    assert {code_of(entry) for entry in entries if entry.line > 259} == {"batch_cancelled"}
+    assert {code_of(entry) for entry in entries if entry.line <= 259} == {None}
+    assert finalization.start_finalizing(store, pk=batch.pk, by=who) is not None
+    ended = finalization.finish(store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
     assert (ended.status, ended.output_path, ended.error_path) == (BatchStatus.CANCELLED, "/o", "/e")
     assert ended.cancelled_at is not None
     assert ended.completed_at is None
@@ -117,7 +110,7 @@ def test_cancelling_stops_what_is_ready_and_what_runs(store: Store) -> None:
 def test_what_has_ended_cannot_be_cancelled(store: Store) -> None:
     batch = complete(store, take_in(store))
     with pytest.raises(WrongStatus):
-        endings.request_cancel(store, pk=batch.pk)
+        finalization.request_cancel(store, pk=batch.pk)
     assert catalog.find(store, batch.id) == batch
 
 
@@ -129,13 +122,13 @@ def test_a_batch_expires_at_its_deadline(store: Store) -> None:
     who = worker(store)
     (running,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(running, running.requests[:3]))
-    assert endings.expire(store, now=now) == []
-    assert endings.expire(store, now=now + timedelta(hours=2)) == [late.id]
+    assert finalization.expire(store, now=now) == []
+    assert finalization.expire(store, now=now + timedelta(hours=2)) == [late.id]
     assert queue.flush(store, worker=who, results=answers_to(running)).recorded == 0
-    codes = [entry.error_code for entry in answers.finished(store, pk=late.pk)]
+    codes = [code_of(entry) for entry in results.finished(store, pk=late.pk)]
     assert codes == [None] * 3 + ["batch_expired"] * 597
-    assert endings.start_finalizing(store, pk=late.pk, by=who) is not None
-    ended = endings.finish(store, pk=late.pk, by=who, output_path="/o", error_path="/e")
+    assert finalization.start_finalizing(store, pk=late.pk, by=who) is not None
+    ended = finalization.finish(store, pk=late.pk, by=who, output_path="/o", error_path="/e")
     assert ended.status is BatchStatus.EXPIRED
     assert ended.expired_at == now + timedelta(hours=2)
     assert {batch.id for batch in catalog.recent(store, limit=9, statuses=[BatchStatus.IN_PROGRESS])} == {
@@ -148,9 +141,9 @@ def test_a_deadline_that_passes_after_the_last_answer_changes_nothing(store: Sto
     now = datetime.now(UTC)
     batch = take_in(store, 3, expires_at=now + timedelta(hours=1))
     work_off(store, batch)
-    endings.expire(store, now=now + timedelta(hours=2))
-    assert endings.start_finalizing(store, pk=batch.pk, by="w") is not None
-    ended = endings.finish(store, pk=batch.pk, by="w", output_path="/o", error_path="/e")
+    finalization.expire(store, now=now + timedelta(hours=2))
+    assert finalization.start_finalizing(store, pk=batch.pk, by="w") is not None
+    ended = finalization.finish(store, pk=batch.pk, by="w", output_path="/o", error_path="/e")
     assert ended.status is BatchStatus.COMPLETED
 
 
@@ -158,15 +151,15 @@ def test_one_worker_finalizes(store: Store) -> None:
     batch = take_in(store)
     work_off(store, batch)
     first, second = worker(store, pid=1), worker(store, pid=2)
-    taken = endings.start_finalizing(store, pk=batch.pk, by=first)
+    taken = finalization.start_finalizing(store, pk=batch.pk, by=first)
     assert taken is not None
     assert (taken.status, taken.finalizing_at is None) == (BatchStatus.FINALIZING, False)
-    assert endings.to_finalize(store, by="worker_x") == []
-    assert endings.start_finalizing(store, pk=batch.pk, by=second) is None
-    assert endings.start_finalizing(store, pk=batch.pk, by=first) == taken
+    assert finalization.to_finalize(store, by="worker_x") == []
+    assert finalization.start_finalizing(store, pk=batch.pk, by=second) is None
+    assert finalization.start_finalizing(store, pk=batch.pk, by=first) == taken
     registry.stop(store, worker=first)
-    assert [found.id for found in endings.to_finalize(store, by="worker_x")] == [batch.id]
-    assert endings.start_finalizing(store, pk=batch.pk, by=second) == taken
+    assert [found.id for found in finalization.to_finalize(store, by="worker_x")] == [batch.id]
+    assert finalization.start_finalizing(store, pk=batch.pk, by=second) == taken
 
 
 def test_only_one_of_many_gets_it(store: Store) -> None:
@@ -177,7 +170,7 @@ def test_only_one_of_many_gets_it(store: Store) -> None:
 
     def take(who: str) -> Batch | None:
         ready.wait()
-        return endings.start_finalizing(store, pk=batch.pk, by=who)
+        return finalization.start_finalizing(store, pk=batch.pk, by=who)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         taken = list(pool.map(take, workers))
@@ -186,15 +179,15 @@ def test_only_one_of_many_gets_it(store: Store) -> None:
 
 def test_an_unfinished_batch_is_not_finalized(store: Store) -> None:
     batch = take_in(store, 300)
-    assert endings.to_finalize(store, by="worker_x") == []
-    assert endings.start_finalizing(store, pk=batch.pk, by="w") is None
+    assert finalization.to_finalize(store, by="worker_x") == []
+    assert finalization.start_finalizing(store, pk=batch.pk, by="w") is None
     claim(store, worker(store))
-    assert endings.start_finalizing(store, pk=batch.pk, by="w") is None
+    assert finalization.start_finalizing(store, pk=batch.pk, by="w") is None
 
 
 def test_finishing_twice_is_finishing_once(store: Store) -> None:
     done = complete(store, take_in(store))
-    again = endings.finish(store, pk=done.pk, by="test", output_path="/other", error_path="/other")
+    again = finalization.finish(store, pk=done.pk, by="test", output_path="/other", error_path="/other")
     assert again == done
     assert (done.status, done.output_path) == (BatchStatus.COMPLETED, "/out")
     assert done.completed_at is not None
@@ -204,18 +197,21 @@ def test_a_finalizer_that_was_replaced_cannot_finish(store: Store) -> None:
     batch = take_in(store)
     work_off(store, batch)
     slow, quick = worker(store, pid=1), worker(store, pid=2)
-    endings.start_finalizing(store, pk=batch.pk, by=slow)
+    finalization.start_finalizing(store, pk=batch.pk, by=slow)
     deaths.reclaim(store, worker=slow, beat=None)
-    endings.start_finalizing(store, pk=batch.pk, by=quick)
-    late = endings.finish(store, pk=batch.pk, by=slow, output_path="/slow", error_path="/slow")
+    finalization.start_finalizing(store, pk=batch.pk, by=quick)
+    late = finalization.finish(store, pk=batch.pk, by=slow, output_path="/slow", error_path="/slow")
     assert late.status is BatchStatus.FINALIZING
-    assert endings.finish(store, pk=batch.pk, by=quick, output_path="/q", error_path="/q").output_path == "/q"
+    assert (
+        finalization.finish(store, pk=batch.pk, by=quick, output_path="/q", error_path="/q").output_path
+        == "/q"
+    )
 
 
 def test_every_operation_is_safe_to_replay(replaying: Store) -> None:
     batch = take_in(replaying, 5, expires_at=datetime.now(UTC) + timedelta(hours=1))
     cancelled = take_in(replaying, 5)
-    endings.request_cancel(replaying, pk=cancelled.pk)
+    finalization.request_cancel(replaying, pk=cancelled.pk)
     assert complete(replaying, batch).status is BatchStatus.COMPLETED
     assert complete(replaying, cancelled).status is BatchStatus.CANCELLED
     catalog.delete_batch(replaying, pk=batch.pk)

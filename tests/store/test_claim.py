@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 import pytest
 
 from tests.store.filling import answers_to, claim, rows, take_in, worker
-from vbatch import processes
-from vbatch.identity import ProcessIdentity
 from vbatch.store import Store, deaths, queue, registry
 from vbatch.store.records import ChunkKey
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 
 def test_the_highest_priority_comes_first_then_the_oldest_batch(store: Store) -> None:
@@ -37,7 +37,7 @@ def test_only_work_for_the_loaded_model_is_leased(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who, model="b", chunks=10)
     assert [request.line for request in lease.requests] == [2, 4]
-    assert (lease.model, lease.batch_id, lease.crashes) == ("b", batch.id, 0)
+    assert (lease.model, lease.batch_id, lease.alone) == ("b", batch.id, False)
     assert claim(store, who, model="other") == []
 
 

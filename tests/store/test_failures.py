@@ -1,4 +1,4 @@
-"""What failed is told kind by kind, at the cost of what failed."""
+"""Failures are reported kind by kind, at the cost of what failed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def test_failures_of_many_chunks_add_up_and_good_chunks_are_not_read(store: Stor
     who = worker(store)
     for number, lease in enumerate(claim(store, who, chunks=40)):
         bad = lease.requests[:2] if number % 2 else ()
-        results = [replace(result, attempts=3) for result in answers_to(lease, bad, status=503)]
+        results = [
+            replace(result, outcome=replace(result.outcome, attempts=3))
+            for result in answers_to(lease, bad, status=503)
+        ]
         queue.flush(store, worker=who, results=results + answers_to(lease, lease.requests[len(bad) :]))
     with statements_of(store) as seen:
         (group,) = failures.failure_codes(store, pk=batch.pk)

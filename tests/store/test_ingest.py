@@ -10,13 +10,14 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
-from vbatch import processes
 from vbatch.errors import NoSuchBatch, StoreUnreachable
-from vbatch.identity import ProcessIdentity
-from vbatch.processes import Liveness
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, unaccepted
-from vbatch.store.records import Batch
+from vbatch.store import Store, catalog, finalization, ingest, results, staging
+from vbatch.store.database.backends import postgresql, sqlite
+from vbatch.store.records import CHUNK_REQUESTS, Batch
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import Liveness
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
 AWKWARD_BODIES = (b"{}", b'{"a": "\\u0000"}', "…é🜚".encode(), b"\x00\xff\\x\n\r\t", b"", b"x" * 100_000)
@@ -61,7 +62,7 @@ def test_mixed_models_are_grouped_and_chunks_never_mix_them(store: Store) -> Non
     found = rows(store, "SELECT model, first_seq, last_seq, total FROM chunk ORDER BY first_seq")
     assert sum(total for *_, total in found) == 1000
     for model, first, last, total in found:
-        assert last - first + 1 == total <= ingest.CHUNK_REQUESTS
+        assert last - first + 1 == total <= CHUNK_REQUESTS
         lines = rows(
             store,
             "SELECT line FROM request WHERE seq BETWEEN :first AND :last ORDER BY seq",
@@ -89,16 +90,15 @@ def test_a_body_larger_than_a_whole_chunk_is_taken(store: Store) -> None:
 
 
 def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)  # every row is written at once
-    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+    for kind in (sqlite, postgresql):
+        monkeypatch.setattr(kind, "BULK_BYTES", 1)  # every row is written at once
     new = new_batch()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
         for line in range(1, 4):
             storing.add(line, f"r-{line}", "m", b"{}")
         assert catalog.recent(store, limit=5) == []
-        assert catalog.ids(store, prefix="batch") == []
         assert claim(store, worker(store)) == []
-        assert endings.to_finalize(store, by="worker_x") == []
+        assert finalization.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
             catalog.find(store, new.id)
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
@@ -106,8 +106,8 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
 
 
 def test_an_error_in_the_middle_leaves_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
-    monkeypatch.setattr(ingest, "COPY_WRITE", 1)
+    for kind in (sqlite, postgresql):
+        monkeypatch.setattr(kind, "BULK_BYTES", 1)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -125,10 +125,10 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
 ) -> None:
     """Mutant: the store's own trouble in place of Ctrl-C; the file would then be read again, and accepted."""
 
-    def away(*_args: object) -> None:
+    def unreachable(*_args: object) -> None:
         raise StoreUnreachable
 
-    monkeypatch.setattr(unaccepted, "withdraw", away)
+    monkeypatch.setattr(staging, "withdraw", unreachable)
 
     def interrupted() -> None:
         with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
@@ -139,14 +139,14 @@ def test_what_ends_a_submit_is_told_though_it_cannot_be_taken_back(
         interrupted()
 
 
-def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_try_starts_from_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one could not take back what it had written, and the file was changed since.
 
     Mutant: no ``remove_requests``; PostgreSQL then refuses the same rows, SQLite keeps the old ones.
     """
     new = new_batch()
 
-    def away(*_args: object) -> None:
+    def unreachable(*_args: object) -> None:
         raise StoreUnreachable
 
     def first() -> None:
@@ -157,7 +157,7 @@ def test_a_second_try_begins_anew(store: Store, monkeypatch: pytest.MonkeyPatch)
             raise StoreUnreachable
 
     with monkeypatch.context() as outage:
-        outage.setattr(unaccepted, "withdraw", away)
+        outage.setattr(staging, "withdraw", unreachable)
         with pytest.raises(StoreUnreachable):
             first()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
@@ -183,21 +183,21 @@ def test_accepting_twice_is_accepting_once(store: Store) -> None:
 
 
 def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SQLITE_WRITE", 1)
+    monkeypatch.setattr(sqlite, "BULK_BYTES", 1)
     accepted = take_in(store, 3)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")
         asked: list[ProcessIdentity] = []
 
-        def nobody_is_gone(identity: ProcessIdentity) -> bool:
+        def none_is_gone(identity: ProcessIdentity) -> bool:
             asked.append(identity)
             return False
 
-        assert unaccepted.sweep(store, gone=nobody_is_gone) == 0
+        assert staging.sweep(store, gone=none_is_gone) == 0
         assert asked == [processes.current()]
         storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
-    unaccepted.announce(store, new_batch(), NOBODY)
-    assert unaccepted.sweep(store, gone=lambda identity: identity == NOBODY) == 1
+    staging.announce(store, new_batch(), NOBODY)
+    assert staging.sweep(store, gone=lambda identity: identity == NOBODY) == 1
     assert count(store, "batch") == 2
     assert catalog.find(store, accepted.id) == accepted
 
@@ -211,7 +211,7 @@ def test_a_submit_that_ended_well_since_it_was_looked_at_is_not_swept(store: Sto
             storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
             return True
 
-        assert unaccepted.sweep(store, gone=ends_meanwhile) == 0
+        assert staging.sweep(store, gone=ends_meanwhile) == 0
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
 
 
@@ -219,7 +219,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
     """Another process finished the delete, and a new batch was submitted. Mutant: SQLite without AUTOINCREMENT."""
     old = take_in(store, 3)
     assert catalog.hide(store, old.pk, was=old.status)
-    assert unaccepted.sweep(store, gone=lambda _: False) == 1
+    assert staging.sweep(store, gone=lambda _: False) == 1
     new = take_in(store, 5)
     catalog.remove_rows(store, old.pk)
     assert catalog.find(store, new.id) == new
@@ -227,7 +227,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
 
 
 def _submit_for_ever(url: str) -> None:
-    ingest.SQLITE_WRITE = ingest.COPY_WRITE = 1 << 16
+    sqlite.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
     store = Store(url)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         line = 0
@@ -242,7 +242,7 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter = multiprocessing.get_context("spawn").Process(target=_submit_for_ever, args=(url,))
     submitter.start()
     assert submitter.pid is not None
-    if store.sqlite:  # on PostgreSQL the rows of an open transaction are seen by nobody
+    if store.file is not None:  # on PostgreSQL the rows of an open transaction are not visible to others
         until(lambda: count(store, "request") > 500)
     else:
         until(lambda: count(store, "batch") == 1)
@@ -250,11 +250,11 @@ def test_a_killed_submitter_leaves_nothing_visible_and_is_swept(store: Store) ->
     submitter.join()
     assert catalog.recent(store, limit=5) == []
     assert claim(store, worker(store)) == []
-    gone = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    gone = staging.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert gone == 1
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [0, 0, 0]
 
 
 def test_lines_come_back_in_file_order_whatever_the_models(store: Store) -> None:
     batch = take_in(store, [f"model-{line * 7 % 5}" for line in range(2500)])
-    assert [answer.line for answer in answers.in_file_order(store, pk=batch.pk)] == list(range(1, 2501))
+    assert [answer.line for answer in results.in_file_order(store, pk=batch.pk)] == list(range(1, 2501))

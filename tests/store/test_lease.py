@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import answer, answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, endings, queue, registry
-from vbatch.store.records import ChunkKey, RequestCounts, Result
+from tests.store.filling import answer, answers_to, claim, code_of, count, rows, take_in, worker
+from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
+from vbatch.store.records import ChunkKey, Outcome, RequestCounts, Result
 
 
 def counts(store: Store, batch_id: str) -> tuple[int, int]:
@@ -19,29 +19,24 @@ def test_results_are_recorded_exactly(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who)
     good, bad, none = lease.requests
-    results = [
+    late = [
         answer(lease, good),
         answer(lease, bad, status=400, text="\x00é🜚"),
         Result(
             key=lease.key,
             epoch=lease.epoch,
             seq=none.seq,
-            status_code=None,
-            request_id=None,
-            body=None,
-            error_code="request_timeout",
-            error_message="too slow",
-            attempts=3,
+            outcome=Outcome(error_code="request_timeout", error_message="too slow", attempts=3),
         ),
     ]
-    flushed = queue.flush(store, worker=who, results=results)
+    flushed = queue.flush(store, worker=who, results=late)
     assert (flushed.recorded, flushed.rejected, flushed.finished_chunks) == (
         3,
         frozenset(),
         frozenset({lease.key}),
     )
-    found = [entry.result for entry in answers.in_file_order(store, pk=batch.pk)]
-    assert [replace(result, key=lease.key) for result in found if result is not None] == results
+    found = [entry.outcome for entry in results.in_file_order(store, pk=batch.pk)]
+    assert found == [result.outcome for result in late]
     after = catalog.find(store, batch.id)
     assert after.counts == RequestCounts(total=3, completed=1, failed=2)
     assert (after.prompt_tokens, after.completion_tokens) == (4, 6)
@@ -53,10 +48,10 @@ def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
     (lease,) = claim(store, who)
     first = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:3]))
     assert (first.recorded, first.finished_chunks) == (3, frozenset())
-    assert endings.to_finalize(store, by="worker_x") == []
+    assert finalization.to_finalize(store, by="worker_x") == []
     last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
     assert (last.recorded, last.finished_chunks) == (1, frozenset({lease.key}))
-    assert [found.id for found in endings.to_finalize(store, by="worker_x")] == [batch.id]
+    assert [found.id for found in finalization.to_finalize(store, by="worker_x")] == [batch.id]
 
 
 def test_a_flush_of_nothing_does_nothing(store: Store) -> None:
@@ -78,12 +73,12 @@ def test_a_frozen_worker_writes_nothing(store: Store) -> None:
     assert counts(store, batch.id) == (0, 0)
     assert queue.flush(store, worker=other, results=answers_to(fresh)).recorded == 2
     assert queue.flush(store, worker=frozen, results=answers_to(stale, text="stale")).recorded == 0
-    bodies = {entry.result.body for entry in answers.in_file_order(store, pk=batch.pk) if entry.result}
+    bodies = {entry.outcome.body for entry in results.in_file_order(store, pk=batch.pk) if entry.outcome}
     assert bodies == {b'"1"', b'"2"'}
 
 
 def test_a_frozen_worker_that_leases_its_chunk_again_is_fenced_from_its_own_past(store: Store) -> None:
-    """State and name fit again; only the epoch tells the old lease from the new one."""
+    """State and name fit again; only the epoch distinguishes the old lease from the new one."""
     take_in(store, 2)
     who = worker(store)
     (stale,) = claim(store, who)
@@ -105,7 +100,7 @@ def test_answers_from_an_older_lease_are_dropped_beside_those_from_the_present_o
         store, worker=who, results=[answer(stale, first, text="stale"), answer(fresh, second)]
     )
     assert (flushed.recorded, flushed.rejected) == (1, frozenset())
-    assert [entry.line for entry in answers.finished(store, pk=batch.pk)] == [2]
+    assert [entry.line for entry in results.finished(store, pk=batch.pk)] == [2]
 
 
 def test_a_rejected_chunk_does_not_stop_the_others(store: Store) -> None:
@@ -146,7 +141,7 @@ def test_an_answer_is_recorded_once_and_never_changed(store: Store) -> None:
     first, _ = lease.requests
     queue.flush(store, worker=who, results=[answer(lease, first)])
     queue.flush(store, worker=who, results=[answer(lease, first, status=500, text="other")])
-    found = next(iter(answers.finished(store, pk=batch.pk))).result
+    found = next(iter(results.finished(store, pk=batch.pk))).outcome
     assert found is not None
     assert (found.status_code, found.body) == (200, b'"1"')
     assert counts(store, batch.id) == (1, 0)
@@ -163,7 +158,7 @@ def test_still_ours_tells_what_was_taken_away(store: Store) -> None:
     assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases[1:]}
     old = [(key, epoch - 1) for key, epoch in held]
     assert queue.still_ours(store, worker=who, leases=old) == frozenset()
-    endings.request_cancel(store, pk=batch.pk)
+    finalization.request_cancel(store, pk=batch.pk)
     assert queue.still_ours(store, worker=who, leases=held) == frozenset()
     assert queue.still_ours(store, worker=who, leases=[]) == frozenset()
 
@@ -180,7 +175,7 @@ def test_releasing_is_no_crash_and_no_loss(store: Store) -> None:
     assert queue.release(store, worker=who, keys=[lease.key]) == 0
 
 
-def test_nobody_releases_what_another_one_holds(store: Store) -> None:
+def test_a_worker_cannot_release_what_another_one_holds(store: Store) -> None:
     take_in(store, 10)
     who = worker(store, pid=1)
     (lease,) = claim(store, who)
@@ -256,7 +251,7 @@ def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
     )
     assert counts(store, batch.id) == (5, 295)
     assert [entry.model for entry in queue.waiting(store)] == ["good"]
-    ended = {entry.line: entry.error_code for entry in answers.finished(store, pk=batch.pk)}
+    ended = {entry.line: code_of(entry) for entry in results.finished(store, pk=batch.pk)}
     assert len(ended) == 300
     assert [line for line, code in ended.items() if code is None] == [1, 2, 3, 4, 5]
     assert set(ended.values()) == {None, "model_not_loaded"}

@@ -29,9 +29,8 @@ from sqlmodel import SQLModel
 
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, deaths, endings, ingest, queue, registry
-from vbatch.store.records import ChunkKey, Lease
-from vbatch.store.suspects import SPLIT_AT
+from vbatch.store import Store, catalog, deaths, finalization, ingest, queue, registry, results
+from vbatch.store.records import Lease
 
 T = TypeVar("T")
 MODELS = ("a", "b")
@@ -129,14 +128,15 @@ class Machine(RuleBasedStateMachine):
         leases = queue.claim(self.store, worker=who, model=model, chunks=chunks, held=held)
         self.store.forget = False
         assert len(leases) <= chunks
-        suspected = [lease for lease in leases if lease.crashes >= SPLIT_AT]
-        assert not suspected or (len(leases) == 1 and not mine), "a suspect is leased alone"
+        alone = [lease for lease in leases if lease.alone]
+        assert not alone or (len(leases) == 1 and not mine)
         if not leases and best is not None:
             assert mine
-            assert self.is_suspected(mine[0].lease.key) or self.has_suspect_first(model)
+            assert mine[0].lease.alone or self.has_one_to_run_alone_first(model)
             return
         assert (leases == []) == (best is None)
-        assert best is None or self.batches[leases[0].key.batch].priority == best
+        might_be_a_control = bool(alone) and len(alone[0].requests) == 1
+        assert best is None or might_be_a_control or self.batches[leases[0].key.batch].priority == best
         for lease in leases:
             entry = Held(lease, who)
             batch = self.batches[lease.key.batch]
@@ -147,13 +147,9 @@ class Machine(RuleBasedStateMachine):
             assert not any(entry.lines & other.lines for other in self.good(batch.pk)), "leased twice"
             self.leases.append(entry)
 
-    def is_suspected(self, key: ChunkKey) -> bool:
-        query = "SELECT crashes FROM chunk WHERE batch = :batch AND n = :n"
-        return int(rows(self.store, query, batch=key.batch, n=key.n)[0][0]) >= SPLIT_AT
-
-    def has_suspect_first(self, model: str) -> bool:
-        query = "SELECT crashes FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
-        return int(rows(self.store, query, model=model)[0][0]) >= SPLIT_AT
+    def has_one_to_run_alone_first(self, model: str) -> bool:
+        query = "SELECT alone FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
+        return bool(rows(self.store, query, model=model)[0][0])
 
     def ready(self, batch: Expected, model: str) -> set[int]:
         """The lines of a model that nobody works on."""
@@ -264,7 +260,7 @@ class Machine(RuleBasedStateMachine):
         if batch.status.final:
             return
         self.store.forget = lost
-        endings.request_cancel(self.store, pk=batch.pk)
+        finalization.request_cancel(self.store, pk=batch.pk)
         self.store.forget = False
         if batch.status is BatchStatus.IN_PROGRESS:
             batch.status = BatchStatus.CANCELLING
@@ -286,7 +282,7 @@ class Machine(RuleBasedStateMachine):
             and batch.expires_at <= self.now
             and batch.open_lines
         }
-        assert len(endings.expire(self.store, now=self.now)) == len(due)
+        assert len(finalization.expire(self.store, now=self.now)) == len(due)
         for pk in due:
             self.stop(self.batches[pk], "batch_expired")
 
@@ -314,11 +310,11 @@ class Machine(RuleBasedStateMachine):
     def finalize(self, data: st.DataObject, lost: bool) -> None:
         who = data.draw(st.sampled_from(self.workers))
         self.store.forget = lost
-        for batch in endings.to_finalize(self.store, by=who):
+        for batch in finalization.to_finalize(self.store, by=who):
             expected = self.batches[batch.pk]
             assert not expected.open_lines
-            assert endings.start_finalizing(self.store, pk=batch.pk, by=who) is not None
-            ended = endings.finish(self.store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
+            assert finalization.start_finalizing(self.store, pk=batch.pk, by=who) is not None
+            ended = finalization.finish(self.store, pk=batch.pk, by=who, output_path="/o", error_path="/e")
             assert ended.status.final
             if expected.stopped == "batch_expired":
                 expected.status = BatchStatus.EXPIRED
@@ -370,12 +366,10 @@ class Machine(RuleBasedStateMachine):
 
 
 def _lines(store: Store, batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:
-    for found in answers.finished(store, pk=batch.pk):
-        result = found.result
-        if result is None:
-            yield found.line, found.error_code, None
-        else:
-            yield found.line, result.status_code or result.error_code, result.body
+    for found in results.finished(store, pk=batch.pk):
+        outcome = found.outcome
+        assert outcome is not None
+        yield found.line, outcome.status_code or outcome.error_code, outcome.body
 
 
 def _expected_lines(batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:
@@ -394,7 +388,7 @@ def _empty(connection: Connection) -> None:
 def test_the_store_is_what_its_model_says(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutants: queue._under_this_lease returns all results; endings.expire takes a batch of which nothing is open."""
+    """Mutants: queue._under_this_lease returns all; finalization.expire takes a batch of which nothing is open."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 3)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:

@@ -15,12 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, Table, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, endings, failures, queue, registry
+from vbatch.store import Store, catalog, deaths, failures, finalization, overview, queue, registry, results
 from vbatch.store.records import Lease
-from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT, WORKER
 
 FINISHED_BATCHES = 3000
 CHUNKS_EACH = 20  # of one request, so that the tables of requests and results are long as well
@@ -53,7 +53,7 @@ def _write_the_past(connection: Connection) -> None:
     seqs = range(CHUNKS_EACH)
     _insert(
         connection,
-        BatchRow,
+        BATCH,
         {"id": "batch_{pk}", "status": "completed", "endpoint": "/v1", "model": "m", "priority": 0, "metadata": {},
          "input_sha256": "sha", "input_bytes": 1, "output_path": "/o", "error_path": "/e", "total": CHUNKS_EACH,
          "created_at": now},
@@ -61,20 +61,20 @@ def _write_the_past(connection: Connection) -> None:
     )  # fmt: skip
     _insert(
         connection,
-        ChunkRow,
+        CHUNK,
         {"model": "m", "url": "/v1", "priority": 0, "state": "done", "epoch": 1, "worker": "gone", "total": 1,
          "completed": 1},
         [{"batch": pk, "n": seq, "first_seq": seq, "last_seq": seq} for pk in pks for seq in seqs],
     )  # fmt: skip
     _insert(
         connection,
-        RequestRow,
+        REQUEST,
         {"custom_id": "r", "body": b"{}"},
         [{"batch": pk, "seq": seq, "line": seq + 1} for pk in pks for seq in seqs],
     )
     _insert(
         connection,
-        ResultRow,
+        RESULT,
         {
             "epoch": 1,
             "status_code": 200,
@@ -87,7 +87,7 @@ def _write_the_past(connection: Connection) -> None:
     )
     _insert(
         connection,
-        WorkerRow,
+        WORKER,
         {"host": "h", "boot_id": "b", "pid_namespace": 1, "pid": 1, "start_ticks": 1, "engine": "echo", "beat": 1,
          "started_at": now, "beat_at": now, "stopped_at": now},
         [{"id": f"worker_{number}"} for number in range(FINISHED_BATCHES)],
@@ -96,8 +96,10 @@ def _write_the_past(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT setval('batch_pk_seq', {FINISHED_BATCHES})")
 
 
-def _insert(connection: Connection, row: Any, same: dict[str, Any], different: list[dict[str, Any]]) -> None:
-    connection.execute(insert(row.__table__), [same | values for values in different])
+def _insert(
+    connection: Connection, table: Table, same: dict[str, Any], different: list[dict[str, Any]]
+) -> None:
+    connection.execute(insert(table), [same | values for values in different])
 
 
 @contextmanager
@@ -122,7 +124,7 @@ def scans(store: Store, statement: str, parameters: Any) -> list[str]:
     """Return the tables that a statement reads from end to end, each in the database's own words."""
 
     def work(connection: Connection) -> list[str]:
-        if store.sqlite:
+        if store.file is not None:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             steps = [str(step.detail) for step in plan]
             return [step for step in steps if step.split()[0] == "SCAN" and _is_long(step)]
@@ -162,15 +164,16 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
     "live": lambda busy: registry.live(busy.store),
     "working_on": lambda busy: registry.working_on(busy.store, pk=busy.pk),
-    "to_finalize": lambda busy: endings.to_finalize(busy.store, by=busy.who),
-    "start_finalizing": lambda busy: endings.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
-    "expire": lambda busy: endings.expire(busy.store, now=datetime.now(UTC)),
+    "to_finalize": lambda busy: finalization.to_finalize(busy.store, by=busy.who),
+    "start_finalizing": lambda busy: finalization.start_finalizing(busy.store, pk=busy.pk, by=busy.who),
+    "expire": lambda busy: finalization.expire(busy.store, now=datetime.now(UTC)),
     "progress": lambda busy: catalog.progress(busy.store),
-    "request_cancel": lambda busy: endings.request_cancel(busy.store, pk=busy.pk),
+    "left": lambda busy: overview.left(busy.store),
+    "request_cancel": lambda busy: finalization.request_cancel(busy.store, pk=busy.pk),
     "record_crash": lambda busy: deaths.record_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
     ),
-    "finished": lambda busy: list(answers.finished(busy.store, pk=busy.pk)),
+    "finished": lambda busy: list(results.finished(busy.store, pk=busy.pk)),
     "failure_codes": lambda busy: failures.failure_codes(busy.store, pk=busy.pk),
     "find": lambda busy: catalog.find(busy.store, f"batch_{FINISHED_BATCHES}"),
 }

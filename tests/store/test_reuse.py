@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.rigs.waiting import until
-from tests.store.filling import ENDPOINT, answers_to, claim, count, new_batch, rows, worker
-from vbatch import processes
-from vbatch.processes import Liveness
+from tests.store.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, answers, catalog, endings, ingest, paging, queue, reuse, unaccepted
+from vbatch.store import Store, catalog, finalization, ingest, queue, results, reuse, staging
 from vbatch.store.records import Batch
+from vbatch.system import processes
+from vbatch.system.processes import Liveness
 
 Line = tuple[str, str, bytes]  # custom_id, model, body
 
@@ -42,17 +42,17 @@ def work(store: Store, *, models: Iterable[str] = ("m",), status: int = 200, chu
     for model in models:
         for lease in claim(store, who, model=model, chunks=chunks):
             for request in lease.requests:
-                results = answers_to(lease, [request], status=status, text=request.custom_id)
-                queue.flush(store, worker=who, results=results)
+                given = answers_to(lease, [request], status=status, text=request.custom_id)
+                queue.flush(store, worker=who, results=given)
                 answered.append(request.custom_id)
     return answered
 
 
 def found(store: Store, batch: Batch) -> dict[str, bytes | None]:
     return {
-        entry.custom_id: entry.result.body
-        for entry in answers.finished(store, pk=batch.pk)
-        if entry.result is not None
+        entry.custom_id: entry.outcome.body
+        for entry in results.finished(store, pk=batch.pk)
+        if entry.outcome is not None
     }
 
 
@@ -65,8 +65,8 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
     assert (second.counts.completed, second.counts.total, second.reused) == (10, 10, 10)
     assert (second.prompt_tokens, second.completion_tokens) == (20, 30)
     assert queue.waiting(store) == []
-    assert {batch.id for batch in endings.to_finalize(store, by="me")} == {first.id, second.id}
-    assert list(answers.in_file_order(store, pk=second.pk))[3].result is not None
+    assert {batch.id for batch in finalization.to_finalize(store, by="me")} == {first.id, second.id}
+    assert list(results.in_file_order(store, pk=second.pk))[3].outcome is not None
     assert found(store, second) == found(store, first)
     copied = (
         "SELECT seq, status_code, request_id, body, prompt_tokens, attempts FROM result WHERE batch = :pk"
@@ -76,7 +76,7 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
 
 def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: reading all requests of a chunk at once."""
-    monkeypatch.setattr(paging, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
     large = lines(32, body=b'{"body": %d' + b" " * (1 << 20) + b"}")
     first = take_in(store, large)
     work(store)
@@ -95,7 +95,7 @@ def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: 
 
 
 def test_only_what_is_new_or_changed_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutants: queue.open_requests looks at results only after a first lease; _digest without the body."""
+    """Mutants: queue._open_requests looks at results only after a first lease; _digest without the body."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 4)
     first = take_in(store, lines(8))
     work(store)
@@ -117,7 +117,7 @@ def test_order_of_lines_does_not_matter(store: Store, monkeypatch: pytest.Monkey
     work(store)
     second = take_in(store, reversed(lines(20)), earlier=[first])
     assert second.reused == 20
-    assert [entry.custom_id for entry in answers.finished(store, pk=second.pk)] == [
+    assert [entry.custom_id for entry in results.finished(store, pk=second.pk)] == [
         f"r-{number}" for number in reversed(range(20))
     ]
     assert found(store, second) == found(store, first)
@@ -187,8 +187,8 @@ def test_what_is_left_of_a_reusing_batch_can_be_cancelled(store: Store) -> None:
     first = take_in(store, lines(4))
     work(store)
     second = take_in(store, lines(6), earlier=[first])
-    endings.request_cancel(store, pk=second.pk)
-    codes = [entry.error_code for entry in answers.finished(store, pk=second.pk)]
+    finalization.request_cancel(store, pk=second.pk)
+    codes = [code_of(entry) for entry in results.finished(store, pk=second.pk)]
     assert codes == [None] * 4 + ["batch_cancelled"] * 2
 
 
@@ -227,12 +227,12 @@ def test_a_crash_in_the_middle_leaves_no_trace(store: Store) -> None:
     dying.start()
     try:
         until(lambda: count(store, "result") > before["result"])
-        assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "nobody sees it"
+        assert [batch.id for batch in catalog.recent(store, limit=9)] == [first.id], "it is not visible"
         assert catalog.by_pk(store, pk=first.pk).status is BatchStatus.IN_PROGRESS
     finally:
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         dying.join()
-    swept = unaccepted.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
+    swept = staging.sweep(store, gone=lambda identity: processes.liveness(identity) is Liveness.GONE)
     assert swept == 1
     assert {table: count(store, table) for table in before} == before

@@ -6,18 +6,21 @@ import math
 import random
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count as counting
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.rigs.waiting import until
-from tests.store.filling import answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, answers, catalog, deaths, queue
-from vbatch.store.records import ChunkKey, Lease
-from vbatch.store.suspects import LOSSES, SPLIT_AT
+from tests.store.filling import NOBODY, answers_to, claim, count, rows, take_in, worker
+from vbatch.store import Store, catalog, deaths, queue, registry, results
+from vbatch.store.records import SPLIT_AT, Batch, ChunkKey, Lease
+from vbatch.store.suspects import LOSSES, LOSSES_WITHOUT_CONTROL
 
 FULL = 256  # requests in a full chunk
+PIDS = counting(1000)
 
 
 class Engine:
@@ -51,9 +54,9 @@ class Engine:
 
 def convicted(store: Store, pk: int) -> dict[int, str]:
     return {
-        answer.line: answer.result.error_message or ""
-        for answer in answers.finished(store, pk=pk)
-        if answer.result is not None and answer.result.error_code == "engine_crash"
+        answer.line: answer.outcome.error_message or ""
+        for answer in results.finished(store, pk=pk)
+        if answer.outcome is not None and answer.outcome.error_code == "engine_crash"
     }
 
 
@@ -67,7 +70,7 @@ def test_one_poison_is_found_among_256_within_log2_plus_2_deaths(store: Store, p
     assert engine.deaths <= math.log2(FULL) + 2
     counts = catalog.find(store, batch.id).counts
     assert (counts.completed, counts.failed) == (FULL - 1, 1)
-    assert len(list(answers.finished(store, pk=batch.pk))) == FULL
+    assert len(list(results.finished(store, pk=batch.pk))) == FULL
 
 
 def test_the_verdict_holds_its_evidence(store: Store) -> None:
@@ -153,7 +156,7 @@ def test_several_poisons_are_all_found_and_nobody_else(store: Store, seed: int) 
     assert set(convicted(store, batch.pk)) == poisons
     counts = catalog.find(store, batch.id).counts
     assert (counts.total, counts.completed, counts.failed) == (600, 596, 4)
-    lines = [answer.line for answer in answers.in_file_order(store, pk=batch.pk)]
+    lines = [answer.line for answer in results.in_file_order(store, pk=batch.pk)]
     assert lines == list(range(1, 601))
     assert engine.deaths <= len(poisons) * (math.log2(FULL) + 2)
 
@@ -222,17 +225,17 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
     batch = take_in(store, 2 * FULL)
     whos = [worker(store, pid=number) for number in (1, 2)]
 
-    def die(who: str, lease: Lease) -> None:
+    def crash(who: str, lease: Lease) -> None:
         accused = {lease.key: [request.seq for request in lease.requests]}
         deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
 
     for who, lease in [(who, claim(store, who)[0]) for who in whos]:
-        die(who, lease)
+        crash(who, lease)
     held = {who: claim(store, who)[0] for who in whos}  # their second death splits them
-    with ThreadPoolExecutor() as threads, store.driver_connection() as referee:
+    with ThreadPoolExecutor() as threads, psycopg.connect(postgresql_url) as referee:
         # Nobody may insert a chunk: both have looked which number is the last before either one goes on.
         referee.execute("LOCK TABLE chunk IN SHARE ROW EXCLUSIVE MODE")
-        splitting = [threads.submit(die, who, lease) for who, lease in held.items()]
+        splitting = [threads.submit(crash, who, lease) for who, lease in held.items()]
         until(lambda: _waiting_for_locks(referee) == len(whos))
         referee.commit()
         for done in splitting:
@@ -249,49 +252,235 @@ def _waiting_for_locks(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def vanish(store: Store, number: int) -> Lease | None:
-    """A worker takes what is first and dies with its whole process."""
-    who = worker(store, pid=number)
-    leases = claim(store, who)
-    deaths.reclaim(store, worker=who, beat=None, vanished=True)
-    return leases[0] if leases else None
+def die(store: Store, **how: bool) -> Lease:
+    """A worker takes what comes first and dies with its whole process."""
+    who = worker(store, pid=next(PIDS))
+    (lease,) = claim(store, who)
+    deaths.reclaim(store, worker=who, beat=None, **{"vanished": True, **how})
+    return lease
+
+
+def answer_one(store: Store) -> Lease:
+    """A worker takes what comes first and answers it."""
+    who = worker(store, pid=next(PIDS))
+    (lease,) = claim(store, who)
+    queue.flush(store, worker=who, results=answers_to(lease))
+    deaths.reclaim(store, worker=who, beat=None)
+    return lease
+
+
+def losses(store: Store) -> list[int]:
+    return [
+        found for (found,) in rows(store, "SELECT losses FROM chunk WHERE state = 'ready' ORDER BY batch, n")
+    ]
+
+
+def killers(store: Store, batch: Batch, poison: int, *, chunks: int = 1) -> int:
+    """Have worker after worker work until the queue is empty; return how many the poisonous line killed."""
+    killed = 0
+    for _ in range(200):
+        who = worker(store, pid=next(PIDS))
+        leases = claim(store, who, chunks=chunks)
+        if not leases:
+            return killed
+        dies = any(
+            lease.key.batch == batch.pk and poison in {request.line for request in lease.requests}
+            for lease in leases
+        )
+        if not dies:
+            for lease in leases:
+                queue.flush(store, worker=who, results=answers_to(lease))
+        killed += dies
+        deaths.reclaim(store, worker=who, beat=None, vanished=dies)
+    raise AssertionError("the queue is never empty")
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_a_request_that_kills_whole_workers_is_found(store: Store, chunks: int) -> None:
-    """Its engine takes the worker down with it, so that nobody is left to say what was running.
+    """Its engine takes the worker down with it, so that nothing is left to report what was running.
 
-    Mutant: workers that take several suspects at once; then nobody is ever the only one.
+    Three deaths for each halving of 8 (8, 4, 2), and three over the request alone: others wait to compare it with.
+    Mutants: workers that take several suspects at once; then none is ever the only one. A claim without controls;
+    it then takes seven deaths more.
     """
+    batch, _ = take_in(store, 8), take_in(store, 300)
+    assert killers(store, batch, 6, chunks=chunks) == 3 * LOSSES + LOSSES
+    assert set(convicted(store, batch.pk)) == {6}
+    assert (
+        "other requests ran alone to their end on the same machine (2 times)" in convicted(store, batch.pk)[6]
+    )
+    assert rows(store, "SELECT sum(completed), sum(failed) FROM chunk") == [(307, 1)]
+    assert count(store, "result") == 308
+
+
+def test_the_last_one_is_found_though_nothing_is_left_to_compare_it_with(store: Store) -> None:
+    """Mutant: a conviction only by comparison; the queue is then never empty."""
     batch = take_in(store, 8)
-    poison = 6
-    for number in range(2, 200):
-        who = worker(store, pid=number)
-        leases = claim(store, who, chunks=chunks)
-        if not leases:
+    assert killers(store, batch, 8) == 3 * LOSSES + LOSSES_WITHOUT_CONTROL
+    assert set(convicted(store, batch.pk)) == {8}
+    assert "died 10 times in a row while this request ran alone" in convicted(store, batch.pk)[8]
+    assert "no other request to compare it with" in convicted(store, batch.pk)[8]
+
+
+def test_two_that_kill_workers_are_both_found(store: Store) -> None:
+    """They stand for each other as controls, and neither ends."""
+    batch = take_in(store, 2)
+    for _ in range(100):
+        who = worker(store, pid=next(PIDS))
+        if not claim(store, who):
             break
-        if poison in {request.line for lease in leases for request in lease.requests}:
-            deaths.reclaim(store, worker=who, beat=None, vanished=True)
-        else:
-            for lease in leases:
-                queue.flush(store, worker=who, results=answers_to(lease))
-            deaths.reclaim(store, worker=who, beat=None)
-    assert set(convicted(store, batch.pk)) == {poison}
-    counts = catalog.find(store, batch.id).counts
-    assert (counts.completed, counts.failed) == (7, 1)
+        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+    assert set(convicted(store, batch.pk)) == {1, 2}
+
+
+def test_nine_deaths_of_its_worker_convict_no_request_that_is_alone_in_the_queue(store: Store) -> None:
+    """Mutant: a conviction at the third death, as if it had been compared with another one."""
+    batch = take_in(store, 1)
+    for number in range(1, 10):
+        die(store)
+        assert losses(store) == [number]
+    assert convicted(store, batch.pk) == {}
+    die(store)
+    assert set(convicted(store, batch.pk)) == {1}
+
+
+def test_three_deaths_and_a_control_between_them_convict(replaying: Store) -> None:
+    """Mutants: ``ended`` that counts nothing; one that counts what ran beside others, or a replay twice."""
+    batch = take_in(replaying, 1)
+    take_in(replaying, 3)
+    assert die(replaying).requests[0].line == 1
+    for number in (1, 2):
+        control = answer_one(replaying)
+        assert (control.alone, len(control.requests), control.key.batch != batch.pk) == (True, 1, True)
+        assert rows(replaying, "SELECT controls FROM chunk WHERE batch = :pk", pk=batch.pk) == [(number,)]
+        assert convicted(replaying, batch.pk) == {}
+        assert die(replaying).key.batch == batch.pk
+    assert set(convicted(replaying, batch.pk)) == {1}
+    (rest,) = claim(replaying, worker(replaying, pid=next(PIDS)), chunks=9)
+    assert (rest.alone, [request.line for request in rest.requests]) == (False, [3])
+
+
+def test_a_control_is_one_request_of_those_that_wait(store: Store) -> None:
+    """The rest of its chunk is worked on later. Mutant: a control that runs with its whole chunk."""
+    take_in(store, 1)
+    other = take_in(store, 6, priority=-1)
+    first = worker(store, pid=next(PIDS))
+    (held,) = claim(store, worker(store, pid=next(PIDS)))
+    (lease,) = claim(store, first)
+    queue.flush(store, worker=first, results=answers_to(lease, [lease.requests[0], lease.requests[3]]))
+    queue.release(store, worker=first, keys=[lease.key])
+    deaths.reclaim(store, worker=holder(store, held), beat=None, vanished=True)
+    assert [request.line for request in answer_one(store).requests] == [2]
+    answer_one(store)
+    (rest,) = claim(store, first)
+    assert ([request.line for request in rest.requests], rest.alone) == ([3, 5, 6], False)
+    counts = catalog.find(store, other.id).counts
+    assert (counts.total, counts.completed) == (6, 3)
+
+
+def holder(store: Store, lease: Lease) -> str:
+    query = "SELECT worker FROM chunk WHERE batch = :batch AND n = :n"
+    return str(rows(store, query, batch=lease.key.batch, n=lease.key.n)[0][0])
+
+
+def test_a_control_whose_worker_dies_is_blamed_for_nothing_by_that_alone(store: Store) -> None:
+    """Workers are killed from outside, whatever they run. Mutant: a control that is the same request each time."""
+    take_in(store, 1)
+    take_in(store, 20)
+    assert len({die(store).key for _ in range(20)}) == 20
+    assert count(store, "result") == 0
+
+
+def test_only_a_request_of_the_same_boot_is_a_control(store: Store) -> None:
+    """On another machine there is nothing to compare, so that the suspect comes at once.
+
+    Mutant: ``first`` that does not ask for the boot; one request after the other then runs alone.
+    """
+    batch = take_in(store, 1)
+    take_in(store, 300)
+    die(store)
+    elsewhere = worker(store, identity=replace(NOBODY, pid=next(PIDS)))
+    (lease,) = claim(store, elsewhere)
+    assert lease.key.batch == batch.pk
+    queue.release(store, worker=elsewhere, keys=[lease.key])
+
+
+def test_another_boot_sets_the_count_back(store: Store) -> None:
+    """The machine froze over and over: each time it was started again. Mutant: ``lost`` that does not compare boots."""
+    batch = take_in(store, 1)
+    for number in range(30):
+        boot = replace(NOBODY, boot_id=f"boot-{number // 5}", pid=next(PIDS))
+        who = worker(store, identity=boot)
+        claim(store, who)
+        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+        assert losses(store) == [number % 5 + 1]
+    assert convicted(store, batch.pk) == {}
+
+
+@pytest.mark.parametrize("cause", ["signal", "together", "lease", "release", "stop"])
+def test_what_is_no_fault_of_a_request_sets_its_count_back(store: Store, cause: str) -> None:
+    """Mutants: ``reclaim`` that does not ask for a signal; one for which others that died change nothing;
+    ``release`` and ``registry.stop`` that leave the count."""
+    batch = take_in(store, 1)
+    for _ in range(4):
+        for _ in range(LOSSES):
+            die(store)
+        assert losses(store) == [LOSSES]
+        who = worker(store, pid=next(PIDS))
+        (lease,) = claim(store, who)
+        match cause:
+            case "signal":
+                registry.stopping(store, worker=who)
+                deaths.reclaim(store, worker=who, beat=None, vanished=True)
+            case "together":
+                deaths.reclaim(store, worker=who, beat=None, vanished=True, together=True)
+            case "lease":
+                deaths.reclaim(store, worker=who, beat=None)
+            case "release":
+                queue.release(store, worker=who, keys=[lease.key])
+            case "stop":
+                registry.stop(store, worker=who)
+        assert losses(store) == [0]
+    assert convicted(store, batch.pk) == {}
+
+
+def test_deaths_beside_others_do_not_count_against_one_that_runs_alone(store: Store) -> None:
+    """Its worker held another chunk, too. Mutant: ``lost`` that counts on."""
+    take_in(store, 1)
+    take_in(store, 1)
+    for _ in range(2):
+        who = worker(store, pid=next(PIDS))
+        claim(store, who, chunks=2)
+        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+    assert losses(store) == [2, 2]
+    die(store)
+    assert losses(store) == [1, 2]
+
+
+def test_engine_deaths_of_one_that_killed_workers_are_counted_by_themselves(store: Store) -> None:
+    """Mutant: halves of a chunk that lost its workers count as suspects of two engine deaths."""
+    batch = take_in(store, 1)
+    for _ in range(LOSSES):
+        die(store)
+    who = worker(store, pid=next(PIDS))
+    for _ in range(SPLIT_AT):
+        (lease,) = claim(store, who)
+        deaths.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="the OOM killer")
+    assert convicted(store, batch.pk) == {}
 
 
 def test_a_worker_that_vanishes_once_or_twice_accuses_nobody(store: Store) -> None:
     take_in(store, 8)
-    for number in range(2, 2 + LOSSES - 1):
-        vanish(store, number)
-    assert rows(store, "SELECT state, crashes, losses, total FROM chunk") == [("ready", 0, LOSSES - 1, 8)]
+    for _ in range(LOSSES - 1):
+        die(store)
+    assert rows(store, "SELECT state, alone, losses, total FROM chunk") == [("ready", 0, LOSSES - 1, 8)]
 
 
 def test_after_the_third_time_the_halves_run_alone(store: Store) -> None:
     take_in(store, 8)
-    for number in range(2, 2 + LOSSES):
-        vanish(store, number)
+    for _ in range(LOSSES):
+        die(store)
     assert rows(
-        store, "SELECT first_seq, last_seq, crashes FROM chunk WHERE state = 'ready' ORDER BY first_seq"
-    ) == [(0, 3, SPLIT_AT), (4, 7, SPLIT_AT)]
+        store,
+        "SELECT first_seq, last_seq, alone, crashes FROM chunk WHERE state = 'ready' ORDER BY first_seq",
+    ) == [(0, 3, 1, 0), (4, 7, 1, 0)]

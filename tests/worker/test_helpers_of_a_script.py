@@ -15,9 +15,10 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.commands import VBATCH, Home, chat
 from tests.rigs.waiting import exit_code, until
-from vbatch import evidence, processes
 from vbatch.engine import smollm
+from vbatch.recovery import evidence
 from vbatch.store import COMMAND_PATIENCE, Store, registry
+from vbatch.system import processes
 from vbatch.worker import models
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -89,6 +90,5 @@ def test_only_what_carries_the_token_of_a_load_is_recorded(tmp_path: Path) -> No
     ]
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(engines.child(*engines.command(title=title))) for title in titles]
-        for title, process in zip(titles, children, strict=True):
-            until(lambda process=process, title=title: processes.title(process.pid).startswith(title))
+        until(lambda: [processes.title(process.pid).split()[0] for process in children] == titles)
         assert models._carrying(token) == [children[0].pid]

@@ -10,7 +10,6 @@ import pytest
 
 from vbatch.engine import EngineDied, Reply
 from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request
-from vbatch.store.suspects import SPLIT_AT
 from vbatch.worker import inflight as inflight_module
 from vbatch.worker.inflight import Inflight
 
@@ -57,14 +56,14 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def lease(n: int, *, epoch: int = 1, requests: int = 2, crashes: int = 0) -> Lease:
+def lease(n: int, *, epoch: int = 1, requests: int = 2, alone: bool = False) -> Lease:
     return Lease(
         key=ChunkKey(1, n),
         batch_id="batch_1",
         epoch=epoch,
         model="m",
         url="/v1/chat/completions",
-        crashes=crashes,
+        alone=alone,
         requests=tuple(
             Request(seq=seq, line=seq, custom_id=f"r-{seq}", body=f"{n}.{epoch}.{seq}".encode())
             for seq in range(10 * n, 10 * n + requests)
@@ -111,7 +110,7 @@ def test_a_suspect_waits_until_the_one_before_it_is_saved() -> None:
     async def scene() -> None:
         engine = Puppet()
         held = inflight(engine)
-        suspects = [lease(n, requests=1, crashes=SPLIT_AT) for n in (0, 1)]
+        suspects = [lease(n, requests=1, alone=True) for n in (0, 1)]
         held.add(suspects)
         held.start()
         await settle()
@@ -166,7 +165,7 @@ def test_a_slow_request_ends_by_its_time_limit() -> None:
         await asyncio.sleep(0.15)
         engine.progress += 1
         await asyncio.sleep(1.2)
-        codes = {result.seq: result.error_code for result in held.answered}
+        codes = {result.seq: result.outcome.error_code for result in held.answered}
         assert codes == {0: None, 1: "request_timeout", 2: "request_timeout"}
         assert not engine.waiting, "their sequences are aborted"
 

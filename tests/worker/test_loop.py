@@ -1,21 +1,25 @@
-"""What the worker does next: models that cannot be loaded, chunks that nobody holds. A real store, the echo engine."""
+"""What the worker does next: models that cannot be loaded, chunks that no worker holds. A real store, an echo."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.rigs.parrot import PARROT, parrot
 from tests.rigs.waiting import SILENCE
-from tests.store.filling import claim, rows, take_in, worker
-from vbatch import processes
-from vbatch.engine import Blame, Engine, EngineStartFailed, echo
+from tests.store.filling import answers_to, claim, rows, take_in, worker
+from vbatch.engine import Blame, Engine, EngineStartFailed
+from vbatch.engine.kinds import KINDS, Load
 from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
-from vbatch.store import WORKER_PATIENCE, Store, catalog, registry
+from vbatch.protocol import BatchStatus
+from vbatch.store import WORKER_PATIENCE, Store, catalog, queue, registry
+from vbatch.system import processes
 from vbatch.worker import Stop, View, WorkerOptions, models
 from vbatch.worker.context import Context
 from vbatch.worker.loop import WorkLoop
@@ -24,10 +28,11 @@ from vbatch.worker.serving import Ended, Serving
 
 
 @pytest.fixture
-def context(store: Store, tmp_path: Path) -> Iterator[Context]:
-    """A worker's surroundings, its options those of a drain on the echo engine."""
-    options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine="echo", drain=True)
-    me = registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+def context(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    """A worker's surroundings, its options those of a drain on an engine that echoes for any model."""
+    monkeypatch.setitem(KINDS, PARROT.name, PARROT)
+    options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine=PARROT.name, drain=True)
+    me = registry.register(store, identity=processes.current(), engine=PARROT.name, gpu_uuid=None)
     context = Context(
         store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
         options=options,
@@ -61,7 +66,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
     async def load(context: Context, model: str) -> Engine:
         if model in faults:
             raise EngineStartFailed(f"{model} is wrong", transient=False, blame=faults[model])
-        return await echo.load(model=model)
+        return parrot(model)
 
     monkeypatch.setattr(models, "load", load)
     return faults
@@ -160,7 +165,7 @@ def test_a_model_that_could_be_loaded_before_fails_no_request(
         loads.append(model)
         if loads.count(model) > 1:
             raise EngineStartFailed("CUDA unknown error", transient=False, blame=blame)
-        return await echo.load(model=model)
+        return parrot(model)
 
     monkeypatch.setattr(models, "load", load)
     queued = (("one", 3), ("two", 2), ("one", 1))
@@ -178,7 +183,7 @@ def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
 ) -> None:
     """The machine sleeps under the first engine. Mutant: a death like any other."""
     slept = timedelta()
-    monkeypatch.setattr("vbatch.suspension.since_boot", lambda: slept)
+    monkeypatch.setattr("vbatch.system.suspend.since_boot", lambda: slept)
     deaths = 0
     died = Serving._died
 
@@ -209,7 +214,7 @@ def test_what_fails_beside_the_work_is_not_left_for_the_morning(
         raise ZeroDivisionError
 
     async def load(context: Context, model: str) -> Engine:
-        return await echo.load(model=model, latency=timedelta(seconds=20))
+        return parrot(model, latency=timedelta(seconds=20))
 
     monkeypatch.setattr(WorkLoop, "_recover_now_and_then", fail)
     monkeypatch.setattr(models, "load", load)
@@ -240,10 +245,8 @@ def test_an_engine_that_the_ledger_does_not_know_is_ended(
     """Mutant: the failure alone; the engine then holds the GPU for nobody."""
     closed: list[str] = []
 
-    real = echo.load
-
-    async def load(*, model: str, latency: timedelta) -> Engine:
-        engine = await real(model=model, latency=latency)
+    async def load(load: Load) -> Engine:
+        engine = await PARROT.load(load)
         monkeypatch.setattr(engine, "close", close)
         return engine
 
@@ -253,7 +256,7 @@ def test_an_engine_that_the_ledger_does_not_know_is_ended(
     def refuse(*_args: object) -> None:
         raise StoreMisconfigured
 
-    monkeypatch.setattr(echo, "load", load)
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
     monkeypatch.setattr(models, "_record", refuse)
     with pytest.raises(StoreMisconfigured):
         asyncio.run(models.load(context, "m"))
@@ -268,7 +271,7 @@ def test_a_model_hub_that_is_away_fails_no_request(
     async def load(context: Context, model: str) -> Engine:
         if model == "far":
             raise EngineStartFailed("the hub is away", transient=True)
-        return await echo.load(model=model)
+        return parrot(model)
 
     monkeypatch.setattr(models, "load", load)
     far, near = batch_of(store, tmp_path, "far"), batch_of(store, tmp_path, "near")
@@ -286,6 +289,23 @@ def test_a_chunk_that_nobody_holds_goes_back_to_the_queue(
     work(context)
     assert counts(store, pk) == (10, 0)
     assert rows(store, "SELECT state FROM chunk") == [("done",)]
+
+
+def test_a_drain_waits_for_what_another_worker_runs(context: Context, store: Store, tmp_path: Path) -> None:
+    """And not for what its engine does not serve. Mutant: a drain that looks at what is ready alone."""
+    other = replace(context, options=replace(context.options, engine="echo"))
+    pk, left = batch_of(store, tmp_path, "echo"), batch_of(store, tmp_path, "qwen-8b")
+    elsewhere = worker(store)
+    (lease,) = claim(store, elsewhere, model="echo")
+
+    async def answer() -> None:
+        while not other.view.snapshot.left_alone:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await other.in_files(queue.flush, store, worker=elsewhere, results=answers_to(lease))
+
+    work(other, answer())
+    assert catalog.by_pk(store, pk=pk).status is BatchStatus.COMPLETED
+    assert counts(store, left) == (0, 0)
 
 
 def test_what_goes_on_beside_the_work_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

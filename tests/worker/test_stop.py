@@ -1,19 +1,27 @@
-"""A stop ends the worker, whatever it waits for."""
+"""A stop ends the worker, whatever it waits for; a signal drains it, and only a second Ctrl-C or SIGTERM does more."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
-from tests.rigs.commands import Home
+from tests.rigs.commands import VBATCH, Home, chat, chats
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.waiting import exit_code, until
+from tests.rigs.workers import kill, start_worker
+from tests.store.filling import rows
+from vbatch.recovery import dead_workers
+from vbatch.store import Store
 from vbatch.worker import Stop
 
 
@@ -48,3 +56,94 @@ def test_a_signal_after_the_loop_has_ended_is_no_error() -> None:
     loop.close()
     stop.request()
     assert stop.requested
+
+
+HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+
+@contextmanager
+def at_work(
+    home: Home, store: Store, *, prepare: Callable[[], object] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker, with the terminal's signals as they are by default; it has a chunk now."""
+    with (home.path / "worker.log").open("ab") as log:
+        worker = subprocess.Popen(
+            [*VBATCH, "run-worker", "--engine", "echo"],
+            env=home.env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=prepare or (lambda: signal.signal(HUP, signal.SIG_DFL)),
+        )
+    try:
+        until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.mark.parametrize("signals", [(HUP,), (HUP, HUP), (TERM, HUP), (HUP, TERM), (HUP, INT, HUP)])
+def test_a_closed_terminal_drains_and_is_neither_the_first_nor_the_second_signal(
+    home: Home, store: Store, signals: tuple[signal.Signals, ...]
+) -> None:
+    """Mutants: on_signals without SIGHUP; with it, but as the second signal; with it as the first one."""
+    batch_id = home.submit([chat("long", "long", echo="slow:3")])
+    with at_work(home, store) as worker:
+        for number in signals:
+            worker.send_signal(number)
+            until(lambda: "worker.draining" in home.worker_log)
+            time.sleep(0.1)  # two of one kind at once are one
+        assert exit_code(worker) == 0
+    assert home.finished(batch_id) == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("second", "code"), [(TERM, 128 + TERM), (INT, 130)])
+def test_a_second_ctrl_c_or_sigterm_ends_at_once_whatever_the_terminal_sent(
+    home: Home, store: Store, second: signal.Signals, code: int
+) -> None:
+    """Mutant: on_signals that forgets the first SIGTERM at a SIGHUP."""
+    home.submit([chat("long", "long", echo="slow:60")])
+    with at_work(home, store) as worker:
+        for number in (TERM, HUP):
+            worker.send_signal(number)
+            until(lambda: "worker.draining" in home.worker_log)
+            time.sleep(0.1)
+        worker.send_signal(second)
+        assert exit_code(worker) == code
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_nohup_keeps_the_worker(home: Home, store: Store) -> None:
+    """Mutant: on_signals that takes SIGHUP though it is ignored."""
+    batch_id = home.submit([chat("long", "long", echo="slow:2")])
+    with at_work(home, store, prepare=lambda: signal.signal(HUP, signal.SIG_IGN)) as worker:
+        worker.send_signal(HUP)
+        until(lambda: home.finished(batch_id) == 1)
+        later = home.submit(chats(3), name="later")
+        until(lambda: home.finished(later) == 3)
+        worker.send_signal(TERM)
+        assert exit_code(worker) == 0
+
+
+def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home: Home, store: Store) -> None:
+    """It drains, and is killed meanwhile: by a service manager that waits no longer, or by a second Ctrl-C.
+
+    Mutants: a loop that does not write the signal down; deaths.reclaim that does not ask for it.
+    """
+    url = store.url.render_as_string(hide_password=False)
+    home.submit([chat("long", "long", echo="slow:60")])
+    asked = "SELECT 1 FROM worker WHERE stopping_at IS NOT NULL AND stopped_at IS NULL"
+    losses = []
+    for signals in ((), (), (TERM,), (), (INT, INT)):
+        worker = start_worker(url, home.path)
+        assert worker.pid is not None
+        until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        for number in signals:
+            os.kill(worker.pid, number)
+            until(lambda: rows(store, asked) != [])
+        kill(worker)
+        dead_workers.release_chunks(store)
+        losses += rows(store, "SELECT losses FROM chunk")
+    assert losses == [(1,), (2,), (0,), (1,), (0,)]

@@ -18,9 +18,9 @@ import pytest
 from tests.rigs.commands import VBATCH, Home, Lines
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 from tests.rigs.waiting import cpu_seconds, exit_code, until
-from vbatch import processes
 from vbatch.engine import smollm
-from vbatch.identity import ProcessIdentity
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
 
 pytestmark = pytest.mark.vllm
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from vbatch import disks
 from vbatch.batches.find import BatchList
 from vbatch.batches.status import Status, failure_message
 from vbatch.batches.submit import Checked, InvalidInput
 from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
 from vbatch.store.records import Batch
+from vbatch.system import disks
 
 # In which order a batch goes through its times.
 _TIMES = (
@@ -104,7 +104,7 @@ def status_document(status: Status) -> dict[str, Any]:
                 "model": worker.model,
                 "note": worker.note,
             }
-            for worker in status.workers
+            for worker in (status.at_work.workers if status.at_work else ())
         ],
     }
 

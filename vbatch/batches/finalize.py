@@ -10,13 +10,13 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
-from vbatch import processes
 from vbatch.batches.results import output_line, succeeded
-from vbatch.batches.status import live_workers
+from vbatch.batches.workers import live_workers
 from vbatch.errors import VbatchError
 from vbatch.jsonl import AtomicFile, atomic_file
-from vbatch.store import Store, answers, catalog, endings
+from vbatch.store import Store, catalog, finalization, results
 from vbatch.store.records import Batch
+from vbatch.system import processes
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ def finalize(store: Store, batch: Batch, *, by: str) -> Batch | None:
     Raises OSError when the disk refuses; the batch then stays as it is. Raises NoSuchBatch, with no file written,
     where the batch was deleted meanwhile.
     """
-    taken = endings.start_finalizing(store, pk=batch.pk, by=by)
+    taken = finalization.start_finalizing(store, pk=batch.pk, by=by)
     if taken is None:
         return None
     try:
         output, errors = _write(store, taken)
     except OSError:
-        endings.hand_back(store, pk=taken.pk, by=by)
+        finalization.hand_back(store, pk=taken.pk, by=by)
         raise
-    return endings.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
+    return finalization.finish(store, pk=taken.pk, by=by, output_path=str(output), error_path=str(errors))
 
 
 def finalize_here(store: Store, batch: Batch) -> Batch:
@@ -56,7 +56,7 @@ def cancel(store: Store, reference: str) -> Batch:
     Where no live worker would write its files, they are written here. Raises NoSuchBatch, AmbiguousBatch,
     WrongStatus when it has already ended, VbatchError when its files cannot be written.
     """
-    batch = endings.request_cancel(store, pk=catalog.find(store, reference).pk)
+    batch = finalization.request_cancel(store, pk=catalog.find(store, reference).pk)
     try:
         return finalize_here(store, batch)
     except OSError as error:
@@ -87,7 +87,7 @@ def _write(store: Store, batch: Batch) -> tuple[Path, Path]:
     paths = {True: Path(batch.output_path), False: Path(batch.error_path)}
     files: dict[bool, AtomicFile] = {}
     with ExitStack() as stack:
-        for answer in answers.finished(store, pk=batch.pk):
+        for answer in results.finished(store, pk=batch.pk):
             good = succeeded(answer)
             if good not in files:
                 files[good] = stack.enter_context(atomic_file(paths[good], tag=batch.id))

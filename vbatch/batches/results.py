@@ -12,8 +12,9 @@ from pathlib import Path
 from vbatch.batches.paths import check_copy
 from vbatch.jsonl import atomic_file
 from vbatch.protocol import answer_line, no_answer_line, one_line_json
-from vbatch.store import Store, answers, catalog
-from vbatch.store.records import Answer, Batch
+from vbatch.store import Store, catalog
+from vbatch.store.records import Answer, Batch, Outcome
+from vbatch.store.results import finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +49,29 @@ def save_results(store: Store, reference: str, path: Path, *, errors: bool = Fal
 def output_line(batch_id: str, answer: Answer) -> bytes:
     """Return the line of one finished request, newline included."""
     line_id = f"batch_req_{batch_id.removeprefix('batch_')}_{answer.line}"
-    result = answer.result
-    if result is None or result.status_code is None or result.body is None:
-        code = answer.error_code if result is None else result.error_code
-        message = answer.error_message if result is None else result.error_message
+    outcome = answer.outcome or Outcome()
+    if outcome.status_code is None or outcome.body is None:
         return no_answer_line(
-            line_id=line_id, custom_id=answer.custom_id, code=code or "unknown", message=message or ""
+            line_id=line_id,
+            custom_id=answer.custom_id,
+            code=outcome.error_code or "unknown",
+            message=outcome.error_message or "",
         )
     return answer_line(
         line_id=line_id,
         custom_id=answer.custom_id,
-        status_code=result.status_code,
-        request_id=result.request_id or line_id,
-        body=one_line_json(result.body),
+        status_code=outcome.status_code,
+        request_id=outcome.request_id or line_id,
+        body=one_line_json(outcome.body),
     )
 
 
 def succeeded(answer: Answer) -> bool:
     """Return whether a finished request belongs into the output file."""
-    return answer.result is not None and answer.result.succeeded
+    return answer.outcome is not None and answer.outcome.succeeded
 
 
 def _lines(store: Store, batch: Batch, *, errors: bool) -> Iterator[bytes]:
-    for answer in answers.finished(store, pk=batch.pk):
+    for answer in finished(store, pk=batch.pk):
         if succeeded(answer) is not errors:
             yield output_line(batch.id, answer)

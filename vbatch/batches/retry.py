@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from os.path import lexists
 from pathlib import Path
 
-from vbatch import processes
 from vbatch.batches.find import RETRY_OF
 from vbatch.batches.paths import OutputPaths, check_paths, paths_of, refuse_in_use
 from vbatch.errors import WrongStatus
-from vbatch.store import Store, answers, catalog, ingest, unaccepted
+from vbatch.store import Store, catalog, ingest, results, staging
 from vbatch.store.records import Batch, NewBatch
+from vbatch.system import processes
 
 
 def retry(store: Store, reference: str, *, output: Path | None = None) -> Batch:
@@ -24,7 +24,7 @@ def retry(store: Store, reference: str, *, output: Path | None = None) -> Batch:
     batch = catalog.find(store, reference)
     if not batch.status.final:
         raise WrongStatus(f"{batch.id} is still {batch.status}", hint=f"vbatch watch {batch.id}")
-    unaccepted.sweep(store, gone=processes.is_gone)  # else a killed retry keeps its paths
+    staging.sweep(store, gone=processes.is_gone)  # else a killed retry keeps its paths
     batch_id = f"batch_{secrets.token_hex(12)}"
     chosen = _paths(store, batch, output)
     check_paths(chosen, source=None, batch_id=batch_id)
@@ -42,7 +42,7 @@ def retry(store: Store, reference: str, *, output: Path | None = None) -> Batch:
         created_at=datetime.now(UTC),
     )
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
-        for request in answers.failed_requests(store, pk=batch.pk):
+        for request in results.failed_requests(store, pk=batch.pk):
             storing.add(request.line, request.custom_id, request.model, request.body)
         if storing.total == 0:
             raise WrongStatus(f"no request of {batch.id} failed", hint=f"vbatch status {batch.id}")

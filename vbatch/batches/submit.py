@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vbatch import processes
 from vbatch.batches.finalize import finalize_here
 from vbatch.batches.find import REUSE_OF, reusable
 from vbatch.batches.input_file import InputFile
@@ -17,8 +16,9 @@ from vbatch.batches.paths import OutputPaths, check_paths, choose_paths, refuse_
 from vbatch.errors import ExitCode, Interrupted, StoreUnreachable, UsageError, VbatchError
 from vbatch.jsonl import Defects, LineReader, Validator
 from vbatch.protocol import BatchError, with_model
-from vbatch.store import Store, catalog, ingest, unaccepted
+from vbatch.store import Store, catalog, ingest, staging
 from vbatch.store.records import Batch, NewBatch
+from vbatch.system import processes
 from vbatch.text import count
 
 # OpenAI's limits of a batch's metadata.
@@ -95,7 +95,7 @@ def submit(
     _check_options(options)
     batch_id = f"batch_{secrets.token_hex(12)}"
     paths = _paths(source, options, batch_id)
-    unaccepted.sweep(store, gone=processes.is_gone)  # first, or one that was killed would keep its paths
+    staging.sweep(store, gone=processes.is_gone)  # first, or one that was killed would keep its paths
     refuse_in_use(store, paths.output, paths.errors)
     earlier = reusable(store, options.reuse, source)
     batch = _store_patiently(store, source, options, paths, batch_id, earlier=earlier, on_read=on_read)

@@ -242,10 +242,15 @@ def run_worker(
     ] = None,
     engine: Annotated[
         Literal["vllm", "echo"] | None,
-        typer.Option("--engine", help="What answers: vLLM, or an echo for tests.  [default: vllm]"),
+        typer.Option(
+            "--engine",
+            help="What answers: vLLM, or an echo for tests, which serves the model `echo` alone.  [default: vllm]",
+        ),
     ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="Use this GPU.")] = None,
-    drain: Annotated[bool, typer.Option("--drain", help="Exit when the queue is empty.")] = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Exit when nothing is left that the engine serves.")
+    ] = False,
     preload: Annotated[
         str | None,
         typer.Option("--preload", metavar="MODEL", help="Load this model before there is work for it."),

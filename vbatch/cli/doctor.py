@@ -1,4 +1,4 @@
-"""``doctor``: one calm screen, a line a check; details only where something is wrong; the next command last."""
+"""``doctor``: one calm screen, one line per check; details only where something is wrong; the next command last."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from vbatch import __version__
 from vbatch.cli.output import Mode, Output
 from vbatch.cli.startup import settings as load_settings
 from vbatch.config import Settings
-from vbatch.doctor import catalogue, report, story
-from vbatch.doctor.checks import Group
+from vbatch.doctor import registry, report, story
 from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts, NothingStored
-from vbatch.doctor.findings import Finding, Level
+from vbatch.doctor.findings import Finding, Group, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode, UsageError, VbatchError
 from vbatch.text import harmless, parse_duration
@@ -61,27 +60,26 @@ class Request:
 
 
 def list_findings(*, json: bool) -> int:
-    """Show what every finding means and what mends it."""
+    """Show what every finding means and what to do about it."""
     output = Output.of(json=json)
-    meanings = catalogue.meanings()
+    entries = registry.meanings().values()
     if json:
-        output.document(
-            [{"id": name, "means": each.means, "remedy": each.remedy} for name, each in meanings.items()]
-        )
+        output.document([{"id": each.id, "means": each.means, "remedy": each.remedy} for each in entries])
         return ExitCode.DONE
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
-    for name, each in meanings.items():
-        table.add_row(name, Text(each.means))
-        table.add_row("", Text(each.remedy, style="cyan"))
+    for each in entries:
+        table.add_row(each.id, Text(each.means))
+        if each.remedy:
+            table.add_row("", Text(each.remedy, style="cyan"))
     output.print(table)
     return ExitCode.DONE
 
 
 def doctor(request: Request) -> int:
-    """Examine, repair what may be repaired, tell the story, and return the exit code."""
+    """Examine, repair what may be repaired, report what happened, and return the exit code."""
     output = Output.of(json=request.json)
-    checks = catalogue.chosen(request.names)
+    checks = registry.chosen(request.names)
     patience = _patience(request.wait)
     settings = load_settings(output)
     facts = Facts(
@@ -115,7 +113,7 @@ def doctor(request: Request) -> int:
 
 
 def _reported(path: Path | None, diagnosis: Diagnosis, settings: Settings, output: Output) -> bool:
-    """Write the report, last of all: one that cannot be written must not cost the verdict."""
+    """Write the report, last of all: if that fails, the verdict has been shown."""
     if path is None:
         return True
     try:
@@ -137,15 +135,14 @@ def _patience(text: str | None) -> timedelta:
 
 
 def _story(facts: Facts, findings: Sequence[Finding]) -> str | None:
-    """Tell what happened, where the store could be read."""
-    told_of = [finding for finding in findings if finding.id == "host.shutdown"]
-    if not any(finding.level is not Level.SKIP for finding in told_of):
+    """Return what happened to the machine, where the store could be read."""
+    if not any(finding.id == "host.shutdown" and finding.level is not Level.SKIP for finding in findings):
         return None
     try:
-        told = story.tell(facts)
+        found = story.of(facts)
     except (VbatchError, NothingStored):
         return None
-    return told.words if told is not None else None
+    return found.words if found is not None else None
 
 
 class _Asking:
@@ -157,7 +154,7 @@ class _Asking:
         self.refused = False
 
     def may_repair(self, finding: Finding) -> bool:
-        """Say whether this repair may be carried out."""
+        """Decide whether this repair may be carried out."""
         request = self._request
         if request.force_clear and finding.id == "gpu.orphan":
             return True
@@ -176,7 +173,7 @@ class _Asking:
 
 
 def _is_ascii(stream: TextIO) -> bool:
-    """Whether this locale is ASCII's alone; Python itself writes UTF-8 all the same (PEP 538, 540)."""
+    """Whether this locale has ASCII only; Python itself writes UTF-8 even then (PEP 538, 540)."""
     encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
     chosen = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
     locale = next(filter(None, chosen), "")
@@ -193,8 +190,8 @@ class _Screen:
     def __init__(self, output: Output, *, verbose: bool) -> None:
         self._output = output
         self._verbose = verbose
-        self._group: str | None = None
-        self._skipped: set[str] = set()
+        self._group: Group | None = None
+        self._skipped: set[tuple[Group, str]] = set()
         self._ascii = _is_ascii(sys.stdout)
 
     def show(self, findings: Sequence[Finding]) -> None:
@@ -203,23 +200,23 @@ class _Screen:
             return
         self._output.clear()
         for finding in findings:
-            if finding.level is Level.SKIP and not self._verbose and self._told_already(finding):
+            if finding.level is Level.SKIP and not self._verbose and self._seen_already(finding):
                 continue
-            group = finding.id.partition(".")[0]
-            if group != self._group:
-                title = _TITLES[Group(group)]
+            group = finding.group
+            if group is not self._group:
+                title = _TITLES[group]
                 self._output.print(Text(title if self._group is None else f"\n{title}", style="bold"))
                 self._group = group
             for line in self._lines(finding):
                 self._output.stdout.print(line, soft_wrap=True)
         sys.stdout.flush()
 
-    def _told_already(self, finding: Finding) -> bool:
-        """Whether something else of this group was skipped for the same reason: once is enough."""
-        key = finding.id.partition(".")[0] + finding.what
-        told = key in self._skipped
+    def _seen_already(self, finding: Finding) -> bool:
+        """Whether another check of this group was skipped for the same reason, which is shown once."""
+        key = (finding.group, finding.what)
+        seen = key in self._skipped
         self._skipped.add(key)
-        return told
+        return seen
 
     def end(self, diagnosis: Diagnosis, *, refused: bool) -> None:
         """Print the story, the verdict and the next command."""
@@ -230,9 +227,7 @@ class _Screen:
         style = "bold red" if diagnosis.exit_code else "green" if not diagnosis.warnings else "yellow"
         out.print(Text(self._plain(diagnosis.verdict), style=style), soft_wrap=True)
         if refused:
-            self._output.warn(
-                "nothing was changed: --fix asks on a terminal; add --yes where nobody sits at one"
-            )
+            self._output.warn("nothing was changed: --fix asks on a terminal; without one, add --yes")
         if diagnosis.next_command is not None:
             out.print(Text.assemble("next: ", (harmless(diagnosis.next_command), "cyan")), soft_wrap=True)
 
@@ -242,8 +237,8 @@ class _Screen:
         if self._verbose:
             head.append(f"  [{finding.id}]", style="dim")
         yield head
-        telling = finding.level in (Level.WARN, Level.FAIL, Level.INFO)
-        if finding.why and (telling or self._verbose):
+        explained = finding.level in (Level.WARN, Level.FAIL, Level.INFO)
+        if finding.why and (explained or self._verbose):
             yield Text(f"      {self._plain(finding.why)}", style="dim")
         if self._verbose:
             for line in finding.evidence:

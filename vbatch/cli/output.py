@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ from vbatch.logs import is_journal
 from vbatch.text import harmless
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.console import Console, RenderableType
 
 WIDE = 4000  # columns of what is not a terminal: a program that reads it wants no line folded
@@ -158,6 +163,47 @@ class Output:
             return
         line = Text.assemble((f"{label}:", style), " ", harmless(text, keep="\n"))
         self.stderr.print(line, soft_wrap=True)
+
+
+def outlive_readers() -> None:
+    """Have this process outlive its terminal, or the program behind a pipe: what it prints from then on is dropped.
+
+    For a command that works on without a person. A full disk is still an error: it may have room again.
+    """
+    sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    try:
+        number = stream.fileno()
+        lasts = stat.S_ISREG(os.fstat(number).st_mode)
+    except (OSError, ValueError):
+        return stream
+    if lasts:
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Outliving(number, "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=True,
+    )
+
+
+class _Outliving(io.FileIO):
+    """A stream whose reader may be gone. Its number then leads to /dev/null, for whoever else writes there."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write, or drop it where nothing reads any more."""
+        try:
+            return super().write(data) or 0  # none at all: it would block
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal, of a pipe
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
 
 
 def console(stream: TextIO) -> Console:

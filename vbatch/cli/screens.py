@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vbatch.batches import Batch, FailureGroup, Status, Worker, failure_message
+from vbatch.batches import AtWork, Batch, FailureGroup, LeftAlone, Status, Worker, failure_message
 from vbatch.protocol import BatchStatus
 from vbatch.text import ago, count, duration, harmless, local_time, one_line, percent, rate
 
@@ -100,11 +100,35 @@ def pace(value: Status) -> str:
     return " · ".join(parts)
 
 
-def workers(alive: Sequence[Worker]) -> str:
+def missing_worker(at_work: AtWork) -> str | None:
+    """Return what is missing for a batch to run, and the command that starts it; None where nothing is."""
+    if not at_work.workers:
+        return f"no worker is running; start one with: {at_work.command}"
+    if at_work.unserved:
+        return f"no running worker serves {_models(at_work.unserved)}; start one with: {at_work.command}"
+    return None
+
+
+def workers(at_work: AtWork) -> str:
     """Return the workers that are alive, each with its model and what it waits for."""
-    if not alive:
-        return "none is running; start one with: vbatch run-worker"
-    return "; ".join(_worker(worker) for worker in alive)
+    if not at_work.workers:
+        return f"none is running; start one with: {at_work.command}"
+    parts = [_worker(worker) for worker in at_work.workers]
+    if at_work.unserved:
+        parts.append(f"none serves {_models(at_work.unserved)}; start one with: {at_work.command}")
+    return "; ".join(parts)
+
+
+def left_alone(left: LeftAlone) -> str:
+    """Return what a worker left to another kind of worker."""
+    verb = "waits" if left.requests == 1 else "wait"
+    what = f"{count(left.requests, 'request')} for {one_line(left.model, limit=60)}"
+    return f"{what} {verb} for a worker with {left.engine}: {left.command}"
+
+
+def _models(models: Sequence[str]) -> str:
+    first = one_line(models[0], limit=60)
+    return first if len(models) == 1 else f"{first} and {count(len(models) - 1, 'other model')}"
 
 
 def _worker(worker: Worker) -> str:
@@ -121,7 +145,7 @@ def _facts(value: Status) -> Table:
     tokens = batch.prompt_tokens + batch.completion_tokens
     return _grid(
         [
-            ("worker", None if batch.status.final else workers(value.workers)),
+            ("worker", None if value.at_work is None else workers(value.at_work)),
             ("model", batch.model or "several"),
             ("endpoint", batch.endpoint),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from rich.console import RenderableType
 from rich.text import Text
 
-from vbatch import selftest as trials
 from vbatch.cli.arguments import duration as read_duration
 from vbatch.cli.output import Mode, Output, Result
 from vbatch.cli.startup import settings
+from vbatch.doctor import selftest as trials
+from vbatch.doctor.selftest import Trial
 from vbatch.errors import ExitCode
-from vbatch.selftest import Trial
 from vbatch.text import count
 from vbatch.text import duration as show_duration
 
@@ -25,14 +25,14 @@ def selftest(*, duration: str, json: bool) -> int:
     output.note(
         f"killing workers at random for {show_duration(limit.total_seconds())}, beside your own store"
     )
-    trial = trials.run(url, duration=limit, tell=lambda *now: _tell(output, *now))
+    trial = trials.run(url, duration=limit, report=lambda *now: _report(output, *now))
     output.show(
         Result(document=lambda: asdict(trial) | {"passed": trial.passed}, screen=lambda: _verdict(trial))
     )
     return ExitCode.DONE if trial.passed else ExitCode.FAILED
 
 
-def _tell(output: Output, kills: int, saved: int, total: int) -> None:
+def _report(output: Output, kills: int, saved: int, total: int) -> None:
     if output.mode is Mode.HUMAN and output.stderr.is_terminal:
         output.transient(f"{count(kills, 'worker')} killed, {saved:,} of {count(total, 'request')} saved")
 

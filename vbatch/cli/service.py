@@ -12,13 +12,15 @@ import typer
 from vbatch.cli.app import app
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.output import Mode, Output, Result
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import UsageError
-from vbatch.service import again, install, plan, uninstall
+from vbatch.service import install, plan, uninstall
 from vbatch.service.accounts import account
 from vbatch.service.install import Installed
 from vbatch.service.plan import FileState, Plan, Wish
-from vbatch.service.scope import Scope
 from vbatch.service.uninstall import Uninstalled
+from vbatch.system import units
+from vbatch.system.units import Scope
 
 
 def install_service(
@@ -63,11 +65,14 @@ def install_service(
 def _check_worker_options(arguments: Sequence[str]) -> None:
     """Refuse at once what the worker itself would refuse at every start, and what a service cannot have.
 
-    Raises UsageError, or click's own; ``--help`` shows what there is.
+    Raises UsageError, ConfigError, or click's own; ``--help`` shows what there is.
     """
     run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]
     with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
         check_vllm_flags(context.params["vllm_flags"] or [])
+        engine, preload = context.params["engine"], context.params["preload"]
+        if engine is not None and preload is not None:
+            KINDS[engine].require(preload)
         if context.params["drain"]:
             raise UsageError("a service that ends when the queue is empty would not run the next batch")
         if context.params["gpu"] is not None:
@@ -85,7 +90,7 @@ def _warn(output: Output, planned: Plan) -> None:
         other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
         output.warn(
             f"there is also a {other} service of vbatch ({planned.rival}): both use the same queue and GPU; "
-            f"to remove that one: {again.in_scope(other, 'uninstall-service')}"
+            f"to remove that one: {units.scoped_command(other, 'uninstall-service')}"
         )
     if planned.idle_gpus:
         numbers = ", ".join(map(str, planned.idle_gpus))
@@ -268,4 +273,4 @@ def _vbatch_of(planned: Plan) -> str:
     owner = planned.account
     if planned.scope is Scope.USER or owner == account():
         return "vbatch"
-    return f"sudo -u {shlex.quote(owner.name)} HOME={shlex.quote(owner.service_home)} {again.command()}"
+    return f"sudo -u {shlex.quote(owner.name)} HOME={shlex.quote(owner.service_home)} {units.own_command()}"

@@ -94,8 +94,8 @@ def _explain(output: Output, store: Store, options: SubmitOptions, done: Submitt
         output.warn(
             f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
         )
-    if not batch.status.final and not batches.live_workers(store):
-        output.note("no worker is running; start one with: vbatch run-worker")
+    if not batch.status.final and (hint := screens.missing_worker(batches.at_work(store, batch))) is not None:
+        output.note(hint)
 
 
 def _reused(done: Submitted) -> str:

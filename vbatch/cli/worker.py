@@ -9,9 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from vbatch import batches, logs, worker
+from vbatch.batches import LeftAlone
+from vbatch.cli import screens
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
-from vbatch.cli.output import Output
+from vbatch.cli.output import Output, outlive_readers
 from vbatch.cli.startup import settings as load_settings
 from vbatch.text import count, duration
 from vbatch.worker import Stop, View, WorkerOptions
@@ -19,11 +21,15 @@ from vbatch.worker import Stop, View, WorkerOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a worker ended: how many results it saved, in how many seconds, and whether it was asked to stop."""
+    """How a worker ended: how many results it saved, in how many seconds, and whether it was asked to stop.
+
+    ``left_alone`` waits for a worker with another engine.
+    """
 
     saved: int
     seconds: float
     stopped: bool
+    left_alone: Sequence[LeftAlone]
 
 
 def run_worker(
@@ -35,8 +41,9 @@ def run_worker(
     preload: str | None,
     max_inflight: int | None,
 ) -> None:
-    """Work until a signal or, with ``drain``, until the queue is empty."""
+    """Work until a signal or, with ``drain``, until nothing is left that the engine serves."""
     check_vllm_flags(vllm_flags)
+    outlive_readers()
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
     ended = work(
@@ -46,8 +53,11 @@ def run_worker(
         log_level=settings.log_level,
     )
     if output.stderr.is_terminal:
-        why = "stopped" if ended.stopped else "the queue is empty"
+        empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
+        why = "stopped" if ended.stopped else empty
         output.note(f"{why}: {count(ended.saved, 'result')} saved in {duration(ended.seconds)}")
+        for left in ended.left_alone:
+            output.note(screens.left_alone(left))
 
 
 def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
@@ -63,4 +73,9 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
         shown(screen, output.stderr, level=log_level) if live else nullcontext(),
     ):
         worker.run(store, options, view=view, stop=stop)
-    return Ended(saved=view.snapshot.saved, seconds=time.monotonic() - started, stopped=stop.requested)
+    return Ended(
+        saved=view.snapshot.saved,
+        seconds=time.monotonic() - started,
+        stopped=stop.requested,
+        left_alone=[batches.left_alone(backlog) for backlog in view.snapshot.left_alone],
+    )

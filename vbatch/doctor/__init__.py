@@ -1,4 +1,4 @@
-"""Say after a reboot what is wrong and why, repair what is provably ours, and tell what happened.
+"""Find after a reboot what is wrong and why, repair what is provably vbatch's own, and report what happened.
 
-``CHECKS`` are all checks in causal order; ``examine`` runs them; ``catalogue`` documents every finding.
+``registry`` holds all checks in causal order and the entry of every finding; ``running.examine`` runs them.
 """

@@ -1,4 +1,4 @@
-"""What all findings come to: a verdict, an exit code, and the one command that comes next."""
+"""The result of all findings: a verdict, an exit code, and the one next command."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vbatch.errors import ExitCode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The end of an examination. ``story`` says what happened to the machine, None where nothing did."""
+    """The result of an examination. ``story`` reports what happened to the machine, None where nothing did."""
 
     findings: tuple[Finding, ...]
     story: str | None
 
     @classmethod
     def of(cls, findings: Sequence[Finding], *, story: str | None) -> Diagnosis:
-        """Sum findings up."""
+        """Summarize findings."""
         return cls(findings=tuple(findings), story=story)
 
     @property
@@ -39,7 +39,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """Say it in one line."""
+        """The result in one line."""
         fixed = self._count(Level.FIXED)
         repaired = f"{_number(fixed, 'problem')} repaired; " if fixed else ""
         if self.problems:
@@ -71,7 +71,7 @@ class Diagnosis:
             "findings": [
                 {
                     "id": finding.id,
-                    "group": finding.id.partition(".")[0],
+                    "group": str(finding.group),
                     "level": str(finding.level),
                     "what": finding.what,
                     "why": finding.why,

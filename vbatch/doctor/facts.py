@@ -1,4 +1,4 @@
-"""What the checks of one run share: the settings, the store, the GPU's state, the ledger; looked at once."""
+"""What the checks of one run share: the settings, the store, the state of the GPUs, the ledger; each read once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 
-from vbatch import gpu, orphans
+from vbatch import gpu
 from vbatch.config import Settings
 from vbatch.engine import build
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
 from vbatch.logs import is_journal
-from vbatch.store import NO_PATIENCE, Store, migrate
-from vbatch.worker import WorkerOptions
+from vbatch.recovery import orphans
+from vbatch.store import NO_PATIENCE, Store
+from vbatch.store.database import migrate
 
 
 class NothingStored(Exception):
-    """There is no store yet: the next command or worker sees to that."""
+    """There is no store yet: the next command or worker makes it."""
 
 
 class OtherTables(NothingStored):
@@ -30,9 +32,9 @@ class OtherTables(NothingStored):
 
 @dataclass(kw_only=True)
 class Facts:
-    """The surroundings of a run. A failed look raises; the check that needs it says so.
+    """The surroundings of a run. A failed read raises; the check that needs it reports it.
 
-    ``min_free_gb`` is what a person demands to be free, in GiB; None leaves it to the models.
+    ``min_free_gb`` is the memory that must be free, in GiB; None derives it from the models.
     ``only_looks`` says that nothing may be changed: a SQLite file keeps its journal mode then.
     """
 
@@ -44,7 +46,7 @@ class Facts:
 
     @cached_property
     def store(self) -> Store:
-        """The configured store, asked once and never waited for.
+        """The configured store, connected to once and never waited for.
 
         Raises StoreMisconfigured for a bad URL, NothingStored where a SQLite file would have to be made.
         """
@@ -69,22 +71,17 @@ class Facts:
 
     @cached_property
     def of_service(self) -> bool:
-        """Whether systemd asks, around the start of a worker: then one is about to run."""
+        """Whether systemd runs doctor, before the start of a worker: then one is about to run."""
         return is_journal(sys.stderr)
-
-    @cached_property
-    def options(self) -> WorkerOptions:
-        """What a worker would be told by these settings."""
-        return WorkerOptions.of(self.settings)
 
     @property
     def needs_gpu(self) -> bool:
         """Whether a worker would compute on a GPU: not on the echo engine, nor on vLLM's build for CPUs."""
-        return self.settings.engine != "echo" and build.computes_on_gpu()
+        return KINDS[self.settings.engine].needs_gpu and build.computes_on_gpu()
 
     @cached_property
     def gpu(self) -> GpuReport:
-        """What the driver says."""
+        """What the driver reports."""
         return gpu.probe()
 
     @cached_property
@@ -99,7 +96,7 @@ class Facts:
 
     @property
     def looked(self) -> timedelta:
-        """For how long this run has looked."""
+        """For how long this run has lasted."""
         return timedelta(seconds=time.monotonic() - self._began)
 
     def look_again(self) -> None:

@@ -1,4 +1,4 @@
-"""Run checks in causal order: each with a time limit and a crash guard, repaired where asked, waited for if it passes.
+"""Run checks in causal order: each with a time limit and a crash guard, repaired if asked, waited for if it may pass.
 
 What follows from a failed check is skipped, so that one cause is one finding.
 """
@@ -13,20 +13,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from vbatch.doctor.checks import Check, Group, need_in_words
 from vbatch.doctor.facts import Facts, NothingStored, OtherTables
-from vbatch.doctor.findings import Finding, Level, RepairFailed, skip
+from vbatch.doctor.findings import Check, Entry, Finding, Group, Level, RepairFailed
 from vbatch.errors import ExitCode, VbatchError
 from vbatch.text import one_line
 
 log = logging.getLogger(__name__)
 
-POLL = timedelta(seconds=2)  # between two looks at what passes: the incident's own pause
+POLL = timedelta(seconds=2)  # between two runs of a check that waits
+
+# Of every group, under its name: host.crashed, store.hanging …
+CRASHED = Entry(
+    id="GROUP.crashed",
+    means="the check met something that it does not know; the other checks are not affected",
+    commands=("vbatch doctor {group} -v --report doctor-report.txt",),
+    advice="report it",
+)
+HANGING = Entry(
+    id="GROUP.hanging",
+    means="something below the check hangs: a disk, a network file system, a driver",
+    commands=("sudo dmesg | tail",),
+    advice="if a driver hangs, reboot",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """How a run behaves. ``may_repair`` is asked before each repair; ``waiting`` is told what is waited for."""
+    """How a run behaves. ``may_repair`` decides about each repair; ``waiting`` is called with what is waited for."""
 
     patience: timedelta = timedelta()
     may_repair: Callable[[Finding], bool] = lambda _finding: False
@@ -46,24 +59,25 @@ def examine(checks: Sequence[Check], facts: Facts, conduct: Conduct) -> Examinat
     """Run the checks one after another. Never raises for what a check meets."""
     examination = Examination()
     deadline = time.monotonic() + conduct.patience.total_seconds()
+    provides = {check.name: check.provides or check.name for check in checks}
     for check in checks:
         missing = [name for name in check.needs if name in examination.failed_checks]
         if missing:
-            findings = [skip(check.name, f"skipped: needs {need_in_words(missing[0])}")]
+            findings = [check.finds[0].skip(f"skipped: needs {provides[missing[0]]}")]
         else:
             findings = _patiently(check, facts, conduct, deadline)
             findings = [_repaired(finding, facts, conduct) for finding in findings]
         if missing or any(finding.level is Level.FAIL or _is_crash(finding) for finding in findings):
             examination.failed_checks.add(check.name)
         if any(finding.exit_code is ExitCode.MISCONFIGURED for finding in findings):
-            deadline = time.monotonic()  # a person must mend that: waiting for anything else would not help
+            deadline = time.monotonic()  # a person must fix that: waiting for anything else would not help
         examination.findings += findings
         conduct.found(findings)
     return examination
 
 
 def _patiently(check: Check, facts: Facts, conduct: Conduct, deadline: float) -> list[Finding]:
-    """Run a check again and again while all that it finds wrong will probably pass."""
+    """Run a check repeatedly while everything that it finds wrong will probably pass."""
     started = time.monotonic()
     while True:
         findings = _guarded(check, facts)
@@ -91,21 +105,18 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
     thread.start()
     thread.join(check.limit.total_seconds())
     if thread.is_alive():
-        return [
-            *findings,
-            Finding(
-                id=f"{check.group}.hanging",
-                level=Level.WARN if check.group is Group.NEIGHBOURS else Level.FAIL,
-                what=f"{check.name} gave no answer within {check.limit.total_seconds():g} s",
-                why="something below it hangs: a disk, a network file system, a driver",
-                passing=True,
-                exit_code=ExitCode.STORE_UNREACHABLE if check.group is Group.STORE else ExitCode.FAILED,
-            ),
-        ]
+        of_store = check.group is Group.STORE
+        hanging = replace(HANGING, id=f"{check.group}.hanging").found(
+            Level.WARN if check.group is Group.NEIGHBOURS else Level.FAIL,
+            f"{check.name} gave no answer within {check.limit.total_seconds():g} s",
+            passing=True,
+            exit_code=ExitCode.STORE_UNREACHABLE if of_store else ExitCode.FAILED,
+        )
+        return [*findings, hanging]
     if crashes and isinstance(crashes[0], NothingStored):
         other = isinstance(crashes[0], OtherTables)
         reason = "the tables are of another version" if other else "nothing is stored yet"
-        return [skip(check.name, f"skipped: {reason}")]
+        return [check.finds[0].skip(f"skipped: {reason}")]
     if crashes:
         return [*findings, _crashed(check, crashes[0])]
     return list(findings)
@@ -114,27 +125,27 @@ def _guarded(check: Check, facts: Facts) -> list[Finding]:
 def _crashed(check: Check, error: Exception) -> Finding:
     log.debug("doctor.check_crashed check=%s", check.name, exc_info=error)
     words = error.message if isinstance(error, VbatchError) else f"{type(error).__name__}: {error}"
-    return Finding(
-        id=f"{check.group}.crashed",
-        level=Level.FAIL if check.group is Group.STORE else Level.WARN,  # without a store nothing works
-        what=f"{check.name} could not be checked: {one_line(words, limit=160)}",
-        why="this check met something that it does not know; the other checks are not touched by it",
+    return replace(
+        CRASHED, id=f"{check.group}.crashed"
+    ).found(
+        Level.FAIL if check.group is Group.STORE else Level.WARN,  # without a store nothing works
+        f"{check.name} could not be checked: {one_line(words, limit=160)}",
         evidence=tuple(traceback.format_exception(error)[-3:]),
-        commands=(f"vbatch doctor {check.group} -v --report doctor-report.txt",),
+        values={"group": check.group},
     )
 
 
 def _is_crash(finding: Finding) -> bool:
-    """Whether nobody knows what the check would have found: what needs it cannot be said either."""
+    """Whether the check crashed: what it would have found is unknown, so what needs it is skipped."""
     return finding.id.endswith(".crashed")
 
 
 def _repaired(finding: Finding, facts: Facts, conduct: Conduct) -> Finding:
-    """Repair what may be repaired; say what was reached."""
+    """Repair what may be repaired, and report the result."""
     if finding.repair is None or not conduct.may_repair(finding):
         return finding
     try:
-        reached = finding.repair.carry_out()
+        result = finding.repair.carry_out()
     except RepairFailed as error:
         return replace(finding, why=f"the repair failed: {error}", commands=error.commands, repair=None)
     except (VbatchError, OSError) as error:
@@ -142,4 +153,4 @@ def _repaired(finding: Finding, facts: Facts, conduct: Conduct) -> Finding:
         commands = (hint,) if hint else ()
         return replace(finding, why=f"the repair failed: {error}", commands=commands, repair=None)
     facts.look_again()
-    return replace(finding, level=Level.FIXED, what=f"{finding.what}: {reached}", repair=None, commands=())
+    return replace(finding, level=Level.FIXED, what=f"{finding.what}: {result}", repair=None, commands=())

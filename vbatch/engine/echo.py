@@ -1,7 +1,7 @@
 """The echo home of the engine: answers with the request's own words, in this process, without a model.
 
-For tests, drills and measuring vbatch itself. A request whose ``metadata`` holds ``{"vbatch_echo": WORD}``
-makes something go wrong; see ``Misdeed``.
+For tests, drills and measuring vbatch itself; it serves the model ``echo`` alone. A request whose ``metadata``
+holds ``{"vbatch_echo": WORD}`` makes something go wrong; see ``Misdeed``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from vbatch.engine import EngineDied, Reply
+from vbatch.engine import Blame, EngineDied, EngineStartFailed, Reply
 from vbatch.engine.echo_answers import ENDPOINTS, Body, Invalid, identity
+from vbatch.engine.kinds import ECHO_MODEL
 
 MAX_INFLIGHT = 256
 SLOW = timedelta(seconds=5)
@@ -37,7 +38,14 @@ class Misdeed(StrEnum):
 
 
 async def load(*, model: str, latency: timedelta = timedelta(0)) -> EchoEngine:
-    """Make an engine that answers for this model and takes ``latency`` for each answer."""
+    """Make an engine that takes ``latency`` for each answer.
+
+    Raises EngineStartFailed for another model than ``echo``: no real request is answered with its own words.
+    """
+    if model != ECHO_MODEL:
+        raise EngineStartFailed(
+            f"the echo engine serves the model {ECHO_MODEL} alone", transient=False, blame=Blame.FLAGS
+        )
     return EchoEngine(model, latency)
 
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import msgspec
 
-from vbatch.engine import EngineDied, EngineStartFailed, Reply, asgi, causes, descendants, guard, server
+from vbatch.engine import EngineDied, EngineStartFailed, Reply, asgi, causes, guard, server
 from vbatch.engine.capture import EngineLog
+from vbatch.system import descendants
 
 SURPLUS = 1.25  # requests given to the engine for each sequence it can run: see ``max_inflight``
 SHUTDOWN_LIMIT = 10.0  # seconds for an engine to end by itself; an idle one takes 2 to 4

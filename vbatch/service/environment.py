@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vbatch import config
-from vbatch.service import quoting, seal
+from vbatch.service import quoting
+from vbatch.system import units
 
 # What decides where the store, the models and the caches are, how they and CUDA are reached, and what compiles for
 # the GPU. Not: which GPU, that is the instance's.
@@ -43,7 +44,7 @@ def updated(text: str, changed: Mapping[str, str]) -> str:
     A file that nobody touched is written anew, sealed. To one that a person edited they are added, for the
     last assignment wins; it stays the person's own, with comments and all.
     """
-    if not text or seal.intact(text):
+    if not text or units.intact(text):
         known = quoting.read_environment_file(text)
-        return seal.seal(_HEADER + quoting.environment_file(known | dict(changed)))
+        return units.seal(_HEADER + quoting.environment_file(known | dict(changed)))
     return text + ("" if text.endswith("\n") else "\n") + quoting.environment_file(changed)

@@ -1,26 +1,8 @@
-"""What can go wrong while a service is installed, each with the words and the way out."""
+"""What can go wrong while a service is installed."""
 
 from __future__ import annotations
 
 from vbatch.errors import ExitCode, VbatchError
-
-
-class NoSystemd(VbatchError):
-    """This machine is not run by systemd."""
-
-    code = "no_systemd"
-
-
-class SystemdRefused(VbatchError):
-    """systemd did not do what it was asked to do."""
-
-    code = "systemd_refused"
-
-
-class UnitInvalid(VbatchError):
-    """systemd-analyze does not accept the unit; nothing was written."""
-
-    code = "unit_invalid"
 
 
 class UnitEdited(VbatchError):

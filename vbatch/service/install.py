@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vbatch.service import files
-from vbatch.service.errors import ServiceFailed, SystemdRefused
+from vbatch.service.errors import ServiceFailed
 from vbatch.service.plan import LINGER_REMARK, FileState, Plan
-from vbatch.service.systemd import Systemd
 from vbatch.service.unit import render
+from vbatch.system.systemd import Systemd, SystemdRefused
 
 READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)

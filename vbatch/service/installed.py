@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vbatch.service import quoting
-from vbatch.service.scope import instance
+from vbatch.system.units import instance
 
 _ACCOUNT = re.compile(r"^User=(.+)$", re.MULTILINE)
 _WORKER = re.compile(r"^ExecStart=.*? -m vbatch run-worker( .*)?$", re.MULTILINE)

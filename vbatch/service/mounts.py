@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbatch import disks
-from vbatch.service.systemd import Systemd
+from vbatch.system import disks
+from vbatch.system.systemd import Systemd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,17 @@ from enum import StrEnum
 from pathlib import Path
 
 from vbatch.errors import UsageError
-from vbatch.service import again, database, environment, gpus, installed, mounts, probe, quoting, seal, unit
+from vbatch.service import environment, gpus, installed, mounts, probe, quoting, unit
 from vbatch.service.accounts import Account, account
-from vbatch.service.database import Database, Kind
 from vbatch.service.errors import NotAllowed
 from vbatch.service.files import text_of
 from vbatch.service.installed import Before
-from vbatch.service.scope import TEMPLATE, Places, Scope, instance, places
-from vbatch.service.systemd import Systemd, require_running
 from vbatch.service.unit import UnitSpec
+from vbatch.store import hosting
+from vbatch.store.hosting import Database, Kind
+from vbatch.system import units
+from vbatch.system.systemd import Systemd, require_running
+from vbatch.system.units import TEMPLATE, Places, Scope, instance, places
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -123,7 +125,7 @@ def plan(wish: Wish) -> Plan:
     search_path = f"{Path(sys.executable).parent}:{SEARCH_PATH}"
     home = owner.service_home if wish.scope is Scope.SYSTEM else owner.home
     seen = probe.look(owner, home=home, python=sys.executable, search_path=search_path, environment=variables)
-    found = database.recognise(seen.store_url)
+    found = hosting.recognise(seen.store_url)
     linger = wish.scope is Scope.USER and not systemd.lingers(owner.name)
     spec = UnitSpec(
         scope=wish.scope,
@@ -172,7 +174,7 @@ def _gpus(wish: Wish, before: Before) -> tuple[int, ...]:
     if before.one_per_gpu and not wanted:
         raise UsageError(
             "the installed service has one worker for each GPU, and no GPU can be seen: is its driver loaded?",
-            hint=f"vbatch doctor gpu, or name them: {again.in_scope(wish.scope, 'install-service')} --gpu 0",
+            hint=f"vbatch doctor gpu, or name them: {units.scoped_command(wish.scope, 'install-service')} --gpu 0",
         )
     return wanted
 
@@ -193,8 +195,8 @@ def _owner(wish: Wish, before: Before) -> Account:
     if os.geteuid() != 0:
         raise NotAllowed(
             "the machine's own services are root's to install",
-            hint=f"{again.in_scope(Scope.SYSTEM, 'install-service')}, or without root: "
-            f"{again.in_scope(Scope.USER, 'install-service')}",
+            hint=f"{units.scoped_command(Scope.SYSTEM, 'install-service')}, or without root: "
+            f"{units.scoped_command(Scope.USER, 'install-service')}",
         )
     return account(wish.run_as or before.account)
 
@@ -207,7 +209,7 @@ def _unit_plan(where: Places, spec: UnitSpec, systemd: Systemd, *, force: bool) 
     elif there == text:
         state = FileState.CURRENT
     else:
-        state = FileState.OUTDATED if seal.intact(there) else FileState.EDITED
+        state = FileState.OUTDATED if units.intact(there) else FileState.EDITED
     systemd.verify(text)
     drop_ins = tuple(sorted(str(file) for file in where.drop_ins.glob("*.conf")))
     return UnitPlan(

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service import again, files, seal
-from vbatch.service.errors import NotAllowed, SystemdRefused, UnitEdited
+from vbatch.service import files
+from vbatch.service.errors import NotAllowed, UnitEdited
 from vbatch.service.files import text_of
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
-from vbatch.service.scope import Places, Scope, instance, places
-from vbatch.service.systemd import Systemd, require_running
+from vbatch.system import units
+from vbatch.system.systemd import Systemd, SystemdRefused, require_running
+from vbatch.system.units import Places, Scope, instance, places
 
 STOP_LIMIT = timedelta(hours=1)  # systemd ends a worker at the unit's own stop limit, whatever that is
 
@@ -43,14 +44,16 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
     require_running(scope)
     if scope is Scope.SYSTEM and os.geteuid() != 0:
         raise NotAllowed(
-            "the machine's own services are root's to remove", hint=again.in_scope(scope, "uninstall-service")
+            "the machine's own services are root's to remove",
+            hint=units.scoped_command(scope, "uninstall-service"),
         )
     where = places(scope)
     kept = [str(file) for file in sorted(where.drop_ins.glob("*"))]
     text = text_of(where.unit)
-    if text and not seal.intact(text) and not force:
+    if text and not units.intact(text) and not force:
         raise UnitEdited(
-            f"{where.unit} was changed by hand", hint=again.in_scope(scope, "uninstall-service", "--force")
+            f"{where.unit} was changed by hand",
+            hint=units.scoped_command(scope, "uninstall-service", "--force"),
         )
     removed: list[str] = []
     systemd = Systemd(scope)
@@ -64,7 +67,7 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
         systemd.systemctl("disable", *names)
     for name in enabled:  # systemctl refuses to disable what has no unit file any more
         (where.wants / name).unlink(missing_ok=True)
-    if seal.intact(text_of(where.environment)):
+    if units.intact(text_of(where.environment)):
         where.environment.unlink()
         removed.append(str(where.environment))
     elif where.environment.exists():

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from vbatch import __version__
 from vbatch.errors import ExitCode
-from vbatch.service import hardening, mounts, seal
+from vbatch.service import hardening, mounts
 from vbatch.service.accounts import Account
 from vbatch.service.mounts import Mount
 from vbatch.service.quoting import command, path, word
-from vbatch.service.scope import TEMPLATE, Scope
+from vbatch.system import units
+from vbatch.system.units import TEMPLATE, Scope
 
 OLDEST = 249  # of Ubuntu 22.04; older ones were not tried
 GROWING_DELAYS = 254  # RestartSteps= and RestartMaxDelaySec=
@@ -77,7 +78,7 @@ def render(spec: UnitSpec) -> str:
             "",
         ]
     )
-    return seal.seal(body)
+    return units.seal(body)
 
 
 def _unit(spec: UnitSpec) -> Iterator[Key | str]:

@@ -1,7 +1,7 @@
 """The job store: batches, their requests and results, the lease, and the workers, in SQLite or PostgreSQL.
 
-``Store`` is the open database; what can be done with it are the functions of ``ingest``, ``queue``, ``deaths``,
-``catalog``, ``answers`` and ``registry``. No session, connection or row ever leaves this package.
+``Store`` is the open database (``vbatch.store.database``); the modules beside it are what can be done with it. No
+session, connection or row ever leaves this package.
 """
 
 from __future__ import annotations

@@ -6,25 +6,15 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, delete, exists, func, null, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, case, delete, func, null, or_, select, update
 
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import tables
 from vbatch.store.database import Store
 from vbatch.store.records import Batch, ChunkState, RequestCounts
-from vbatch.store.tables import OPEN, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, NOT_FINAL, REQUEST, RESULT, UNFINISHED, VISIBLE
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-
-_VISIBLE = _batch.c.status != BatchStatus.VALIDATING
-_OPEN_CHUNK = exists().where(_chunk.c.batch == _batch.c.pk, text(f"chunk.{OPEN}"))
-_UNFINISHED = and_(text(f"batch.{tables.UNFINISHED}"), _VISIBLE)
-_DELETE_ROWS = 5000  # rows in one transaction of a delete, so that nobody waits long for it
+_DELETE_ROWS = 5000  # rows in one transaction of a delete, so that no other writer waits long for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +36,21 @@ def find(store: Store, ref: str) -> Batch:
     """
 
     def work(connection: Connection) -> Batch:
-        exact = connection.execute(select(_batch.c.pk).where(_batch.c.id == ref, _VISIBLE)).scalar()
+        exact = connection.execute(select(BATCH.c.pk).where(BATCH.c.id == ref, VISIBLE)).scalar()
         if exact is not None:
             return find_in(connection, exact)
         escaped = ref.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         candidates = connection.execute(
-            select(_batch.c.pk, _batch.c.id)
+            select(BATCH.c.pk, BATCH.c.id)
             .where(
-                _VISIBLE,
+                VISIBLE,
                 or_(
-                    _batch.c.id.like(f"{escaped}%", escape="\\"),
-                    _batch.c.id.like(f"batch\\_{escaped}%", escape="\\"),
-                    _batch.c.id.like(f"%{escaped}", escape="\\"),
+                    BATCH.c.id.like(f"{escaped}%", escape="\\"),
+                    BATCH.c.id.like(f"batch\\_{escaped}%", escape="\\"),
+                    BATCH.c.id.like(f"%{escaped}", escape="\\"),
                 ),
             )
-            .order_by(_batch.c.pk.desc())
+            .order_by(BATCH.c.pk.desc())
             .limit(10)
         ).all()
         if not ref or not candidates:
@@ -75,7 +65,7 @@ def find(store: Store, ref: str) -> Batch:
 
 def find_in(connection: Connection, pk: int) -> Batch:
     """Return a batch inside a transaction of the store. Raises NoSuchBatch where it was deleted meanwhile."""
-    found = to_batches(connection, select(_batch).where(_batch.c.pk == pk))
+    found = to_batches(connection, select(BATCH).where(BATCH.c.pk == pk))
     if not found:
         raise NoSuchBatch("the batch was deleted meanwhile", hint="vbatch list")
     return found[0]
@@ -88,43 +78,32 @@ def by_pk(store: Store, *, pk: int) -> Batch:
 
 def recent(store: Store, *, limit: int, statuses: Collection[BatchStatus] | None = None) -> list[Batch]:
     """Return batches, the newest first."""
-    query = select(_batch).where(_VISIBLE).order_by(_batch.c.pk.desc()).limit(limit)
+    query = select(BATCH).where(VISIBLE).order_by(BATCH.c.pk.desc()).limit(limit)
     if statuses is not None:
-        query = query.where(_batch.c.status.in_(statuses))
+        query = query.where(BATCH.c.status.in_(statuses))
     return store.read(lambda connection: to_batches(connection, query))
-
-
-def ids(store: Store, *, prefix: str) -> list[str]:
-    """Return the ids that begin like this, the newest first, for completion on TAB."""
-    query = (
-        select(_batch.c.id)
-        .where(_VISIBLE, _batch.c.id.startswith(prefix, autoescape=True))
-        .order_by(_batch.c.pk.desc())
-        .limit(100)
-    )
-    return store.read(lambda connection: list(connection.execute(query).scalars()))
 
 
 def same_input(store: Store, *, input_sha256: str) -> list[Batch]:
     """Return the batches that were made of the same bytes, oldest first."""
-    query = select(_batch).where(_VISIBLE, _batch.c.input_sha256 == input_sha256).order_by(_batch.c.pk)
+    query = select(BATCH).where(VISIBLE, BATCH.c.input_sha256 == input_sha256).order_by(BATCH.c.pk)
     return store.read(lambda connection: to_batches(connection, query))
 
 
 def from_path(store: Store, *, input_paths: Collection[str]) -> list[Batch]:
     """Return the batches that were made of the file that has these paths, newest first."""
-    query = select(_batch).where(_VISIBLE, _batch.c.input_path.in_(input_paths)).order_by(_batch.c.pk.desc())
+    query = select(BATCH).where(VISIBLE, BATCH.c.input_path.in_(input_paths)).order_by(BATCH.c.pk.desc())
     return store.read(lambda connection: to_batches(connection, query))
 
 
 def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, Batch]:
     """Return which of these paths an unfinished batch will write, with that batch.
 
-    One that is still validating is nobody's to see, but a submit at work that will write there all the same.
+    One that is still validating is not visible, but its submit is running and will write there all the same.
     """
-    query = select(_batch).where(
-        text(f"batch.{tables.UNFINISHED}"),
-        or_(_batch.c.output_path.in_(paths), _batch.c.error_path.in_(paths)),
+    query = select(BATCH).where(
+        NOT_FINAL,
+        or_(BATCH.c.output_path.in_(paths), BATCH.c.error_path.in_(paths)),
     )
     found = store.read(lambda connection: to_batches(connection, query))
     return {path: batch for batch in found for path in (batch.output_path, batch.error_path) if path in paths}
@@ -132,7 +111,7 @@ def paths_in_use(store: Store, *, paths: Collection[str]) -> dict[str, Batch]:
 
 def still_there(connection: Connection, pk: int) -> None:
     """Raise NoSuchBatch where the batch was deleted, or is about to be: its rows are not whole any more."""
-    if connection.execute(select(_batch.c.pk).where(_batch.c.pk == pk, _VISIBLE)).scalar() is None:
+    if connection.execute(select(BATCH.c.pk).where(BATCH.c.pk == pk, VISIBLE)).scalar() is None:
         raise NoSuchBatch("the batch was deleted meanwhile", hint="vbatch list")
 
 
@@ -145,7 +124,7 @@ def delete_batch(store: Store, *, pk: int, force: bool = False) -> None:
     batch, is_open = store.read(
         lambda connection: (
             find_in(connection, pk),
-            bool(connection.execute(select(_OPEN_CHUNK).where(_batch.c.pk == pk)).scalar()),
+            bool(connection.execute(select(HAS_OPEN_CHUNK).where(BATCH.c.pk == pk)).scalar()),
         )
     )
     if batch.status.final or (force and not is_open):
@@ -162,16 +141,14 @@ def delete_batch(store: Store, *, pk: int, force: bool = False) -> None:
 
 
 def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
-    """Make a batch of this status one that nobody sees and anybody may remove. False where it has another one."""
+    """Make a batch of this status one that is not visible and that any process may remove; False for another status."""
 
-    hidden = and_(
-        _batch.c.status == BatchStatus.VALIDATING, _batch.c.submitter.is_(None)
-    )  # by a lost COMMIT of ours
+    hidden = and_(~VISIBLE, BATCH.c.submitter.is_(None))  # by an earlier try, whose COMMIT got no answer
 
     def work(connection: Connection) -> bool:
         changed = connection.execute(
-            update(_batch)
-            .where(_batch.c.pk == pk, or_(_batch.c.status == was, hidden))
+            update(BATCH)
+            .where(BATCH.c.pk == pk, or_(BATCH.c.status == was, hidden))
             .values(status=BatchStatus.VALIDATING, submitter=null())
         )
         return changed.rowcount == 1
@@ -180,15 +157,15 @@ def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
 
 
 def remove_rows(store: Store, pk: int) -> None:
-    """Remove everything of a batch that nobody sees, in short transactions. Several may do so at once."""
+    """Remove everything of a batch that is not visible, in short transactions. Several processes may do so at once."""
     remove_requests(store, pk)
-    store.write(lambda connection: connection.execute(delete(_batch).where(_batch.c.pk == pk)))
+    store.write(lambda connection: connection.execute(delete(BATCH).where(BATCH.c.pk == pk)))
 
 
 def remove_requests(store: Store, pk: int) -> None:
-    """Remove all that belongs to a batch that nobody sees, but for its own row."""
-    for table in (_result, _request, _chunk):
-        key = table.c.n if table is _chunk else table.c.seq
+    """Remove all that belongs to a batch that is not visible, except its own row."""
+    for table in (RESULT, REQUEST, CHUNK):
+        key = table.c.n if table is CHUNK else table.c.seq
         while _remove_some(store, table, key, pk):
             pass
 
@@ -209,21 +186,21 @@ def progress(store: Store) -> QueueProgress:
     """Return how far all unfinished batches are together."""
     counted = (
         select(
-            func.coalesce(func.sum(_chunk.c.total), 0).label("total"),
-            func.coalesce(func.sum(_chunk.c.completed), 0).label("completed"),
-            func.coalesce(func.sum(_chunk.c.failed), 0).label("failed"),
-            func.coalesce(func.sum(case((_chunk.c.state == ChunkState.READY, 1), else_=0)), 0).label("ready"),
-            func.coalesce(func.sum(case((_chunk.c.state == ChunkState.RUNNING, 1), else_=0)), 0).label(
+            func.coalesce(func.sum(CHUNK.c.total), 0).label("total"),
+            func.coalesce(func.sum(CHUNK.c.completed), 0).label("completed"),
+            func.coalesce(func.sum(CHUNK.c.failed), 0).label("failed"),
+            func.coalesce(func.sum(case((CHUNK.c.state == ChunkState.READY, 1), else_=0)), 0).label("ready"),
+            func.coalesce(func.sum(case((CHUNK.c.state == ChunkState.RUNNING, 1), else_=0)), 0).label(
                 "running"
             ),
         )
-        .join(_batch, _batch.c.pk == _chunk.c.batch)
-        .where(_UNFINISHED)
+        .join(BATCH, BATCH.c.pk == CHUNK.c.batch)
+        .where(UNFINISHED)
     )
 
     def work(connection: Connection) -> QueueProgress:
         unfinished = connection.execute(
-            select(func.count()).select_from(_batch).where(_UNFINISHED)
+            select(func.count()).select_from(BATCH).where(UNFINISHED)
         ).scalar_one()
         row = connection.execute(counted).one()
         return QueueProgress(
@@ -247,13 +224,13 @@ def to_batches(connection: Connection, query: Select[Any]) -> list[Batch]:
 
 def _sums(connection: Connection, pks: Iterable[int]) -> dict[int, Any]:
     counted = select(
-        _chunk.c.batch,
-        func.sum(_chunk.c.completed).label("completed"),
-        func.sum(_chunk.c.failed).label("failed"),
-        func.sum(_chunk.c.prompt_tokens).label("prompt_tokens"),
-        func.sum(_chunk.c.completion_tokens).label("completion_tokens"),
-    ).where(_chunk.c.batch.in_(list(pks)))
-    return {row.batch: row for row in connection.execute(counted.group_by(_chunk.c.batch))}
+        CHUNK.c.batch,
+        func.sum(CHUNK.c.completed).label("completed"),
+        func.sum(CHUNK.c.failed).label("failed"),
+        func.sum(CHUNK.c.prompt_tokens).label("prompt_tokens"),
+        func.sum(CHUNK.c.completion_tokens).label("completion_tokens"),
+    ).where(CHUNK.c.batch.in_(list(pks)))
+    return {row.batch: row for row in connection.execute(counted.group_by(CHUNK.c.batch))}
 
 
 def _to_batch(row: Any, sums: Any | None) -> Batch:

@@ -5,47 +5,54 @@ Every function is one transaction and safe to replay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, and_, select, text, update
+from sqlalchemy import Connection, and_, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkKey, ChunkState
-from vbatch.store.tables import READY, RUNNING, ChunkRow, WorkerRow
-
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-
-_READY = text(f"chunk.{READY}")
-_RUNNING = text(f"chunk.{RUNNING}")
+from vbatch.store.tables import CHUNK, LIVE, READY, RUNNING, WORKER
 
 
-def reclaim(store: Store, *, worker: str, beat: int | None, vanished: bool = False) -> int:
+def reclaim(
+    store: Store, *, worker: str, beat: int | None, vanished: bool = False, together: bool = False
+) -> int:
     """Give a dead worker's chunks back and return how many those were.
 
     ``beat`` is what its beat was when it was found dead: if it has risen since, it lives, and nothing happens.
-    None where its process is proved to be gone. ``vanished`` says that it died on this very boot: a chunk that
-    takes one worker after the other down with it, without any result in between, becomes a suspect.
+    None where its process is proved to be gone. ``vanished`` says that it died on this very boot, ``together`` that
+    others did in the same seconds. See ``vbatch.store.suspects`` for what follows.
     """
 
     def work(connection: Connection) -> int:
-        alive = select(_worker.c.id).where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
+        alive = select(WORKER.c.boot_id, WORKER.c.stopping_at).where(WORKER.c.id == worker, LIVE)
         if beat is not None:
-            alive = alive.where(_worker.c.beat == beat)
-        if connection.execute(alive.with_for_update()).one_or_none() is None:
+            alive = alive.where(WORKER.c.beat == beat)
+        dead = connection.execute(alive.with_for_update()).one_or_none()
+        if dead is None:
             return 0
+        from_outside = not vanished or together or dead.stopping_at is not None
         rows = connection.execute(
-            select(_chunk).where(_RUNNING, _chunk.c.worker == worker).with_for_update()
+            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).with_for_update()
         ).all()
         for row in rows:
-            suspects.lost(connection, row, vanished=vanished, alone=len(rows) == 1)
-        ended = datetime.now(UTC) if vanished else _worker.c.beat_at
-        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=ended))
+            suspects.lost(connection, row, boot=None if from_outside else dead.boot_id, alone=len(rows) == 1)
+        ended = datetime.now(UTC) if vanished else WORKER.c.beat_at
+        connection.execute(update(WORKER).where(WORKER.c.id == worker).values(stopped_at=ended))
         return len(rows)
 
     return store.write(work)
+
+
+def at_stake(store: Store, *, workers: Collection[str]) -> frozenset[str]:
+    """Return those of these dead workers whose death would have a request blamed for it."""
+    if not workers:
+        return frozenset()
+    held = select(CHUNK).where(RUNNING, CHUNK.c.worker.in_(workers))
+    rows = store.read(lambda connection: connection.execute(held).all())
+    return frozenset(row.worker for row in rows if suspects.would_blame(row))
 
 
 def record_crash(
@@ -61,8 +68,8 @@ def record_crash(
     def work(connection: Connection) -> None:
         for key in sorted(suspects_of):
             row = connection.execute(
-                select(_chunk)
-                .where(_chunk.c.batch == key.batch, _chunk.c.n == key.n, _RUNNING, _chunk.c.worker == worker)
+                select(CHUNK)
+                .where(CHUNK.c.batch == key.batch, CHUNK.c.n == key.n, RUNNING, CHUNK.c.worker == worker)
                 .with_for_update()
             ).one_or_none()
             if row is not None:
@@ -78,19 +85,19 @@ def fail_model(store: Store, *, worker: str, model: str, code: str, message: str
     """
 
     def work(connection: Connection) -> int | None:
-        elsewhere = select(_chunk.c.n).where(_RUNNING, _chunk.c.model == model, _chunk.c.worker != worker)
+        elsewhere = select(CHUNK.c.n).where(RUNNING, CHUNK.c.model == model, CHUNK.c.worker != worker)
         if connection.execute(elsewhere.limit(1)).first() is not None:
             return None
-        ready = and_(_READY, _chunk.c.model == model)
+        ready = and_(READY, CHUNK.c.model == model)
         rows = connection.execute(
-            select(_chunk.c.total, _chunk.c.completed, _chunk.c.failed).where(ready).with_for_update()
+            select(CHUNK.c.total, CHUNK.c.completed, CHUNK.c.failed).where(ready).with_for_update()
         ).all()
         connection.execute(
-            update(_chunk)
+            update(CHUNK)
             .where(ready)
             .values(
                 state=ChunkState.FAILED,
-                failed=_chunk.c.total - _chunk.c.completed,
+                failed=CHUNK.c.total - CHUNK.c.completed,
                 error_code=code,
                 error_message=message,
             )

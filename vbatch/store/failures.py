@@ -1,51 +1,47 @@
 """What failed in a batch, kind by kind, each with an example.
 
 Only chunks with failed requests are looked at, a few in each transaction: one failure among a million answers costs
-one chunk, and nobody waits for a long read.
+one chunk, and no writer waits for a long read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState
-from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
-
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
+from vbatch.store.tables import CHUNK, FAILED, REQUEST, REQUEST_WITH_RESULT, RESULT, UNRECORDED
 
 CHUNKS = 16  # looked at in one transaction
 
-_of_the_request = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
 _FAILED_RESULTS = (
     select(
-        _result.c.error_code,
-        _result.c.status_code,
+        RESULT.c.error_code,
+        RESULT.c.status_code,
         func.count().label("requests"),
-        func.min(_result.c.seq).label("seq"),
-        func.max(_result.c.attempts).label("attempts"),
+        func.min(RESULT.c.seq).label("seq"),
+        func.max(RESULT.c.attempts).label("attempts"),
     )
     .where(
-        _result.c.batch == bindparam("pk"),
-        _result.c.seq.between(bindparam("first"), bindparam("last")),
-        or_(_result.c.status_code.is_(None), _result.c.status_code < 200, _result.c.status_code >= 300),
+        RESULT.c.batch == bindparam("pk"),
+        RESULT.c.seq.between(bindparam("first"), bindparam("last")),
+        FAILED,
     )
-    .group_by(_result.c.error_code, _result.c.status_code)
+    .group_by(RESULT.c.error_code, RESULT.c.status_code)
 )
 _UNANSWERED = (
-    select(func.count().label("requests"), func.min(_request.c.seq).label("seq"))
-    .select_from(_request.outerjoin(_result, _of_the_request))
+    select(func.count().label("requests"), func.min(REQUEST.c.seq).label("seq"))
+    .select_from(REQUEST_WITH_RESULT)
     .where(
-        _request.c.batch == bindparam("pk"),
-        _request.c.seq.between(bindparam("first"), bindparam("last")),
-        _result.c.seq.is_(None),
+        REQUEST.c.batch == bindparam("pk"),
+        REQUEST.c.seq.between(bindparam("first"), bindparam("last")),
+        UNRECORDED,
     )
 )
 
@@ -90,8 +86,8 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
     """Return the kinds of failure of a batch, the most frequent first. Raises NoSuchBatch where it was deleted."""
     found: dict[_Kind, _Many] = {}
     after = -1
-    while chunks := store.read(lambda connection, last=after: _chunks(connection, pk, last)):  # type: ignore[misc]
-        for kind, many in store.read(lambda connection, some=chunks: _kinds(connection, pk, some)):  # type: ignore[misc]
+    while chunks := store.read(partial(_chunks, pk=pk, after=after)):
+        for kind, many in store.read(partial(_kinds, pk=pk, chunks=chunks)):
             found[kind] = found[kind] + many if kind in found else many
         after = chunks[-1].n
     groups = store.read(lambda connection: _groups(connection, pk, found))
@@ -100,9 +96,9 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
 
 def _chunks(connection: Connection, pk: int, after: int) -> Sequence[Any]:
     query = (
-        select(_chunk)
-        .where(_chunk.c.batch == pk, _chunk.c.n > after, _chunk.c.failed > 0)
-        .order_by(_chunk.c.n)
+        select(CHUNK)
+        .where(CHUNK.c.batch == pk, CHUNK.c.n > after, CHUNK.c.failed > 0)
+        .order_by(CHUNK.c.n)
         .limit(CHUNKS)
     )
     return connection.execute(query).all()
@@ -131,9 +127,9 @@ def _groups(connection: Connection, pk: int, found: Mapping[_Kind, _Many]) -> li
 
 def _group(connection: Connection, pk: int, kind: _Kind, many: _Many) -> FailureGroup:
     example = connection.execute(
-        select(_request.c.custom_id, _result.c.body, _result.c.error_message)
-        .select_from(_request.outerjoin(_result, _of_the_request))
-        .where(_request.c.batch == pk, _request.c.seq == many.seq)
+        select(REQUEST.c.custom_id, RESULT.c.body, RESULT.c.error_message)
+        .select_from(REQUEST_WITH_RESULT)
+        .where(REQUEST.c.batch == pk, REQUEST.c.seq == many.seq)
     ).one()
     return FailureGroup(
         code=kind.code or f"http_{kind.status_code}",

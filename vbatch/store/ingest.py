@@ -1,37 +1,26 @@
-"""Take a batch in, row by row and fast, visible to nobody until it is whole."""
+"""Take a batch in, row by row and fast, invisible until it is whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 from sqlalchemy import Connection, insert, null, update
-from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import StoreUnreachable
-from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
-from vbatch.store import reuse, unaccepted
+from vbatch.store import reuse, staging
 from vbatch.store.catalog import find_in
 from vbatch.store.database import Store
-from vbatch.store.faults import Transient, diagnose
-from vbatch.store.records import Batch, ChunkState, NewBatch
-from vbatch.store.tables import BatchRow, ChunkRow
+from vbatch.store.database.backends.protocol import BulkInsert
+from vbatch.store.records import CHUNK_REQUESTS, MODEL_SHIFT, Batch, ChunkState, NewBatch
+from vbatch.store.tables import BATCH, CHUNK, REQUEST
+from vbatch.system.identity import ProcessIdentity
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-
-CHUNK_REQUESTS = 256
 CHUNK_BYTES = 16 << 20
-MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
-SQLITE_WRITE = 24 << 20  # bytes of bodies in one transaction: each costs three syncs
-COPY_WRITE = 16 << 10  # bytes handed to COPY at once: few, for the server works while we validate
-
-_COLUMNS = "batch, seq, line, custom_id, body"
 
 
 @dataclass(slots=True)
@@ -47,22 +36,11 @@ class _Run:
 class Ingest:
     """A batch on its way in. ``add`` is the hot path: a million calls in a few seconds."""
 
-    def __init__(
-        self,
-        store: Store,
-        pk: int,
-        new: NewBatch,
-        *,
-        write: Callable[[list[tuple[Any, ...]]], None],
-        write_bytes: int,
-        close: Callable[[], None],
-    ) -> None:
+    def __init__(self, store: Store, pk: int, new: NewBatch, inserting: BulkInsert) -> None:
         self._store = store
         self._pk = pk
         self._new = new
-        self._write = write
-        self._write_bytes = write_bytes
-        self._close = close
+        self._inserting = inserting
         self._runs: dict[str, _Run] = {}
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
@@ -71,7 +49,7 @@ class Ingest:
         self.accepted: Batch | None = None
 
     def add(self, line: int, custom_id: str, model: str, body: bytes) -> None:
-        """Take one request. Raises StoreUnreachable when the database goes away."""
+        """Take one request. Raises StoreUnreachable when the database becomes unreachable."""
         run = self._runs.get(model)
         if run is None:
             first = len(self._runs) << MODEL_SHIFT
@@ -83,7 +61,7 @@ class Ingest:
         if run.next - run.first >= CHUNK_REQUESTS or run.bytes >= CHUNK_BYTES:
             self._cut(run)
         self._bytes += size
-        if self._bytes >= self._write_bytes:
+        if self._bytes >= self._inserting.write_bytes:
             self._flush()
 
     @property
@@ -104,16 +82,16 @@ class Ingest:
                 self._cut(run)
         models = list(self._runs)
         chunks = [chunk | {"url": endpoint} for chunk in self._chunks]
-        self._close()  # the rows must be durable before the batch shows them
+        self._inserting.close()  # the rows must be durable before the batch shows them
         reused = self._take_over(chunks, [batch.pk for batch in earlier if batch.endpoint == endpoint])
 
         def work(connection: Connection) -> Batch:
             changed = connection.execute(
-                update(_batch)
+                update(BATCH)
                 .where(
-                    _batch.c.pk == self._pk,
-                    _batch.c.status == BatchStatus.VALIDATING,
-                    _batch.c.submitter.is_not(None),
+                    BATCH.c.pk == self._pk,
+                    BATCH.c.status == BatchStatus.VALIDATING,
+                    BATCH.c.submitter.is_not(None),
                 )
                 .values(
                     status=BatchStatus.IN_PROGRESS,
@@ -128,7 +106,7 @@ class Ingest:
                 )
             )
             if changed.rowcount:
-                connection.execute(insert(_chunk), chunks)
+                connection.execute(insert(CHUNK), chunks)
             return find_in(connection, self._pk)
 
         self.accepted = self._store.write(work)
@@ -168,7 +146,7 @@ class Ingest:
 
     def _flush(self) -> None:
         if self._rows:
-            self._write(self._rows)
+            self._inserting.write(self._rows)
             self._rows.clear()
             self._bytes = 0
 
@@ -177,66 +155,19 @@ class Ingest:
 def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterator[Ingest]:
     """Open an ingest. Leaving it without ``accept`` removes every trace.
 
-    Raises StoreUnreachable when the database goes away in the middle: what was written is then invisible, and
-    removed by ``unaccepted.sweep`` later.
+    Raises StoreUnreachable when the database becomes unreachable in the middle: what was written is then invisible, and
+    removed by ``staging.sweep`` later.
     """
-    pk = unaccepted.announce(store, new, submitter)
-    opened = _sqlite_ingest if store.sqlite else _postgresql_ingest
+    pk = staging.announce(store, new, submitter)
     running: Ingest | None = None
     try:
-        with _diagnosed(store), opened(store, pk, new) as running:
+        with store.bulk_insert(REQUEST) as inserting:
+            running = Ingest(store, pk, new, inserting)
             yield running
     except BaseException:
         if running is None or running.accepted is None:
-            with suppress(StoreUnreachable):  # what came first is what to tell; a sweep removes the rest
-                unaccepted.take_back(store, pk, submitter)
+            with suppress(StoreUnreachable):  # the first error is reported; a sweep removes the rest
+                staging.take_back(store, pk, submitter)
         raise
     if running.accepted is None:
-        unaccepted.take_back(store, pk, submitter)
-
-
-@contextmanager
-def _sqlite_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
-    statement = f"INSERT OR IGNORE INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"  # safe to replay
-
-    def write(rows: list[tuple[Any, ...]]) -> None:
-        def work(connection: Connection) -> None:
-            connection.exec_driver_sql(statement, rows)
-
-        store.write(work)
-
-    yield Ingest(store, pk, new, write=write, write_bytes=SQLITE_WRITE, close=lambda: None)
-
-
-@contextmanager
-def _postgresql_ingest(store: Store, pk: int, new: NewBatch) -> Iterator[Ingest]:
-    """One COPY in one transaction on a connection of its own: a crash leaves nothing."""
-    with ExitStack() as stack:
-        driver = stack.enter_context(store.driver_connection())
-        cursor = stack.enter_context(driver.cursor())
-        copy = stack.enter_context(cursor.copy(f"COPY request ({_COLUMNS}) FROM STDIN (FORMAT BINARY)"))
-        copy.set_types(["int8", "int8", "int8", "text", "bytea"])
-
-        def write(rows: list[tuple[Any, ...]]) -> None:
-            for row in rows:
-                copy.write_row(row)
-
-        yield Ingest(store, pk, new, write=write, write_bytes=COPY_WRITE, close=stack.close)
-
-
-@contextmanager
-def _diagnosed(store: Store) -> Iterator[None]:
-    """Say what a driver's error means that no patience of the store's stands in front of: COPY's."""
-    try:
-        yield
-    except (DBAPIError, psycopg.Error) as error:
-        fault = diagnose(error, store.url)
-        if isinstance(fault, Transient):
-            raise StoreUnreachable(
-                f"the store {store} became unreachable while the batch was being stored: {fault.reason}",
-                hint="vbatch doctor store",
-                fault=fault.fault,
-            ) from error
-        if fault is None:
-            raise
-        raise fault from error
+        staging.take_back(store, pk, submitter)

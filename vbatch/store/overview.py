@@ -1,33 +1,104 @@
-"""What doctor reads of the queue: chunks that are stuck with the dead, and those that take engines down."""
+"""The store at a glance: what is left and how much that takes, what is stuck or takes engines down, who serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Connection, and_, case, func, or_, select
+from sqlmodel import SQLModel
 
-from vbatch.store.database import Store
-from vbatch.store.records import Troubled
-from vbatch.store.tables import OPEN, RUNNING, BatchRow, ChunkRow
+from vbatch.store.database import Store, migrate
+from vbatch.store.database.backends import postgresql
+from vbatch.store.database.backends.postgresql import Server
+from vbatch.store.records import SPLIT_AT, ChunkState, Troubled
+from vbatch.store.tables import BATCH, CHUNK, OPEN, RESULT, RUNNING, UNFINISHED
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
+GUESSED_ANSWER = 2048  # bytes, where there is no answer yet to go by
+SAMPLED = 1000  # answers
+
+_open = CHUNK.c.total - CHUNK.c.completed - CHUNK.c.failed
 
 
-def troubled(store: Store, *, crashes: int) -> list[Troubled]:
-    """Return the open chunks that took down so many engines already."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """A model that has requests without a result. ``waiting`` are those that no worker has leased."""
+
+    model: str
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left of unfinished batches. ``files``: there are batches that only lack their files."""
+
+    models: tuple[Backlog, ...]
+    files: bool
+
+
+def left(store: Store, *, pk: int | None = None) -> Left:
+    """Return what is left of all unfinished batches, or of one."""
+    ready = case((CHUNK.c.state == ChunkState.READY, _open), else_=0)
     query = (
-        select(_batch.c.id, _chunk.c.total - _chunk.c.completed - _chunk.c.failed, _chunk.c.crashes)
-        .join_from(_chunk, _batch, _chunk.c.batch == _batch.c.pk)
-        .where(text(f"chunk.{OPEN}"), _chunk.c.crashes >= crashes)
-        .order_by(_chunk.c.batch, _chunk.c.n)
+        select(CHUNK.c.model, func.sum(ready).label("waiting"))
+        .select_from(BATCH.outerjoin(CHUNK, and_(CHUNK.c.batch == BATCH.c.pk, OPEN)))
+        .where(UNFINISHED)
+        .group_by(CHUNK.c.model)
+        .order_by(CHUNK.c.model)
+    )
+    if pk is not None:
+        query = query.where(BATCH.c.pk == pk)
+    rows = store.read(lambda connection: connection.execute(query).all())
+    return Left(
+        models=tuple(
+            Backlog(model=row.model, waiting=int(row.waiting)) for row in rows if row.model is not None
+        ),
+        files=any(row.model is None for row in rows),
+    )
+
+
+def troubled(store: Store) -> list[Troubled]:
+    """Return the open chunks that are suspected: several engines, or workers in a row, died over them."""
+    query = (
+        select(BATCH.c.id, _open, CHUNK.c.crashes + CHUNK.c.losses)
+        .join_from(CHUNK, BATCH, CHUNK.c.batch == BATCH.c.pk)
+        .where(OPEN, or_(CHUNK.c.crashes >= SPLIT_AT, CHUNK.c.losses >= SPLIT_AT))
+        .order_by(CHUNK.c.batch, CHUNK.c.n)
     )
     return store.read(lambda connection: [Troubled(*row) for row in connection.execute(query)])
 
 
 def running(store: Store, *, workers: Collection[str]) -> int:
     """Return how many chunks are leased to these workers."""
-    query = (
-        select(func.count()).select_from(_chunk).where(text(f"chunk.{RUNNING}"), _chunk.c.worker.in_(workers))
-    )
+    query = select(func.count()).select_from(CHUNK).where(RUNNING, CHUNK.c.worker.in_(workers))
     return store.read(lambda connection: int(connection.execute(query).scalar_one())) if workers else 0
+
+
+def revision(store: Store) -> str | None:
+    """Return the schema's revision, None for a database without vbatch's tables. Raises what the store raises."""
+    return store.read(migrate.revision)
+
+
+def server(store: Store) -> Server:
+    """Ask a PostgreSQL server about itself."""
+    tables = tuple(SQLModel.metadata.tables)
+    return store.read(lambda connection: postgresql.examine(connection, tables=tables))
+
+
+def bytes_to_come(store: Store) -> int:
+    """Estimate how much the unfinished requests will add to the store and, as much again, to the output files.
+
+    An answer is taken to be as long as those that are there already.
+    """
+    unfinished = func.coalesce(func.sum(_open), 0)
+    answered = func.coalesce(func.sum(CHUNK.c.completed), 0)
+    sample = select(RESULT.c.body).limit(SAMPLED).subquery()
+
+    def work(connection: Connection) -> int:
+        missing, present = connection.execute(select(unfinished, answered).where(OPEN)).one()
+        length = (
+            connection.execute(select(func.avg(func.length(sample.c.body)))).scalar() if present else None
+        )
+        return int(missing) * round(length or GUESSED_ANSWER) * 2
+
+    return store.read(work)

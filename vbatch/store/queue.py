@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, or_, select, text, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkKey, ChunkState, Flushed, Lease, Request, Result, Waiting
-from vbatch.store.tables import READY, RUNNING, BatchRow, ChunkRow, RequestRow, ResultRow, WorkerRow
+from vbatch.store.tables import (
+    BATCH,
+    CHUNK,
+    READY,
+    REQUEST,
+    REQUEST_WITH_RESULT,
+    RESULT,
+    RUNNING,
+    UNRECORDED,
+    WORKER,
+    same_chunk,
+)
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-
-_READY = text(f"chunk.{READY}")
-_RUNNING = text(f"chunk.{RUNNING}")
-_BEST_FIRST = (_chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+_BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
 
 
 def waiting(store: Store) -> list[Waiting]:
@@ -38,14 +42,14 @@ def waiting(store: Store) -> list[Waiting]:
     def work(connection: Connection) -> list[Waiting]:
         found: list[Waiting] = []
         best_of_next_model = (
-            select(_chunk.c.model, _chunk.c.priority, _chunk.c.batch)
-            .where(_READY)
-            .order_by(_chunk.c.model, _chunk.c.priority.desc(), _chunk.c.batch, _chunk.c.n)
+            select(CHUNK.c.model, CHUNK.c.priority, CHUNK.c.batch)
+            .where(READY)
+            .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
             .limit(1)
         )
         while True:
             beyond = (
-                best_of_next_model.where(_chunk.c.model > found[-1].model) if found else best_of_next_model
+                best_of_next_model.where(CHUNK.c.model > found[-1].model) if found else best_of_next_model
             )
             row = connection.execute(beyond).one_or_none()
             if row is None:
@@ -58,32 +62,36 @@ def waiting(store: Store) -> list[Waiting]:
 def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[ChunkKey]) -> list[Lease]:
     """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
 
-    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A suspect
-    (``vbatch.store.suspects``) is leased alone, by who holds nothing else; nothing behind it is leased before it.
+    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A chunk that
+    runs alone (``vbatch.store.suspects``) is leased by who holds nothing else; of what stands behind it at most one
+    request is leased before it, to compare with.
     """
 
     def work(connection: Connection) -> list[Lease]:
-        _count_as_alive(connection, worker)
+        boot = _count_as_alive(connection, worker)
         mine = connection.execute(
-            select(_chunk)
-            .where(_RUNNING, _chunk.c.worker == worker, _chunk.c.model == model)
+            select(CHUNK)
+            .where(RUNNING, CHUNK.c.worker == worker, CHUNK.c.model == model)
             .order_by(*_BEST_FIRST)
         ).all()
         strays = [row for row in mine if ChunkKey(row.batch, row.n) not in held]
         best = connection.execute(
-            select(_chunk)
-            .where(_READY, _chunk.c.model == model)
+            select(CHUNK)
+            .where(READY, CHUNK.c.model == model)
             .order_by(*_BEST_FIRST)
             .limit(max(0, chunks - len(strays)))
             .with_for_update(skip_locked=True)
         ).all()
-        innocent = list(takewhile(lambda row: not suspects.is_suspect(row), best))
-        fresh = [] if any(map(suspects.is_suspect, mine)) else innocent if mine or innocent else best[:1]
+        fresh = list(takewhile(lambda row: not row.alone, best))
+        if any(row.alone for row in mine):
+            fresh = []
+        elif not (mine or fresh):
+            fresh = [suspects.first(connection, row, boot) for row in best[:1]]
         for row in fresh:
             connection.execute(
-                update(_chunk)
-                .where(_is(ChunkKey(row.batch, row.n)))
-                .values(state=ChunkState.RUNNING, worker=worker, epoch=_chunk.c.epoch + 1)
+                update(CHUNK)
+                .where(same_chunk(ChunkKey(row.batch, row.n)))
+                .values(state=ChunkState.RUNNING, worker=worker, epoch=CHUNK.c.epoch + 1)
             )
         ids = _batch_ids(connection, {row.batch for row in (*strays, *fresh)})
         return [
@@ -108,7 +116,7 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
         rejected: set[ChunkKey] = set()
         finished: set[ChunkKey] = set()
         for key in sorted(by_chunk):
-            row = connection.execute(select(_chunk).where(_is(key)).with_for_update()).one_or_none()
+            row = connection.execute(select(CHUNK).where(same_chunk(key)).with_for_update()).one_or_none()
             ours = _under_this_lease(row, worker, by_chunk[key])
             if row is None or not ours or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
                 rejected.add(key)
@@ -120,6 +128,7 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
             recorded += len(new)
             if _record(connection, row, new):
                 finished.add(key)
+                suspects.ended(connection, row, worker)
         return Flushed(recorded=recorded, rejected=frozenset(rejected), finished_chunks=frozenset(finished))
 
     return store.write(work)
@@ -132,7 +141,7 @@ def still_ours(store: Store, *, worker: str, leases: Collection[tuple[ChunkKey, 
 
     def work(connection: Connection) -> frozenset[ChunkKey]:
         rows = connection.execute(
-            select(_chunk.c.batch, _chunk.c.n, _chunk.c.epoch).where(_RUNNING, _chunk.c.worker == worker)
+            select(CHUNK.c.batch, CHUNK.c.n, CHUNK.c.epoch).where(RUNNING, CHUNK.c.worker == worker)
         ).all()
         ours = {(ChunkKey(row.batch, row.n), row.epoch) for row in rows}
         return frozenset(key for key, epoch in leases if (key, epoch) in ours)
@@ -142,26 +151,22 @@ def still_ours(store: Store, *, worker: str, leases: Collection[tuple[ChunkKey, 
 
 def held_by(store: Store, *, worker: str) -> frozenset[ChunkKey]:
     """Return the chunks that the store has for leased to this worker."""
-    query = select(_chunk.c.batch, _chunk.c.n).where(_RUNNING, _chunk.c.worker == worker)
+    query = select(CHUNK.c.batch, CHUNK.c.n).where(RUNNING, CHUNK.c.worker == worker)
     return frozenset(store.read(lambda connection: [ChunkKey(*row) for row in connection.execute(query)]))
 
 
 def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
-    """Give chunks back unfinished. An interruption is not an attempt and no crash."""
+    """Give chunks back unfinished. An interruption is not an attempt and no crash: no deaths in a row any more."""
     return store.write(
         lambda connection: sum(
             connection.execute(
-                update(_chunk)
-                .where(_is(key), _RUNNING, _chunk.c.worker == worker)
-                .values(state=ChunkState.READY, worker=None)
+                update(CHUNK)
+                .where(same_chunk(key), RUNNING, CHUNK.c.worker == worker)
+                .values(state=ChunkState.READY, worker=None, losses=0)
             ).rowcount
             for key in sorted(keys)
         )
     )
-
-
-def _is(key: ChunkKey) -> Any:
-    return and_(_chunk.c.batch == key.batch, _chunk.c.n == key.n)
 
 
 def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[Result]:
@@ -171,24 +176,27 @@ def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[
     return [result for result in results if result.epoch == row.epoch]
 
 
-def _count_as_alive(connection: Connection, worker: str) -> None:
-    """Lock the worker's row against a reclaim, and take back that it stopped.
+def _count_as_alive(connection: Connection, worker: str) -> str | None:
+    """Lock the worker's row against a reclaim, and take back that it stopped; return its boot.
 
     A worker that was frozen past its lease has been written off. Thawed it goes on, and when it dies what it
     holds then must be found by who looks for the chunks of workers that did not stop.
     """
     row = connection.execute(
-        select(_worker.c.stopped_at).where(_worker.c.id == worker).with_for_update()
+        select(WORKER.c.stopped_at, WORKER.c.boot_id).where(WORKER.c.id == worker).with_for_update()
     ).one_or_none()
-    if row is not None and row.stopped_at is not None:
-        connection.execute(update(_worker).where(_worker.c.id == worker).values(stopped_at=None))
+    if row is None:
+        return None
+    if row.stopped_at is not None:
+        connection.execute(update(WORKER).where(WORKER.c.id == worker).values(stopped_at=None))
+    return str(row.boot_id)
 
 
 def _unrecorded(connection: Connection, row: Any, results: Sequence[Result]) -> list[Result]:
     known = set(
         connection.execute(
-            select(_result.c.seq).where(
-                _result.c.batch == row.batch, _result.c.seq.between(row.first_seq, row.last_seq)
+            select(RESULT.c.seq).where(
+                RESULT.c.batch == row.batch, RESULT.c.seq.between(row.first_seq, row.last_seq)
             )
         ).scalars()
         if row.completed + row.failed
@@ -202,35 +210,28 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
     if not results:
         return bool(row.completed + row.failed == row.total)
     connection.execute(
-        insert(_result),
+        insert(RESULT),
         [
             {
                 "batch": result.key.batch,
                 "seq": result.seq,
                 "epoch": result.epoch,
-                "status_code": result.status_code,
-                "request_id": result.request_id,
-                "body": result.body,
-                "error_code": result.error_code,
-                "error_message": result.error_message,
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.completion_tokens,
-                "attempts": result.attempts,
+                **asdict(result.outcome),
             }
             for result in results
         ],
     )
-    succeeded = sum(result.succeeded for result in results)
+    succeeded = sum(result.outcome.succeeded for result in results)
     finished = row.completed + row.failed + len(results) == row.total
     connection.execute(
-        update(_chunk)
-        .where(_is(ChunkKey(row.batch, row.n)))
+        update(CHUNK)
+        .where(same_chunk(ChunkKey(row.batch, row.n)))
         .values(
-            completed=_chunk.c.completed + succeeded,
-            failed=_chunk.c.failed + len(results) - succeeded,
-            prompt_tokens=_chunk.c.prompt_tokens + sum(result.prompt_tokens for result in results),
-            completion_tokens=_chunk.c.completion_tokens
-            + sum(result.completion_tokens for result in results),
+            completed=CHUNK.c.completed + succeeded,
+            failed=CHUNK.c.failed + len(results) - succeeded,
+            prompt_tokens=CHUNK.c.prompt_tokens + sum(result.outcome.prompt_tokens for result in results),
+            completion_tokens=CHUNK.c.completion_tokens
+            + sum(result.outcome.completion_tokens for result in results),
             losses=0,
             state=ChunkState.DONE if finished else ChunkState.RUNNING,
         )
@@ -241,7 +242,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
 def _batch_ids(connection: Connection, pks: Collection[int]) -> dict[int, str]:
     if not pks:
         return {}
-    rows = connection.execute(select(_batch.c.pk, _batch.c.id).where(or_(*(_batch.c.pk == pk for pk in pks))))
+    rows = connection.execute(select(BATCH.c.pk, BATCH.c.id).where(or_(*(BATCH.c.pk == pk for pk in pks))))
     return {row.pk: row.id for row in rows}
 
 
@@ -252,22 +253,19 @@ def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str])
         epoch=epoch,
         model=row.model,
         url=row.url,
-        crashes=row.crashes,
-        requests=tuple(open_requests(connection, row)),
+        alone=row.alone,
+        requests=tuple(_open_requests(connection, row)),
     )
 
 
-def open_requests(connection: Connection, row: Any) -> list[Request]:
+def _open_requests(connection: Connection, row: Any) -> list[Request]:
     """Return the requests of a chunk that have no result."""
-    query = select(_request.c.seq, _request.c.line, _request.c.custom_id, _request.c.body).where(
-        _request.c.batch == row.batch, _request.c.seq.between(row.first_seq, row.last_seq)
+    query = select(REQUEST.c.seq, REQUEST.c.line, REQUEST.c.custom_id, REQUEST.c.body).where(
+        REQUEST.c.batch == row.batch, REQUEST.c.seq.between(row.first_seq, row.last_seq)
     )
     if row.epoch or row.completed:
-        joined = _request.outerjoin(
-            _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-        )
-        query = query.select_from(joined).where(_result.c.seq.is_(None))
+        query = query.select_from(REQUEST_WITH_RESULT).where(UNRECORDED)
     return [
         Request(seq=found.seq, line=found.line, custom_id=found.custom_id, body=bytes(found.body))
-        for found in connection.execute(query.order_by(_request.c.seq))
+        for found in connection.execute(query.order_by(REQUEST.c.seq))
     ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from vbatch.identity import ProcessIdentity
 from vbatch.protocol import BatchStatus
+from vbatch.system.identity import ProcessIdentity
+
+CHUNK_REQUESTS = 256  # in a full chunk
+SPLIT_AT = 2  # engine deaths over the requests of a chunk: from then on it is suspected, and runs alone
+MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
 
 
 class ChunkState(StrEnum):
@@ -110,7 +114,8 @@ class Request:
 class Lease:
     """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
 
-    ``epoch`` is the fencing token: a flush that carries an older one is dropped.
+    ``epoch`` is the fencing token: a flush that carries an older one is dropped. ``alone``: nothing else may run
+    while these requests do.
     """
 
     key: ChunkKey
@@ -118,29 +123,27 @@ class Lease:
     epoch: int
     model: str
     url: str
-    crashes: int
+    alone: bool
     requests: tuple[Request, ...]
 
     @property
     def id(self) -> LeaseKey:
-        """What tells it from an earlier lease of the same chunk."""
+        """What distinguishes it from an earlier lease of the same chunk."""
         return LeaseKey(self.key, self.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Outcome:
     """What became of one request.
 
-    With an answer, ``status_code`` and ``body`` hold it (an HTTP error's body is an error object). Without
-    one (``engine_crash``, ``request_timeout``), they are None and ``error_code`` and ``error_message`` say why.
+    With an answer, ``status_code`` and ``body`` hold it (an HTTP error's body is an error object). Without one, they
+    are None, and ``error_code`` and ``error_message`` say why: it was tried in vain (``engine_crash``,
+    ``request_timeout``), or, after no attempt at all, never will be (``batch_cancelled``).
     """
 
-    key: ChunkKey
-    epoch: int
-    seq: int
-    status_code: int | None
-    request_id: str | None
-    body: bytes | None
+    status_code: int | None = None
+    request_id: str | None = None
+    body: bytes | None = None
     error_code: str | None = None
     error_message: str | None = None
     prompt_tokens: int = 0
@@ -153,9 +156,22 @@ class Result:
         return self.status_code is not None and 200 <= self.status_code < 300
 
 
+OUTCOME = tuple(field.name for field in fields(Outcome))  # the columns of a result that hold it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of a leased request, as a worker brings it."""
+
+    key: ChunkKey
+    epoch: int
+    seq: int
+    outcome: Outcome
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flushed:
-    """What a flush did. ``rejected`` chunks are not ours any more: abort what still runs of them."""
+    """What a flush did. ``rejected`` chunks are no longer leased to this worker: abort what still runs of them."""
 
     recorded: int
     rejected: frozenset[ChunkKey]
@@ -172,11 +188,11 @@ class Waiting:
 
 
 class Troubled(NamedTuple):
-    """A chunk whose requests were in the engine each time it died: one of them is probably poisonous."""
+    """A chunk whose requests were running each time an engine or a worker died: one of them may be the cause."""
 
     batch_id: str
     requests: int
-    crashes: int
+    deaths: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +216,7 @@ class Worker:
 
     @property
     def lost(self) -> bool:
-        """Whether nobody saw it end, or it still may: who reclaims later writes its last beat down as its end."""
+        """Whether its end was not seen, or may still come: a later reclaim records its last beat as its end."""
         return self.stopped_at is None or self.stopped_at == self.beat_at
 
 
@@ -218,13 +234,10 @@ class EngineProcess:
 class Answer:
     """One request and what became of it: what a line of an output or error file is made of.
 
-    Without a result, ``error_code`` and ``error_message`` say why there never will be one (the batch was
-    cancelled, its model cannot be loaded), or are None while there may be.
+    ``outcome`` is None while the request is not finished.
     """
 
     seq: int
     line: int
     custom_id: str
-    result: Result | None
-    error_code: str | None = None
-    error_message: str | None = None
+    outcome: Outcome | None

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, update
 
-from vbatch.identity import ProcessIdentity
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState, EngineProcess, Worker
-from vbatch.store.tables import RUNNING, ChunkRow, ProcessRow, WorkerRow
-
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_worker = WorkerRow.__table__  # type: ignore[attr-defined]
-_process = ProcessRow.__table__  # type: ignore[attr-defined]
+from vbatch.store.tables import CHUNK, LIVE, PROCESS, RUNNING, WORKER
+from vbatch.system.identity import ProcessIdentity
 
 
 def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:
@@ -26,17 +22,17 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: 
 
     def work(connection: Connection) -> str:
         known = connection.execute(
-            select(_worker.c.id).where(
-                _worker.c.boot_id == identity.boot_id,
-                _worker.c.pid_namespace == identity.pid_namespace,
-                _worker.c.pid == identity.pid,
-                _worker.c.start_ticks == identity.start_ticks,
-                _worker.c.stopped_at.is_(None),
+            select(WORKER.c.id).where(
+                WORKER.c.boot_id == identity.boot_id,
+                WORKER.c.pid_namespace == identity.pid_namespace,
+                WORKER.c.pid == identity.pid,
+                WORKER.c.start_ticks == identity.start_ticks,
+                LIVE,
             )
         ).scalar()
         if known is None:
             connection.execute(
-                insert(_worker).values(
+                insert(WORKER).values(
                     id=worker,
                     **_columns(identity),
                     engine=engine,
@@ -65,15 +61,26 @@ def beat(
     """
     store.write(
         lambda connection: connection.execute(
-            update(_worker)
-            .where(_worker.c.id == worker)
+            update(WORKER)
+            .where(WORKER.c.id == worker)
             .values(
-                beat=_worker.c.beat + 1,
+                beat=WORKER.c.beat + 1,
                 beat_at=datetime.now(UTC),
                 model=model,
                 note=note,
                 requests_per_second=requests_per_second,
             )
+        )
+    )
+
+
+def stopping(store: Store, *, worker: str) -> None:
+    """Write down that the worker was asked to stop by a signal: however it ends now, no request is to blame."""
+    store.write(
+        lambda connection: connection.execute(
+            update(WORKER)
+            .where(WORKER.c.id == worker, WORKER.c.stopping_at.is_(None))
+            .values(stopping_at=datetime.now(UTC))
         )
     )
 
@@ -86,16 +93,14 @@ def stop(store: Store, *, worker: str) -> None:
     """
 
     def work(connection: Connection) -> None:
-        connection.execute(delete(_process).where(_process.c.worker == worker))
+        connection.execute(delete(PROCESS).where(PROCESS.c.worker == worker))
         connection.execute(
-            update(_chunk)
-            .where(text(f"chunk.{RUNNING}"), _chunk.c.worker == worker)
-            .values(state=ChunkState.READY, worker=None)
+            update(CHUNK)
+            .where(RUNNING, CHUNK.c.worker == worker)
+            .values(state=ChunkState.READY, worker=None, losses=0)
         )
         connection.execute(
-            update(_worker)
-            .where(_worker.c.id == worker, _worker.c.stopped_at.is_(None))
-            .values(stopped_at=datetime.now(UTC))
+            update(WORKER).where(WORKER.c.id == worker, LIVE).values(stopped_at=datetime.now(UTC))
         )
 
     store.write(work)
@@ -104,33 +109,39 @@ def stop(store: Store, *, worker: str) -> None:
 def live(store: Store) -> list[Worker]:
     """Return the workers that did not stop cleanly: they work, or they died."""
     rows = store.read(
-        lambda connection: connection.execute(
-            select(_worker).where(_worker.c.stopped_at.is_(None)).order_by(_worker.c.started_at)
-        ).all()
+        lambda connection: connection.execute(select(WORKER).where(LIVE).order_by(WORKER.c.started_at)).all()
     )
     return [_to_worker(row) for row in rows]
 
 
 def working_on(store: Store, *, pk: int) -> list[Worker]:
     """Return the workers that did not stop cleanly and hold a chunk of this batch."""
-    holders = select(_chunk.c.worker).where(_chunk.c.batch == pk, text(f"chunk.{RUNNING}"))
-    query = select(_worker).where(_worker.c.stopped_at.is_(None), _worker.c.id.in_(holders))
+    holders = select(CHUNK.c.worker).where(CHUNK.c.batch == pk, RUNNING)
+    query = select(WORKER).where(LIVE, WORKER.c.id.in_(holders))
     return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
 
 
 def of_boot(store: Store, *, boot_id: str) -> list[Worker]:
     """Return every worker that registered on this boot of its machine, stopped ones too."""
     rows = store.read(
-        lambda connection: connection.execute(select(_worker).where(_worker.c.boot_id == boot_id)).all()
+        lambda connection: connection.execute(select(WORKER).where(WORKER.c.boot_id == boot_id)).all()
     )
     return [_to_worker(row) for row in rows]
+
+
+def asked_to_stop(store: Store, *, boot_id: str, around: datetime, within: timedelta) -> bool:
+    """Whether a worker of this boot received a signal at about that time."""
+    query = select(WORKER.c.id).where(
+        WORKER.c.boot_id == boot_id, WORKER.c.stopping_at.between(around - within, around + within)
+    )
+    return store.read(lambda connection: connection.execute(query.limit(1)).first()) is not None
 
 
 def recent(store: Store, *, limit: int) -> list[Worker]:
     """Return workers, stopped ones too, the newest first."""
     rows = store.read(
         lambda connection: connection.execute(
-            select(_worker).order_by(_worker.c.started_at.desc()).limit(limit)
+            select(WORKER).order_by(WORKER.c.started_at.desc()).limit(limit)
         ).all()
     )
     return [_to_worker(row) for row in rows]
@@ -140,10 +151,10 @@ def record_processes(store: Store, *, worker: str, processes: Sequence[EnginePro
     """Write engine processes into the ledger."""
 
     def work(connection: Connection) -> None:
-        connection.execute(delete(_process).where(_process.c.worker == worker))
+        connection.execute(delete(PROCESS).where(PROCESS.c.worker == worker))
         if processes:
             connection.execute(
-                insert(_process),
+                insert(PROCESS),
                 [
                     {
                         "worker": worker,
@@ -160,7 +171,7 @@ def record_processes(store: Store, *, worker: str, processes: Sequence[EnginePro
 
 def forget_processes(store: Store, *, worker: str) -> None:
     """Take a worker's engine processes out of the ledger: they are gone."""
-    store.write(lambda connection: connection.execute(delete(_process).where(_process.c.worker == worker)))
+    store.write(lambda connection: connection.execute(delete(PROCESS).where(PROCESS.c.worker == worker)))
 
 
 def forget(store: Store, *, processes: Sequence[ProcessIdentity]) -> None:
@@ -169,11 +180,11 @@ def forget(store: Store, *, processes: Sequence[ProcessIdentity]) -> None:
     def work(connection: Connection) -> None:
         for identity in processes:
             connection.execute(
-                delete(_process).where(
-                    _process.c.boot_id == identity.boot_id,
-                    _process.c.pid_namespace == identity.pid_namespace,
-                    _process.c.pid == identity.pid,
-                    _process.c.start_ticks == identity.start_ticks,
+                delete(PROCESS).where(
+                    PROCESS.c.boot_id == identity.boot_id,
+                    PROCESS.c.pid_namespace == identity.pid_namespace,
+                    PROCESS.c.pid == identity.pid,
+                    PROCESS.c.start_ticks == identity.start_ticks,
                 )
             )
 
@@ -183,7 +194,7 @@ def forget(store: Store, *, processes: Sequence[ProcessIdentity]) -> None:
 
 def ledger(store: Store) -> list[EngineProcess]:
     """Return every engine process that is written down."""
-    rows = store.read(lambda connection: connection.execute(select(_process)).all())
+    rows = store.read(lambda connection: connection.execute(select(PROCESS)).all())
     return [
         EngineProcess(worker=row.worker, identity=_identity(row), title=row.title, cgroup=row.cgroup)
         for row in rows

@@ -11,27 +11,24 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select, text
+from sqlalchemy import Connection, func, select, text
 
 from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store
-from vbatch.store.paging import pages
-from vbatch.store.tables import ChunkRow, RequestRow, ResultRow
+from vbatch.store.records import OUTCOME
+from vbatch.store.results import pages
+from vbatch.store.tables import CHUNK, REQUEST, RESULT, RESULT_OF_REQUEST, SUCCEEDED
 
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-
-WRITE_CHUNKS = 16  # chunks in one transaction: each costs SQLite three syncs, and nobody may wait long for it
+WRITE_CHUNKS = (
+    16  # chunks in one transaction: each costs SQLite three syncs, and no other writer may wait long for it
+)
 INDEX_CACHE_KIB = 32 * 1024
 
-_SUCCEEDED = _result.c.status_code.between(200, 299)
-_COPIED = (
-    "status_code, request_id, body, error_code, error_message, prompt_tokens, completion_tokens, attempts"
-)
+_COPIED = ", ".join(OUTCOME)
 _COPY = text(
     f"INSERT INTO result (batch, seq, epoch, {_COPIED})"
     f" SELECT CAST(:batch AS bigint), CAST(:seq AS bigint), 0, {_COPIED} FROM result"
@@ -124,9 +121,9 @@ class _Answered:
 
 def _spans_with_answers(store: Store, batch: int) -> list[Span]:
     query = (
-        select(_chunk.c.first_seq, _chunk.c.last_seq)
-        .where(_chunk.c.batch == batch, _chunk.c.completed > 0)
-        .order_by(_chunk.c.first_seq)
+        select(CHUNK.c.first_seq, CHUNK.c.last_seq)
+        .where(CHUNK.c.batch == batch, CHUNK.c.completed > 0)
+        .order_by(CHUNK.c.first_seq)
     )
     rows = store.read(lambda connection: connection.execute(query).all())
     return [Span(first=row.first_seq, last=row.last_seq) for row in rows]
@@ -136,22 +133,21 @@ def _requests(
     store: Store, batch: int, span: Span, *, succeeded: bool = False
 ) -> Iterator[tuple[int, bytes]]:
     """Yield ``seq`` and digest of the requests of a chunk; with ``succeeded`` only of those with an answer."""
-    query = select(_request.c.seq, func.length(_request.c.body).label("size"))
+    query = select(REQUEST.c.seq, func.length(REQUEST.c.body).label("size"))
     if succeeded:
-        same = and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-        query = query.join_from(_request, _result, same).where(_SUCCEEDED)
-    query = query.where(_request.c.batch == batch, _request.c.seq.between(span.first, span.last))
-    rows = store.read(lambda connection: connection.execute(query.order_by(_request.c.seq)).all())
+        query = query.join_from(REQUEST, RESULT, RESULT_OF_REQUEST).where(SUCCEEDED)
+    query = query.where(REQUEST.c.batch == batch, REQUEST.c.seq.between(span.first, span.last))
+    rows = store.read(lambda connection: connection.execute(query.order_by(REQUEST.c.seq)).all())
     for page in pages(rows):
         seqs = [row.seq for row in page]
-        yield from store.read(lambda connection, seqs=seqs: _digests(connection, batch, seqs))  # type: ignore[misc]
+        yield from store.read(partial(_digests, batch=batch, seqs=seqs))
 
 
 def _digests(connection: Connection, batch: int, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
-    query = select(_request.c.seq, _request.c.custom_id, _request.c.body).where(
-        _request.c.batch == batch, _request.c.seq.in_(seqs)
+    query = select(REQUEST.c.seq, REQUEST.c.custom_id, REQUEST.c.body).where(
+        REQUEST.c.batch == batch, REQUEST.c.seq.in_(seqs)
     )
-    rows = connection.execute(query.order_by(_request.c.seq))
+    rows = connection.execute(query.order_by(REQUEST.c.seq))
     return [(row.seq, _digest(row.custom_id, row.body)) for row in rows]
 
 
@@ -174,9 +170,9 @@ def _count(connection: Connection, pk: int, span: Span) -> Reused:
     counted: Any = connection.execute(
         select(
             func.count().label("requests"),
-            func.coalesce(func.sum(_result.c.prompt_tokens), 0).label("prompt_tokens"),
-            func.coalesce(func.sum(_result.c.completion_tokens), 0).label("completion_tokens"),
-        ).where(_result.c.batch == pk, _result.c.seq.between(span.first, span.last))
+            func.coalesce(func.sum(RESULT.c.prompt_tokens), 0).label("prompt_tokens"),
+            func.coalesce(func.sum(RESULT.c.completion_tokens), 0).label("completion_tokens"),
+        ).where(RESULT.c.batch == pk, RESULT.c.seq.between(span.first, span.last))
     ).one()
     return Reused(
         requests=counted.requests,

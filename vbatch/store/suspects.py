@@ -1,33 +1,48 @@
-"""Find the poisonous request: who was in the engine at each of its deaths, narrowed down by halving.
+"""Find the request that ends engines or whole workers, and blame no other for it.
 
-A chunk whose requests were in the engine at one death is given back as it is: deaths have many causes. At the
-second death it is split: what was not in the engine is innocent, what was is halved, and each half is leased alone
-from then on (``queue.claim``). A death while a single request of such a suspect runs alone convicts it. So one
-poisonous request of a full chunk costs at most log2(chunk) + 2 engine deaths.
+**An engine died.** A chunk whose requests were in the engine at one death is given back as it is: deaths have many
+causes. At the second death it is split: what was not in the engine is innocent, what was is halved, and each half
+runs alone from then on (``queue.claim``). A death while a single request of such a half runs alone convicts it. So
+one poisonous request of a full chunk costs at most log2(chunk) + 2 engine deaths.
+
+**A worker died.** Most workers are ended from outside: a closed terminal, ``kill -9``, the OOM killer. Nothing is
+left to report what was running, so what the worker held is counted (``losses``, deaths in a row without any result
+of the chunk in between), and at the third death halved as above. A request that was all that the worker held runs
+alone from then on, and before each further attempt of it another request of its model runs alone, if there is one
+(``first``): a control, counted (``controls``) when it ends on the same boot of the same machine. A request is
+convicted
+
+* at 3 deaths while it ran alone, if a control ended between them: this machine runs other requests, not this one;
+* at 10 deaths while it ran alone, where there was nothing to compare it with.
+
+The count starts again where something else is a better explanation: the worker had received a signal, the machine
+was booted since the last death (``lost_boot``), other workers died within the same seconds, or a living worker gave
+the request back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
-from vbatch.store.records import ChunkState
-from vbatch.store.tables import BatchRow, ChunkRow, RequestRow, ResultRow
+from vbatch.store.records import SPLIT_AT, ChunkState
+from vbatch.store.tables import (
+    BATCH,
+    CHUNK,
+    OPEN,
+    READY,
+    REQUEST,
+    REQUEST_WITH_RESULT,
+    RESULT,
+    UNRECORDED,
+    WORKER,
+    same_chunk,
+)
 
-_batch = BatchRow.__table__  # type: ignore[attr-defined]
-_chunk = ChunkRow.__table__  # type: ignore[attr-defined]
-_request = RequestRow.__table__  # type: ignore[attr-defined]
-_result = ResultRow.__table__  # type: ignore[attr-defined]
-
-SPLIT_AT = 2  # engine deaths
-LOSSES = 3  # workers that vanished in a row over a chunk, without any result of it in between
-
-
-def is_suspect(row: Any) -> bool:
-    """Whether this chunk is to run alone: its requests were in the engine at two deaths."""
-    return bool(row.crashes >= SPLIT_AT)
+LOSSES = 3  # worker deaths in a row: a chunk is halved, a request that was compared with another is convicted
+LOSSES_WITHOUT_CONTROL = 10  # of a request that could not be compared with any other
 
 
 def crashed(connection: Connection, row: Any, suspects: Sequence[int], cause: str, *, alone: bool) -> None:
@@ -38,37 +53,121 @@ def crashed(connection: Connection, row: Any, suspects: Sequence[int], cause: st
     crashes = row.crashes + 1
     if crashes < SPLIT_AT:
         _give_back(connection, row, crashes=crashes)
-    elif alone and is_suspect(row):
+    elif alone and row.crashes >= SPLIT_AT:
         message = (
             f"The engine died while this request ran alone, after {row.crashes} deaths with its chunk in the engine; "
             f"the last time: {cause}"
         )
-        _convict(connection, row, suspects[0], message)
+        _convict(connection, row, suspects[0], message, attempts=crashes)
     else:
         _split(connection, row, suspects, crashes)
 
 
-def lost(connection: Connection, row: Any, *, vanished: bool, alone: bool) -> None:
-    """Deal with a worker that is gone while it held this chunk, and (``alone``) no other."""
-    losses = row.losses + 1 if vanished else 0
-    if losses < LOSSES:
-        _give_back(connection, row, losses=losses)
+def lost(connection: Connection, row: Any, *, boot: str | None, alone: bool) -> None:
+    """Deal with a worker that is gone while it held this chunk, and (``alone``) no other.
+
+    ``boot`` is the boot on which it died; None where its death has a cause from outside.
+    """
+    if boot is None:
+        _give_back(connection, row, losses=0)
         return
-    suspects = _open(connection, row)
-    if alone and len(suspects) == 1 and is_suspect(row):
-        _convict(connection, row, suspects[0], f"The worker died {losses} times in a row over this request.")
-    elif suspects:
-        _split(connection, row, suspects, SPLIT_AT)
+    ran_alone = alone and _one_is_open(row)
+    in_a_row = row.lost_boot == boot and row.losses > 0 and (row.alone or not ran_alone)
+    losses = row.losses + 1 if in_a_row else 1
+    controls = row.controls if in_a_row else 0
+    if ran_alone and _convicts(losses, controls):
+        (seq,) = _open(connection, row)
+        _convict(connection, row, seq, _evidence(losses, controls), attempts=losses)
+    elif ran_alone or losses < LOSSES:
+        _give_back(
+            connection,
+            row,
+            losses=losses,
+            controls=controls,
+            lost_boot=boot,
+            alone=row.alone or ran_alone,
+        )
+    elif suspects := _open(connection, row):
+        _split(connection, row, suspects, row.crashes)
 
 
-def _give_back(connection: Connection, row: Any, **values: int) -> None:
-    connection.execute(update(_chunk).where(_is(row)).values(state=ChunkState.READY, worker=None, **values))
+def would_blame(row: Any) -> bool:
+    """Whether one more death over this chunk may convict a request."""
+    return bool(row.alone and _one_is_open(row) and _convicts(row.losses + 1, row.controls))
 
 
-def _convict(connection: Connection, row: Any, seq: int, message: str) -> None:
+def first(connection: Connection, row: Any, boot: str | None) -> Any:
+    """Return what is to be leased before this chunk that runs alone: a control, else itself.
+
+    A control is one request of another ready chunk, preferably of one that no worker died over. ``boot`` is that of
+    the worker that claims: on another one than that of the deaths there is nothing to compare.
+    """
+    if not _one_is_open(row) or row.losses <= row.controls or row.lost_boot != boot:
+        return row
+    other = connection.execute(
+        select(CHUNK)
+        .where(READY, CHUNK.c.model == row.model, CHUNK.c.losses <= row.losses, ~same_chunk(row))
+        .order_by(CHUNK.c.alone, CHUNK.c.losses, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+    if other is None:
+        return row
+    number = other.n
+    if other.total == 1:
+        connection.execute(update(CHUNK).where(same_chunk(other)).values(alone=True))
+    else:
+        control, *rest = _open(connection, other)
+        kept = {name: getattr(other, name) for name in _HISTORY}
+        number = _cut(connection, other, [([control], {"alone": True}), (rest, kept)])
+    return connection.execute(select(CHUNK).where(CHUNK.c.batch == other.batch, CHUNK.c.n == number)).one()
+
+
+def ended(connection: Connection, row: Any, worker: str) -> None:
+    """Count a request that ran alone to its end as a control of those whose workers died on this boot."""
+    if not row.alone or row.total > 1:
+        return
+    boot = select(WORKER.c.boot_id).where(WORKER.c.id == worker).scalar_subquery()
+    connection.execute(
+        update(CHUNK)
+        .where(
+            OPEN,
+            CHUNK.c.alone,
+            CHUNK.c.losses > 0,
+            CHUNK.c.model == row.model,
+            CHUNK.c.lost_boot == boot,
+        )
+        .values(controls=CHUNK.c.controls + 1)
+    )
+
+
+def _one_is_open(row: Any) -> bool:
+    return bool(row.total - row.completed - row.failed == 1)
+
+
+def _convicts(losses: int, controls: int) -> bool:
+    return losses >= (LOSSES if controls else LOSSES_WITHOUT_CONTROL)
+
+
+def _evidence(losses: int, controls: int) -> str:
+    compared = (
+        f"between these deaths other requests ran alone to their end on the same machine ({controls} times)"
+        if controls
+        else "there was no other request to compare it with"
+    )
+    return f"The worker died {losses} times in a row while this request ran alone; {compared}."
+
+
+def _give_back(connection: Connection, row: Any, **values: Any) -> None:
+    connection.execute(
+        update(CHUNK).where(same_chunk(row)).values(state=ChunkState.READY, worker=None, **values)
+    )
+
+
+def _convict(connection: Connection, row: Any, seq: int, message: str, *, attempts: int) -> None:
     """Record the request as ``engine_crash`` and clear the rest of its chunk."""
     connection.execute(
-        insert(_result).values(
+        insert(RESULT).values(
             batch=row.batch,
             seq=seq,
             epoch=row.epoch,
@@ -76,45 +175,62 @@ def _convict(connection: Connection, row: Any, seq: int, message: str) -> None:
             error_message=message,
             prompt_tokens=0,
             completion_tokens=0,
-            attempts=row.crashes + 1,
+            attempts=attempts,
         )
     )
     finished = row.completed + row.failed + 1 == row.total
     connection.execute(
-        update(_chunk)
-        .where(_is(row))
+        update(CHUNK)
+        .where(same_chunk(row))
         .values(
             state=ChunkState.DONE if finished else ChunkState.READY,
             worker=None,
             failed=row.failed + 1,
             crashes=0,
             losses=0,
+            alone=False,
         )
     )
 
 
 def _split(connection: Connection, row: Any, suspects: Sequence[int], crashes: int) -> None:
-    """Close the chunk over what is recorded of it; its open requests go on in chunks of their own.
+    """Halve what is suspected and have it run alone; the rest of the chunk is cleared.
 
     A single request needs no other chunk to be suspected in.
     """
     if row.total == 1:
-        _give_back(connection, row, crashes=crashes, losses=0)
+        _give_back(connection, row, crashes=crashes, losses=0, alone=True)
         return
     unfinished = _open(connection, row)
     accused = [seq for seq in unfinished if suspects[0] <= seq <= suspects[-1]]
     middle = (len(accused) + 1) // 2
-    pieces = (
-        ([seq for seq in unfinished if seq < suspects[0]], 0),
-        (accused[:middle], crashes),
-        (accused[middle:], crashes),
-        ([seq for seq in unfinished if seq > suspects[-1]], 0),
+    suspected = {"crashes": crashes, "alone": True}
+    _cut(
+        connection,
+        row,
+        [
+            ([seq for seq in unfinished if seq < suspects[0]], {}),
+            (accused[:middle], suspected),
+            (accused[middle:], suspected),
+            ([seq for seq in unfinished if seq > suspects[-1]], {}),
+        ],
     )
-    # Two workers may split chunks of one batch at the same time; the new ones are numbered by one after the other.
-    connection.execute(select(_batch.c.pk).where(_batch.c.pk == row.batch).with_for_update()).all()
-    last = connection.execute(select(func.max(_chunk.c.n)).where(_chunk.c.batch == row.batch)).scalar_one()
+
+
+# What is known of a chunk by the deaths over it, and where that begins.
+_HISTORY: Mapping[str, Any] = {"crashes": 0, "losses": 0, "lost_boot": None, "controls": 0, "alone": False}
+
+
+def _cut(connection: Connection, row: Any, pieces: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> int:
+    """Close the chunk over what is recorded of it; its open requests go on in chunks of their own.
+
+    A piece is the requests (``seq``, ascending) and what is known of them. Returns the number of the first new chunk.
+    """
+    # Two workers may cut chunks of one batch at the same time; the new ones are numbered by one after the other.
+    connection.execute(select(BATCH.c.pk).where(BATCH.c.pk == row.batch).with_for_update()).all()
+    last = connection.execute(select(func.max(CHUNK.c.n)).where(CHUNK.c.batch == row.batch)).scalar_one()
     connection.execute(
-        insert(_chunk),
+        insert(CHUNK),
         [
             {
                 "batch": row.batch,
@@ -126,35 +242,30 @@ def _split(connection: Connection, row: Any, suspects: Sequence[int], crashes: i
                 "last_seq": seqs[-1],
                 "state": ChunkState.READY,
                 "epoch": row.epoch,
-                "crashes": piece_crashes,
                 "total": len(seqs),
+                **_HISTORY,
+                **known,
             }
-            for offset, (seqs, piece_crashes) in enumerate((piece for piece in pieces if piece[0]), start=1)
+            for offset, (seqs, known) in enumerate((piece for piece in pieces if piece[0]), start=1)
         ],
     )
     connection.execute(
-        update(_chunk)
-        .where(_is(row))
+        update(CHUNK)
+        .where(same_chunk(row))
         .values(state=ChunkState.DONE, worker=None, total=row.completed + row.failed)
     )
+    return int(last) + 1
 
 
 def _open(connection: Connection, row: Any) -> list[int]:
-    joined = _request.outerjoin(
-        _result, and_(_result.c.batch == _request.c.batch, _result.c.seq == _request.c.seq)
-    )
     query = (
-        select(_request.c.seq)
-        .select_from(joined)
+        select(REQUEST.c.seq)
+        .select_from(REQUEST_WITH_RESULT)
         .where(
-            _request.c.batch == row.batch,
-            _request.c.seq.between(row.first_seq, row.last_seq),
-            _result.c.seq.is_(None),
+            REQUEST.c.batch == row.batch,
+            REQUEST.c.seq.between(row.first_seq, row.last_seq),
+            UNRECORDED,
         )
-        .order_by(_request.c.seq)
+        .order_by(REQUEST.c.seq)
     )
     return list(connection.execute(query).scalars())
-
-
-def _is(row: Any) -> Any:
-    return and_(_chunk.c.batch == row.batch, _chunk.c.n == row.n)

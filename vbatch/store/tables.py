@@ -1,4 +1,4 @@
-"""The schema, as SQLModel tables: every column with its explicit type, the same on SQLite and PostgreSQL.
+"""The vocabulary of the store: the tables, every column with its explicit type, and the conditions on them.
 
 Only partial indexes besides the primary keys, and none on a column that changes often: a claim costs the same
 after ten million results as after none (measured: tests/benchmarks/bench_store.py). No foreign keys: PostgreSQL
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -23,9 +24,17 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     TypeDecorator,
-    text,
+    and_,
+    exists,
+    false,
+    literal_column,
+    or_,
 )
 from sqlmodel import Field, SQLModel
+
+from vbatch.protocol import BatchStatus
+from vbatch.store.database.backends import BACKENDS
+from vbatch.store.records import ChunkState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -34,14 +43,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Refuse a naive time; store UTC."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
+        if value is not None and value.tzinfo is None:
             raise ValueError("a time without a zone")
-        utc = value.astimezone(UTC)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+        return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return an aware UTC time."""
@@ -51,7 +57,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AnyText(TypeDecorator[str]):
-    """Words from elsewhere: an engine's last ones, a process's title.
+    """Text from elsewhere: an engine's last words, a process's title.
 
     They may hold what PostgreSQL's text cannot (NUL) or UTF-8 cannot (lone surrogates, from undecodable
     bytes); that must never stop what is being recorded with them.
@@ -69,18 +75,6 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 # SQLite makes only an INTEGER PRIMARY KEY the row's own id.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
-
-
-# The conditions of the partial indexes. Queries repeat them to the letter (``holds``): with a bound parameter
-# in their place neither database can prove that the index serves.
-UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
-OPEN = "state IN ('ready', 'running')"
-READY = "state = 'ready'"
-RUNNING = "state = 'running'"
-
-
-def _partial(name: str, *columns: Any, where: str) -> Index:
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 def _text(**options: Any) -> Any:
@@ -109,7 +103,6 @@ class BatchRow(SQLModel, table=True):
     __tablename__ = "batch"
     __table_args__ = (
         Index("ix_batch_input", "input_sha256"),
-        _partial("ix_batch_unfinished", "pk", where=UNFINISHED),
         {"sqlite_autoincrement": True},  # a deleted batch's pk is never given to another one
     )
 
@@ -157,11 +150,6 @@ class ChunkRow(SQLModel, table=True):
     """A run of requests that is leased together: the only rows that change while a batch is worked on."""
 
     __tablename__ = "chunk"
-    __table_args__ = (
-        _partial("ix_chunk_ready", "model", text("priority DESC"), "batch", "n", where=READY),
-        _partial("ix_chunk_running", "worker", where=RUNNING),
-        _partial("ix_chunk_open", "batch", where=OPEN),
-    )
 
     batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     n: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
@@ -182,6 +170,9 @@ class ChunkRow(SQLModel, table=True):
     completion_tokens: int = Field(sa_column=_big(server_default="0"))
     error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
     error_message: str | None = Field(default=None, sa_column=_words())
+    alone: bool = Field(sa_column=Column(Boolean(), nullable=False, server_default=false()))
+    lost_boot: str | None = Field(default=None, sa_column=_text(nullable=True))
+    controls: int = Field(sa_column=_integer(server_default="0"))
 
 
 class ResultRow(SQLModel, table=True):
@@ -206,7 +197,6 @@ class WorkerRow(SQLModel, table=True):
     """A worker that works, or died without saying so."""
 
     __tablename__ = "worker"
-    __table_args__ = (_partial("ix_worker_live", "id", where="stopped_at IS NULL"),)
 
     id: str = Field(sa_column=Column(Text(), primary_key=True))
     host: str = Field(sa_column=_text())
@@ -223,10 +213,11 @@ class WorkerRow(SQLModel, table=True):
     beat_at: datetime = Field(sa_column=_time(nullable=False))
     stopped_at: datetime | None = Field(default=None, sa_column=_time())
     requests_per_second: float | None = Field(default=None, sa_column=Column(Float(), nullable=True))
+    stopping_at: datetime | None = Field(default=None, sa_column=_time())
 
 
 class ProcessRow(SQLModel, table=True):
-    """The ledger: an engine process that a worker started. Only what stands here may ever be ended by us."""
+    """The ledger: an engine process that a worker started. Only what stands here may ever be ended by vbatch."""
 
     __tablename__ = "process"
 
@@ -238,3 +229,57 @@ class ProcessRow(SQLModel, table=True):
     worker: str = Field(sa_column=Column(Text(), nullable=False, index=True))
     title: str = Field(sa_column=Column(AnyText(), nullable=False))
     cgroup: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+_tables = SQLModel.metadata.tables
+BATCH, REQUEST, CHUNK = _tables["batch"], _tables["request"], _tables["chunk"]
+RESULT, WORKER, PROCESS = _tables["result"], _tables["worker"], _tables["process"]
+
+
+def _one_of(column: Any, *values: str) -> Any:
+    """Compare with values that stand in the statement itself.
+
+    With bound parameters in their place neither database can prove that a partial index serves.
+    """
+    literals: list[Any] = [literal_column(f"'{value}'") for value in values]
+    return column == literals[0] if len(literals) == 1 else column.in_(literals)
+
+
+# Batches. One that is not visible yet is still being stored, or being deleted.
+VISIBLE = BATCH.c.status != BatchStatus.VALIDATING
+NOT_FINAL = _one_of(BATCH.c.status, *(status for status in BatchStatus if not status.final))
+UNFINISHED = and_(NOT_FINAL, VISIBLE)
+
+# Chunks, and the batches of which one is open.
+READY = _one_of(CHUNK.c.state, ChunkState.READY)
+RUNNING = _one_of(CHUNK.c.state, ChunkState.RUNNING)
+OPEN = _one_of(CHUNK.c.state, ChunkState.READY, ChunkState.RUNNING)
+HAS_OPEN_CHUNK = exists().where(CHUNK.c.batch == BATCH.c.pk, OPEN)
+
+# Results, and the requests that have one or do not.
+SUCCEEDED = RESULT.c.status_code.between(200, 299)
+FAILED = or_(
+    RESULT.c.status_code.is_(None), ~SUCCEEDED
+)  # in REQUEST_WITH_RESULT also a request without a result
+RESULT_OF_REQUEST = and_(RESULT.c.batch == REQUEST.c.batch, RESULT.c.seq == REQUEST.c.seq)
+REQUEST_WITH_RESULT = REQUEST.outerjoin(RESULT, RESULT_OF_REQUEST)
+UNRECORDED = RESULT.c.seq.is_(None)
+
+# Workers that did not stop cleanly: they work, or they died.
+LIVE = WORKER.c.stopped_at.is_(None)
+
+
+def same_chunk(row: Any) -> Any:
+    """Return the condition for the chunk of this row or key."""
+    return and_(CHUNK.c.batch == row.batch, CHUNK.c.n == row.n)
+
+
+def _partial(name: str, *columns: Any, where: Any) -> None:
+    Index(name, *columns, **{f"{backend.dialect}_where": where for backend in BACKENDS})
+
+
+_partial("ix_batch_unfinished", BATCH.c.pk, where=NOT_FINAL)
+_partial("ix_chunk_ready", CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n, where=READY)
+_partial("ix_chunk_running", CHUNK.c.worker, where=RUNNING)
+_partial("ix_chunk_open", CHUNK.c.batch, where=OPEN)
+_partial("ix_worker_live", WORKER.c.id, where=LIVE)

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vbatch import gpu, preflight, processes
+from vbatch import gpu
 from vbatch.engine import build, vllm
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
+from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
-from vbatch.worker import recovery
+from vbatch.system import processes
 from vbatch.worker.announce import announced
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed
@@ -34,10 +37,11 @@ log = logging.getLogger(__name__)
 
 
 def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None:
-    """Work until a signal or, with ``drain``, until the queue is empty. Returns after a clean stop.
+    """Work until a signal or, with ``drain``, until nothing is left that the engine serves.
 
-    ``store`` must have been made with ``stop.store`` as its stop event, so that a signal ends waiting for
-    the database. Raises StoreMisconfigured and EngineUnavailable, which only a person can mend.
+    Returns after a clean stop. ``store`` must have been made with ``stop.store`` as its stop event, so that a signal
+    ends waiting for the database. Raises StoreMisconfigured, ConfigError and EngineUnavailable, which only a person
+    can fix.
     """
     said = announced(view, stopping=lambda: stop.requested, drain_limit=options.drain_limit)
     with on_signals(stop), said:
@@ -50,14 +54,17 @@ def run(store: Store, options: WorkerOptions, *, view: View, stop: Stop) -> None
 
 
 def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
+    kind = KINDS[options.engine]
+    if options.preload is not None:
+        kind.require(options.preload)
     pulse = Pulse()
     with ExitStack() as stack:
         stack.callback(stop.store.set)  # lets threads end that still wait for the database
         stack.enter_context(exposed(options, view, pulse, _folders(store, options)))
         store.prepare()
         pulse.turn()
-        if options.engine == "vllm":
-            stack.enter_context(preflight.sole_user(options.state_dir, options.gpu))
+        if kind.needs_gpu:
+            stack.enter_context(gpu_locks.hold(options.state_dir, options.gpu))
             stack.enter_context(_gpu_shown(options, view))
         worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
         heartbeat = Heartbeat(
@@ -69,8 +76,8 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         stack.callback(context.close)
         heartbeat.start()
         stack.callback(heartbeat.stop)
-        recovery.recover(store, recovery.Watch(options.lease), me=worker, state_dir=options.state_dir)
-        recovery.sweep(store)
+        dead_workers.recover(store, dead_workers.Watch(options.lease), me=worker, state_dir=options.state_dir)
+        dead_workers.sweep(store)
         stop.may_abandon_store = False
         stop.on_second = vllm.kill_children
         view.update(worker=worker, state="ready")
@@ -101,7 +108,7 @@ def _gpu_shown(options: WorkerOptions, view: View) -> Iterator[None]:
         yield
         return
     with gpu.watched(
-        preflight.index(options.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
+        gpu_locks.index(options.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
     ):
         yield
 

@@ -44,7 +44,8 @@ def status(snapshot: Snapshot, *, stopping: bool) -> str:
     elif snapshot.state == "working":
         words = _working(snapshot)
     elif snapshot.state == "idle":
-        words = "idle: no batch is waiting"
+        waits = "no batch" if not snapshot.left_alone else "nothing that this engine serves"
+        words = f"idle: {waits} is waiting"
     else:
         words = snapshot.state
     if snapshot.trouble is not None:

@@ -25,7 +25,7 @@ def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[s
     if options.metrics_port is None:
         yield
         return
-    from vbatch.metrics import Exposition, Figures
+    from vbatch.worker.metrics import Exposition, Figures
 
     began = time.monotonic()
 

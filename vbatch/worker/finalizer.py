@@ -7,7 +7,7 @@ import logging
 
 from vbatch import batches
 from vbatch.errors import Interrupted, NoSuchBatch
-from vbatch.store import endings
+from vbatch.store import finalization
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Finalizer:
     async def _finalize_all(self) -> None:
         context = self._context
         now = asyncio.get_running_loop().time()
-        waiting = await context.in_files(endings.to_finalize, context.store, by=context.worker)
+        waiting = await context.in_files(finalization.to_finalize, context.store, by=context.worker)
         if self._pauses.keys() - {batch.pk for batch in waiting}:  # deleted, or written by somebody else
             self._pauses.clear()
             context.view.update(trouble=None)

@@ -13,20 +13,19 @@ from itertools import accumulate
 
 from vbatch.engine import Engine, EngineDied, Reply
 from vbatch.protocol import usage_of
-from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request, Result
+from vbatch.store.records import ChunkKey, Lease, LeaseKey, Outcome, Request, Result
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
 SAVED_BYTES = 32 << 20  # of answers in one transaction: embeddings may be large
 SHOWN_BYTES = 200  # of an answer that is not JSON
-SUSPECT_CRASHES = 2  # a chunk that was running at so many engine deaths runs alone
 
 
 class Inflight:
     """Keeps the engine busy with up to ``limit`` requests and collects their results.
 
-    There is no barrier between chunks: the next request starts when any one ends. The exception is a suspect
-    chunk (it was running at two engine deaths): it runs alone, so that a further death accuses only it.
+    There is no barrier between chunks: the next request starts when any one ends. The exception is a lease that
+    the store wants to run alone (``vbatch.store.suspects``), so that a further death says something about it.
     """
 
     def __init__(self, engine: Engine, *, limit: int, request_timeout: timedelta | None) -> None:
@@ -35,7 +34,7 @@ class Inflight:
         self._timeout = request_timeout.total_seconds() if request_timeout else None
         self._leases: dict[ChunkKey, Lease] = {}
         self._pending: deque[tuple[Lease, Request]] = deque()
-        self._suspects: deque[Lease] = deque()
+        self._waiting_alone: deque[Lease] = deque()
         self._running: dict[asyncio.Task[None], tuple[Lease, Request]] = {}
         self._lost: set[tuple[LeaseKey, int]] = set()
         self._active = 0
@@ -68,14 +67,14 @@ class Inflight:
     @property
     def wanting(self) -> int:
         """How many more requests should be leased so that the engine never waits for the store."""
-        if self._suspects or self._alone is not None:
+        if self._waiting_alone or self._alone is not None:
             return 0
         return max(0, self._limit - len(self._pending))
 
     @property
     def idle(self) -> bool:
         """Whether nothing is pending, running or waiting to be saved."""
-        return self.quiet and not (self._suspects or self.answered)
+        return self.quiet and not (self._waiting_alone or self.answered)
 
     @property
     def quiet(self) -> bool:
@@ -93,19 +92,19 @@ class Inflight:
             if not lease.requests:
                 continue
             self._leases[lease.key] = lease
-            if lease.crashes >= SUSPECT_CRASHES:
-                self._suspects.append(lease)
+            if lease.alone:
+                self._waiting_alone.append(lease)
             else:
                 self._pending.extend((lease, request) for request in lease.requests)
 
     def start(self) -> None:
-        """Start what there is room for. The next suspect waits until the one before it is saved."""
+        """Start what there is room for. What runs alone waits until all before it is saved."""
         if self._alone not in self.leases:
             self._alone = None
-        if self._suspects and self._alone is None and self.quiet:
-            suspect = self._suspects.popleft()
-            self._alone = suspect.id
-            self._pending.extend((suspect, request) for request in suspect.requests)
+        if self._waiting_alone and self._alone is None and self.quiet:
+            lease = self._waiting_alone.popleft()
+            self._alone = lease.id
+            self._pending.extend((lease, request) for request in lease.requests)
         while self._pending and self._active < self._limit:
             lease, request = self._pending.popleft()
             self._active += 1
@@ -120,7 +119,7 @@ class Inflight:
         for gone in leases & self.leases:
             del self._leases[gone.chunk]
         self._pending = deque(entry for entry in self._pending if entry[0].id not in leases)
-        self._suspects = deque(lease for lease in self._suspects if lease.id not in leases)
+        self._waiting_alone = deque(lease for lease in self._waiting_alone if lease.id not in leases)
         for task, (lease, _) in list(self._running.items()):
             if lease.id in leases:
                 task.cancel()
@@ -129,13 +128,13 @@ class Inflight:
     def drop_pending(self) -> None:
         """Start nothing more; what runs goes on."""
         self._pending.clear()
-        self._suspects.clear()
+        self._waiting_alone.clear()
 
     def take_answered(self) -> list[Result]:
         """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""
         held = self.leases
         mine = [result for result in self.answered if (result.key, result.epoch) in held]
-        sizes = accumulate(len(result.body or b"") for result in mine)
+        sizes = accumulate(len(result.outcome.body or b"") for result in mine)
         count = max(1, bisect_right(list(sizes), SAVED_BYTES))
         taken, self.answered = mine[:count], mine[count:]
         return taken
@@ -163,14 +162,14 @@ class Inflight:
             try:
                 reply = await self._post(lease, request)
             except TimeoutError:
-                self.answered.append(_timed_out(lease, request, attempt, self._timeout))
+                self._record(lease, request, _timed_out(attempt, self._timeout))
                 return
             except EngineDied:
                 self._lost.add((lease.id, request.seq))
                 return
             self.unheard = False
             if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
-                self.answered.append(_result(lease, request, attempt, reply))
+                self._record(lease, request, _outcome(attempt, reply))
                 return
             self._active -= 1
             self.changed.set()
@@ -178,6 +177,9 @@ class Inflight:
                 await asyncio.sleep(_backoff(attempt, reply.retry_after))
             finally:
                 self._active += 1
+
+    def _record(self, lease: Lease, request: Request, outcome: Outcome) -> None:
+        self.answered.append(Result(key=lease.key, epoch=lease.epoch, seq=request.seq, outcome=outcome))
 
     async def _post(self, lease: Lease, request: Request) -> Reply:
         """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
@@ -218,15 +220,12 @@ def _backoff(attempt: int, retry_after: float | None) -> float:
     return retry_after if retry_after is not None else 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
-def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
+def _outcome(attempt: int, reply: Reply) -> Outcome:
     try:
         usage = usage_of(reply.body)
     except ValueError:
-        return _not_json(lease, request, attempt, reply)
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
+        return _not_json(attempt, reply)
+    return Outcome(
         status_code=reply.status,
         request_id=reply.request_id,
         body=reply.body,
@@ -236,15 +235,10 @@ def _result(lease: Lease, request: Request, attempt: int, reply: Reply) -> Resul
     )
 
 
-def _not_json(lease: Lease, request: Request, attempt: int, reply: Reply) -> Result:
+def _not_json(attempt: int, reply: Reply) -> Outcome:
     """Keep out what no line of an output file can hold, such as embeddings as bytes."""
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
-        status_code=None,
+    return Outcome(
         request_id=reply.request_id,
-        body=None,
         error_code="answer_not_json",
         error_message=f"The engine answered with status {reply.status} and {len(reply.body):,} bytes "
         f"that are not JSON: {reply.body[:SHOWN_BYTES].decode(errors='replace')}",
@@ -252,14 +246,8 @@ def _not_json(lease: Lease, request: Request, attempt: int, reply: Reply) -> Res
     )
 
 
-def _timed_out(lease: Lease, request: Request, attempt: int, seconds: float | None) -> Result:
-    return Result(
-        key=lease.key,
-        epoch=lease.epoch,
-        seq=request.seq,
-        status_code=None,
-        request_id=None,
-        body=None,
+def _timed_out(attempt: int, seconds: float | None) -> Outcome:
+    return Outcome(
         error_code="request_timeout",
         error_message=f"The engine did not answer within {seconds:g} s (request_timeout).",
         attempts=attempt,

@@ -6,14 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from vbatch import suspension
-from vbatch.engine import Blame, Engine, EngineStartFailed
-from vbatch.errors import ConfigError, EngineUnavailable
-from vbatch.store import catalog, deaths, endings, queue, registry
+from vbatch.engine import Blame, Engine, EngineStartFailed, kinds
+from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
+from vbatch.recovery import dead_workers
+from vbatch.store import catalog, deaths, finalization, overview, queue, registry
+from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
-from vbatch.worker import models, recovery
+from vbatch.system import suspend
+from vbatch.worker import models
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose
@@ -33,8 +36,9 @@ class WorkLoop:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._kind = kinds.KINDS[context.options.engine]
         self._finalizer = Finalizer(context)
-        self._watch = recovery.Watch(context.options.lease)
+        self._watch = dead_workers.Watch(context.options.lease)
         self._engine: Engine | None = None
         self._model: str | None = None
         self._reload_pause = context.options.reload_pause.total_seconds()
@@ -46,7 +50,7 @@ class WorkLoop:
         self._beside: tuple[asyncio.Task[None], ...] = ()
 
     async def run(self) -> None:
-        """Work until a stop is requested or, when draining, until the queue is empty.
+        """Work until a stop is requested or, when draining, until nothing is left that this engine serves.
 
         Raises EngineUnavailable when no engine can be started at all, StoreMisconfigured when the store
         refuses us for good.
@@ -83,7 +87,7 @@ class WorkLoop:
         """Take one step; say whether there may be more to do."""
         context = self._context
         waiting = await context.in_store(queue.waiting, context.store)
-        model = choose(self._unloadable.without(waiting), loaded=self._model)
+        model = choose(self._servable(waiting), loaded=self._model)
         await self._show_queue()
         if model is None:
             self._lament(waiting)
@@ -104,9 +108,11 @@ class WorkLoop:
             log.warning("chunks.strayed count=%d", len(strays))
             await context.in_store(queue.release, context.store, worker=context.worker, keys=strays)
             return True
-        if context.options.drain and not self._finalizer.busy:
-            progress = await context.in_store(catalog.progress, context.store)
-            if progress.unfinished_batches == 0:
+        finalizing = self._finalizer.busy
+        left = await context.in_store(overview.left, context.store)
+        self._leave_alone([backlog for backlog in left.models if not self._kind.serves(backlog.model)])
+        if context.options.drain and not finalizing:
+            if not left.files and not any(self._kind.serves(backlog.model) for backlog in left.models):
                 return False
             self._finalizer.poke()
         now = time.monotonic()
@@ -118,12 +124,30 @@ class WorkLoop:
         await context.stop.sleep(ROUND)
         return True
 
+    def _servable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Return what waits for models that this engine serves and that may be tried."""
+        return self._unloadable.without([entry for entry in waiting if self._kind.serves(entry.model)])
+
+    def _leave_alone(self, others: Sequence[Backlog]) -> None:
+        """Show what waits for a worker with another engine, and log each model once."""
+        view = self._context.view
+        known = {backlog.model for backlog in view.snapshot.left_alone}
+        waiting = tuple(backlog for backlog in others if backlog.waiting)
+        view.update(left_alone=waiting)
+        for model, requests in ((backlog.model, backlog.waiting) for backlog in waiting):
+            if model not in known:
+                engine, command = kinds.for_model(model).name, kinds.worker_command(model)
+                log.warning(
+                    "model.left_alone model=%s requests=%d engine=%s command=%s",
+                    model, requests, engine, command,
+                )  # fmt: skip
+
     async def _serve(self, engine: Engine, model: str) -> None:
         serving = Serving(
             self._context,
             engine,
             model,
-            loadable=self._unloadable.without,
+            servable=self._servable,
             saved=self._finalizer.poke,
             slept_before=self._slept_before,
             raise_failures=self._raise_failures,
@@ -169,7 +193,7 @@ class WorkLoop:
         if self._engine is None:
             return
         self._model = model
-        self._slept_before = suspension.since_boot()
+        self._slept_before = suspend.since_boot()
         for other, fault in self._unloadable.loaded(model).items():
             await self._give_up_on(other, fault.cause)
 
@@ -219,24 +243,26 @@ class WorkLoop:
         self._engine = self._model = None
 
     async def _limit_the_stop(self) -> None:
-        """See to it that a stop ends, though the database may not come back."""
+        """Write down that a stop is asked for, and see to it that it ends, though the database may not come back."""
         context = self._context
         await context.stop.wait()
         context.stop.abandon_store_after(AT_REST if self._at_rest else context.options.drain_limit)
+        with suppress(Interrupted):
+            await context.in_store(registry.stopping, context.store, worker=context.worker)
 
     async def _recover_now_and_then(self) -> None:
         context = self._context
         pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
         while True:
             await context.in_watch(
-                recovery.recover,
+                dead_workers.recover,
                 context.store,
                 self._watch,
                 me=context.worker,
                 state_dir=context.options.state_dir,
             )
-            await context.in_watch(recovery.sweep, context.store)
-            for expired in await context.in_watch(endings.expire, context.store, now=datetime.now(UTC)):
+            await context.in_watch(dead_workers.sweep, context.store)
+            for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._show_queue()

@@ -7,10 +7,13 @@ import logging
 import os
 from datetime import timedelta
 
-from vbatch import evidence, orphans, preflight, processes
-from vbatch.engine import Engine, EngineStartFailed, echo, vllm
+from vbatch.engine import Engine, EngineStartFailed
+from vbatch.engine.kinds import KINDS, Load
+from vbatch.gpu_memory import check as memory_check
+from vbatch.recovery import evidence, orphans
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
+from vbatch.system import processes
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -111,20 +114,23 @@ async def _load_as(context: Context, model: str, token: str) -> Engine | None:
 
 async def _home(context: Context, model: str, token: str) -> Engine:
     options = context.options
-    if options.engine == "echo":
-        return await echo.load(model=model, latency=options.echo_latency)
+    kind = KINDS[options.engine]
     args = options.engine_args(model)
-    await context.in_files(
-        preflight.require_room, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
-    )
-    return await vllm.load(
-        model=model,
-        path=options.model_path(model),
-        args=args,
-        shared_args=options.shared_args,
-        gpu=options.gpu,
-        title_prefix=evidence.title_prefix(token),
-        log_dir=options.state_dir / "logs",
+    if kind.needs_gpu:
+        await context.in_files(
+            memory_check.require, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
+        )
+    return await kind.load(
+        Load(
+            model=model,
+            path=options.model_path(model),
+            args=args,
+            shared_args=options.shared_args,
+            gpu=options.gpu,
+            title_prefix=evidence.title_prefix(token),
+            log_dir=options.state_dir / "logs",
+            echo_latency=options.echo_latency,
+        )
     )
 
 

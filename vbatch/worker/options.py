@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vbatch.config import Settings
@@ -26,7 +26,7 @@ class WorkerOptions:
 
     cache_dir: Path
     state_dir: Path
-    engine: Literal["vllm", "echo"] = "vllm"
+    engine: str = "vllm"
     gpu: int | None = None
     drain: bool = False
     preload: str | None = None

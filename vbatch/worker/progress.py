@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from vbatch.gpu import Gpu
+from vbatch.store.overview import Backlog
 
 RATE_WINDOW = timedelta(seconds=60)
 GPU_FRESH = timedelta(seconds=10)
@@ -21,7 +22,7 @@ class Snapshot:
 
     ``total``, ``completed`` and ``failed`` are of all unfinished ``batches`` together; ``saved`` and the tokens
     are this worker's, since its start; ``saved_at`` is monotonic time. ``remaining_seconds`` is None while
-    nothing is known.
+    nothing is known. ``left_alone`` waits for a worker with another engine.
     """
 
     state: str = "starting"
@@ -48,6 +49,7 @@ class Snapshot:
     store_outages: int = 0
     store_outage_seconds: float = 0.0
     trouble: str | None = None
+    left_alone: tuple[Backlog, ...] = ()
     gpu: Gpu | None = None
     gpu_seen_at: float = 0.0
 

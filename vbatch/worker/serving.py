@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 
-from vbatch import suspension
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
 from vbatch.store import deaths, queue
-from vbatch.store.records import ChunkKey, Lease, Result, Waiting
+from vbatch.store.records import CHUNK_REQUESTS, ChunkKey, Lease, Result, Waiting
+from vbatch.system import suspend
 from vbatch.worker.background import Background
 from vbatch.worker.context import Context
 from vbatch.worker.inflight import Inflight
@@ -22,7 +22,6 @@ from vbatch.worker.stop import AT_REST
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # requests in a full chunk
 ROUND = 1.0  # seconds between two looks at the store: new work, cancelled batches, better priorities
 
 
@@ -48,7 +47,7 @@ class Serving:
         engine: Engine,
         model: str,
         *,
-        loadable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
+        servable: Callable[[Sequence[Waiting]], Sequence[Waiting]],
         saved: Callable[[], None],
         slept_before: timedelta,
         raise_failures: Callable[[], None],
@@ -57,7 +56,7 @@ class Serving:
         self._context = context
         self._engine = engine
         self._model = model
-        self._loadable = loadable
+        self._servable = servable
         self._saved = saved
         self._slept_before = slept_before
         self._raise_failures_beside = raise_failures
@@ -118,10 +117,10 @@ class Serving:
 
     def _wants_work(self) -> bool:
         wanting = self._inflight.wanting
-        return wanting > 0 and (wanting >= CHUNK or wanting * 2 >= self._limit)
+        return wanting > 0 and (wanting >= CHUNK_REQUESTS or wanting * 2 >= self._limit)
 
     async def _claim_chunks(self) -> None:
-        chunks = math.ceil(self._inflight.wanting / CHUNK)
+        chunks = math.ceil(self._inflight.wanting / CHUNK_REQUESTS)
         leases = await self._context.in_store(self._claim_in_store, chunks, self._inflight.held)
         self._exhausted = not leases
         self._inflight.add(leases)
@@ -129,7 +128,7 @@ class Serving:
 
     def _claim_in_store(self, chunks: int, held: frozenset[ChunkKey]) -> list[Lease]:
         store = self._context.store
-        if choose(self._loadable(queue.waiting(store)), loaded=self._model) != self._model:
+        if choose(self._servable(queue.waiting(store)), loaded=self._model) != self._model:
             return []
         return queue.claim(store, worker=self._context.worker, model=self._model, chunks=chunks, held=held)
 
@@ -151,7 +150,7 @@ class Serving:
         except Interrupted:
             self._inflight.give_back(results)
             raise
-        self.progressed |= any(result.succeeded for result in results)
+        self.progressed |= any(result.outcome.succeeded for result in results)
         over = flushed.rejected | flushed.finished_chunks
         self._inflight.forget({lease for lease in held if lease.chunk in over})
         self._count(results, recorded=flushed.recorded)
@@ -161,14 +160,14 @@ class Serving:
             self._saved()
 
     def _count(self, results: Sequence[Result], *, recorded: int) -> None:
-        prompt_tokens = sum(result.prompt_tokens for result in results)
-        completion_tokens = sum(result.completion_tokens for result in results)
+        prompt_tokens = sum(result.outcome.prompt_tokens for result in results)
+        completion_tokens = sum(result.outcome.completion_tokens for result in results)
         self._context.meter.add(
             requests=recorded, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
         )
         self._context.view.count(
             saved=recorded,
-            failed=min(recorded, sum(not result.succeeded for result in results)),
+            failed=min(recorded, sum(not result.outcome.succeeded for result in results)),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
@@ -221,7 +220,7 @@ class Serving:
     async def _died(self, cause: str) -> Ended:
         self.deaths_cause = cause
         suspects = await self._inflight.abandon()
-        if suspension.since_boot() - self._slept_before > suspension.NAP:
+        if suspend.since_boot() - self._slept_before > suspend.NAP:
             log.warning("machine.slept accused=0")  # what a driver does not survive is no request's fault
             suspects = {}
         await self._settle(crashed=suspects)

@@ -1,4 +1,8 @@
-"""How a worker is asked to stop: the first signal drains, the second ends it at once."""
+"""How a worker is asked to stop: the first signal drains, the second ends it at once.
+
+SIGHUP, a closed terminal, drains and never counts as the first or the second one: it comes by itself, several
+times or before the SIGTERM of a shell or service that goes down with the terminal.
+"""
 
 from __future__ import annotations
 
@@ -67,16 +71,25 @@ class Stop:
 
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a drain; a second one ends the process with what ``on_second`` cleans up."""
+    """Turn SIGINT, SIGTERM and SIGHUP into a drain.
+
+    A second SIGINT or SIGTERM ends the process with what ``on_second`` cleans up. A SIGHUP that is ignored stays
+    so (``nohup``).
+    """
+    asked = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if not stop.requested:
-            stop.request()
-            return
-        stop.on_second()
-        os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else 128 + number)
+        nonlocal asked
+        if asked and number != signal.SIGHUP:
+            stop.on_second()
+            os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else 128 + number)
+        asked |= number != signal.SIGHUP
+        stop.request()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

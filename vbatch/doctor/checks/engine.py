@@ -1,0 +1,116 @@
+"""Checks of the engine: whether vLLM can be imported, is a tested version, fits the driver, and loads the guard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+from vbatch.doctor.facts import Facts
+from vbatch.doctor.findings import Check, Entry, Finding
+from vbatch.engine import installed
+from vbatch.engine.installed import FRAGILE, Installed
+
+KNOWN = ((0, 32), (0, 33))  # versions of vLLM that vbatch is tested with, or whose source was read
+
+IMPORT = Entry(
+    id="engine.import",
+    means="vLLM or what it needs cannot be imported, so no model can be loaded",
+    commands=(
+        "python -c 'import vllm'",
+        "pip install --force-reinstall 'vbatch[gpu]'   # in a fresh environment",
+    ),
+)
+MISSING = Entry(
+    id="engine.missing",
+    means="without vLLM, batches can be submitted and read here, but not answered",
+    commands=("pip install 'vbatch[gpu]'", "pip install 'vbatch[cpu]'   # to try it without a GPU"),
+)
+ECHO = Entry(
+    id="engine.echo", means="the settings name the echo engine, which needs no vLLM and loads no model"
+)
+VERSION = Entry(
+    id="engine.version",
+    means=f"vbatch is tested with vLLM {' and '.join(f'{major}.{minor}' for major, minor in KNOWN)}; other versions "
+    "may work",
+    commands=("vbatch demo",),
+)
+TORCHVISION = Entry(
+    id="engine.torchvision",
+    means="a package was built for another torch and breaks every import of a model; text models do not use it",
+    commands=(f"pip uninstall --yes {' '.join(FRAGILE)}",),
+)
+CUDA = Entry(
+    id="engine.cuda",
+    means="torch was built for a newer CUDA than the driver supports, or for no GPU: no model can be loaded, or all "
+    "works a hundred times slower",
+    commands=("nvidia-smi",),
+    advice="update the driver, or install the torch that fits it: pip install 'vbatch[gpu]' in a fresh environment",
+)
+GUARD = Entry(
+    id="engine.guard",
+    means="without vbatch's guard, an engine continues to run when its worker is killed, and keeps the GPU's memory",
+    commands=("pip install vbatch",),
+    advice="a folder on PYTHONPATH is not enough: vbatch must be installed as a package",
+)
+
+
+def _import(facts: Facts) -> Iterator[Finding]:
+    """Have a child import vLLM and what must not break it."""
+    if facts.settings.engine == "echo":
+        yield ECHO.skip("the echo engine needs nothing")
+        return
+    found = installed.look()
+    if broken := [name for name in FRAGILE if name in found.failures]:
+        evidence = tuple(found.failures[name] for name in broken)
+        yield TORCHVISION.fail(f"{' and '.join(broken)} cannot load", evidence=evidence)
+    if found.hanging:
+        yield IMPORT.fail("importing vLLM took too long", why="a slow disk, or something that it waits for")
+    elif found.vllm is None and "vllm" not in found.failures:
+        yield MISSING.warn("vLLM is not installed here")
+    else:
+        wrong = {name: words for name, words in found.failures.items() if name not in FRAGILE}
+        for name, words in wrong.items():
+            yield IMPORT.fail(f"{name} cannot be imported: {words}")
+        if not wrong:
+            yield _version(found)
+            yield from _cuda(facts, found)
+    if not found.guard_registered and not found.hanging:
+        yield GUARD.fail("vLLM will not load vbatch's guard")
+
+
+def _version(found: Installed) -> Finding:
+    numbers = re.match(r"(\d+)\.(\d+)", found.vllm or "")
+    words = f"vLLM {found.vllm} with torch {found.torch}"
+    if numbers is None or (int(numbers[1]), int(numbers[2])) in KNOWN:
+        return IMPORT.ok(f"{words} can be imported")
+    return VERSION.info(words)
+
+
+def _cuda(facts: Facts, found: Installed) -> Iterator[Finding]:
+    """Compare torch's CUDA with the driver's: a driver runs what was built for its own major version or older."""
+    supported = facts.gpu.cuda
+    if not facts.gpu.gpus:
+        return
+    if found.cuda is None:
+        yield CUDA.warn(
+            f"torch {found.torch} computes on the CPU, and there is a GPU here",
+            why="everything works, some hundred times slower",
+            commands=("pip install 'vbatch[gpu]'   # in a fresh environment",),
+        )
+    elif supported is not None and int(found.cuda.partition(".")[0]) > supported[0]:
+        yield CUDA.fail(
+            f"torch was built for CUDA {found.cuda}; the driver supports {supported[0]}.{supported[1]}",
+            why="no model can be loaded before the driver is newer",
+            commands=("sudo ubuntu-drivers install", "nvidia-smi"),
+        )
+
+
+CHECKS = (
+    Check(
+        name="engine.import",
+        finds=(IMPORT, MISSING, ECHO, VERSION, TORCHVISION, CUDA, GUARD),
+        run=_import,
+        limit=timedelta(minutes=2),
+    ),
+)

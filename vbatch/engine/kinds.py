@@ -1,0 +1,110 @@
+"""The kinds of engine that a worker can have: what each one needs, which models it serves, how it loads one.
+
+The loaders import their engine when they are called: commands ask this table, too, and load nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vbatch.engine import Engine
+from vbatch.errors import ConfigError
+
+ECHO_MODEL = "echo"  # the one model that the echo engine serves, and vLLM leaves alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What an engine is loaded with: the model, vLLM's settings for it, and how long an echo takes."""
+
+    model: str
+    path: str
+    args: tuple[str, ...]
+    shared_args: tuple[str, ...]
+    gpu: int | None
+    title_prefix: str
+    log_dir: Path
+    echo_latency: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of engine. ``serves`` says whether it may answer requests for a model; nothing else decides that."""
+
+    name: str
+    title: str
+    serves: Callable[[str], bool]
+    load: Callable[[Load], Awaitable[Engine]]
+    needs_gpu: bool
+    needs_files: bool
+
+    def require(self, model: str) -> None:
+        """Raise ConfigError where this engine does not serve the model."""
+        if not self.serves(model):
+            raise ConfigError(
+                f"{self.title} does not serve the model {model}",
+                hint=f"{worker_command(model)} --preload {shlex.quote(model)}",
+            )
+
+
+async def _load_vllm(load: Load) -> Engine:
+    from vbatch.engine import vllm
+
+    return await vllm.load(
+        model=load.model,
+        path=load.path,
+        args=load.args,
+        shared_args=load.shared_args,
+        gpu=load.gpu,
+        title_prefix=load.title_prefix,
+        log_dir=load.log_dir,
+    )
+
+
+async def _load_echo(load: Load) -> Engine:
+    from vbatch.engine import echo
+
+    return await echo.load(model=load.model, latency=load.echo_latency)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="vllm",
+            title="vLLM",
+            serves=lambda model: model != ECHO_MODEL,
+            load=_load_vllm,
+            needs_gpu=True,
+            needs_files=True,
+        ),
+        Kind(
+            name="echo",
+            title="the echo engine",
+            serves=lambda model: model == ECHO_MODEL,
+            load=_load_echo,
+            needs_gpu=False,
+            needs_files=False,
+        ),
+    )
+}
+
+
+def for_model(model: str) -> Kind:
+    """Return the kind of engine that serves this model."""
+    return next(kind for kind in KINDS.values() if kind.serves(model))
+
+
+def may_serve(engine: str, model: str) -> bool:
+    """Whether a worker with this engine may serve the model. A kind that only another version knows may."""
+    return engine not in KINDS or KINDS[engine].serves(model)
+
+
+def worker_command(model: str, *, default: str | None = None) -> str:
+    """Return the command that starts a worker for this model; ``default`` is the engine of a plain run-worker."""
+    name = for_model(model).name
+    return "vbatch run-worker" if name == default else f"vbatch run-worker --engine {name}"

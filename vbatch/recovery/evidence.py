@@ -1,0 +1,94 @@
+"""What proves that a process is a vbatch engine: a random token in its title, and the same token in a private file.
+
+The store proves nothing: whoever can write to it could name any process as an engine. The token stands in the
+titles of all processes that one load starts (``VLLM_PROCESS_NAME_PREFIX``), and, written before them, in a file of
+the worker's state folder that only its user can write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vbatch.system.identity import ProcessIdentity
+
+FOLDER = "engines"  # in the state folder
+_TITLE = re.compile(r"vbatch-([0-9a-f]{16})::")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The worker that loaded an engine, and the user (``uid``) who wrote that down."""
+
+    worker: ProcessIdentity
+    uid: int
+
+
+def leave(state_dir: Path, *, worker: ProcessIdentity) -> str:
+    """Write down that this worker is about to load an engine; return the token for the titles of its processes."""
+    token = secrets.token_hex(8)
+    write(state_dir, token, worker=worker)
+    return token
+
+
+def write(state_dir: Path, token: str, *, worker: ProcessIdentity) -> None:
+    """Write the file of a token. Raises FileExistsError where there is one, or anything else in its place."""
+    folder = state_dir / FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(
+        folder / token, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    with os.fdopen(handle, "wb") as file:
+        file.write(msgspec.json.encode(worker))
+
+
+def title_prefix(token: str) -> str:
+    """Return how the titles of a load's processes begin; vLLM puts ``::`` and a name behind it."""
+    return f"vbatch-{token}"
+
+
+def find(state_dir: Path, title: str) -> Evidence | None:
+    """Return the evidence for a process with this title; None where there is none that can be trusted.
+
+    A file counts only if nobody but its owner can read or write it (0600), and if it is a file, not a link.
+    """
+    if (named := _TITLE.match(title)) is None:
+        return None
+    try:
+        handle = os.open(
+            state_dir / FOLDER / named[1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError:
+        return None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077:
+            return None
+        worker = msgspec.json.decode(os.read(handle, 4096), type=ProcessIdentity)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    finally:
+        os.close(handle)
+    return Evidence(worker=worker, uid=status.st_uid)
+
+
+def tokens(state_dir: Path) -> dict[str, ProcessIdentity]:
+    """Return the tokens that are written down, each with its worker."""
+    with suppress(OSError):
+        names = [path.name for path in (state_dir / FOLDER).iterdir()]
+        found = {name: find(state_dir, f"{title_prefix(name)}::") for name in names}
+        return {name: evidence.worker for name, evidence in found.items() if evidence is not None}
+    return {}
+
+
+def withdraw(state_dir: Path, token: str) -> None:
+    """Remove the file of a token: no process of its load lives any more."""
+    with suppress(OSError):
+        (state_dir / FOLDER / token).unlink()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console, RenderableType
 
-from vbatch.batches import Batch, FailureGroup, RequestCounts, Status, Worker, failure_message
+from vbatch.batches import AtWork, Batch, FailureGroup, RequestCounts, Status, Worker, failure_message
 from vbatch.cli import screens
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.live import Screen
@@ -115,8 +115,7 @@ def test_status_names_each_kind_of_failure() -> None:
     value = Status(
         batch=batch(priority=3, metadata={"run": "17"}),
         failures=groups,
-        workers=(WORKER,),
-        unserved=(),
+        at_work=AtWork(workers=(WORKER,), unserved=("m",), command="vbatch run-worker"),
         requests_per_second=12.34,
         remaining=timedelta(hours=8, minutes=32),
     )
@@ -125,7 +124,7 @@ def test_status_names_each_kind_of_failure() -> None:
         "62 %", "621,000 of 1,000,000 requests", "620,000 answered · 1,000 failed", "12.3 requests/s",
         "about 8 h 32 min left", "900  http_400", "too long (first: r-1)", "100  engine_crash",
         "the engine died each time (first: r-2) after up to 3 attempts",
-        "process 17 on workstation: loading", "priority", "run", "prompts.output.jsonl",
+        "process 17 on workstation: loading; none serves m", "priority", "run", "prompts.output.jsonl",
     ):  # fmt: skip
         assert expected in text
 

@@ -26,7 +26,7 @@ def test_a_machine_that_has_slept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspend, "since_boot", lambda: timedelta(hours=7))
     (finding,) = power._sleep(Facts(settings=config.load()))
     assert finding.level is Level.WARN
-    assert "slept for 7 h " in finding.what
+    assert "slept for 7 h since" in finding.what
     assert "systemctl mask" in finding.commands[0]
 
 

@@ -13,7 +13,7 @@ from vbatch.batches.input_file import InputFile
 from vbatch.batches.results import SavedResults, results, save_results
 from vbatch.batches.retry import retry
 from vbatch.batches.startup import newest_at_once, open_for_worker, open_store
-from vbatch.batches.status import Status, failure_message, live_workers, status, watch
+from vbatch.batches.status import Status, failure_message, status, watch
 from vbatch.batches.submit import (
     Checked,
     InvalidInput,
@@ -23,19 +23,20 @@ from vbatch.batches.submit import (
     name_batch_in_errors,
     submit,
 )
+from vbatch.batches.workers import AtWork, LeftAlone, at_work, left_alone
 from vbatch.store import Store
 from vbatch.store.failures import FailureGroup
-from vbatch.store.overview import Backlog
 from vbatch.store.records import Batch, RequestCounts, Worker
 
 __all__ = [
-    "Backlog",
+    "AtWork",
     "Batch",
     "BatchList",
     "Checked",
     "FailureGroup",
     "InputFile",
     "InvalidInput",
+    "LeftAlone",
     "RequestCounts",
     "SavedResults",
     "Status",
@@ -43,6 +44,7 @@ __all__ = [
     "SubmitOptions",
     "Submitted",
     "Worker",
+    "at_work",
     "batch_object",
     "cancel",
     "check",
@@ -50,8 +52,8 @@ __all__ = [
     "failure_message",
     "finalize",
     "find",
+    "left_alone",
     "list_batches",
-    "live_workers",
     "name_batch_in_errors",
     "newest_at_once",
     "open_for_worker",

@@ -104,7 +104,7 @@ def status_document(status: Status) -> dict[str, Any]:
                 "model": worker.model,
                 "note": worker.note,
             }
-            for worker in status.workers
+            for worker in (status.at_work.workers if status.at_work else ())
         ],
     }
 

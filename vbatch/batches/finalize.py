@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vbatch.batches.results import output_line, succeeded
-from vbatch.batches.status import live_workers
+from vbatch.batches.workers import live_workers
 from vbatch.errors import VbatchError
 from vbatch.jsonl import AtomicFile, atomic_file
 from vbatch.store import Store, catalog, finalization, results

@@ -13,8 +13,8 @@ from vbatch.batches.paths import check_copy
 from vbatch.jsonl import atomic_file
 from vbatch.protocol import answer_line, no_answer_line, one_line_json
 from vbatch.store import Store, catalog
-from vbatch.store import results as stored
 from vbatch.store.records import Answer, Batch, Outcome
+from vbatch.store.results import finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,6 @@ def succeeded(answer: Answer) -> bool:
 
 
 def _lines(store: Store, batch: Batch, *, errors: bool) -> Iterator[bytes]:
-    for answer in stored.finished(store, pk=batch.pk):
+    for answer in finished(store, pk=batch.pk):
         if succeeded(answer) is not errors:
             yield output_line(batch.id, answer)

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from vbatch.engine import kinds
-from vbatch.store import Store, catalog, failures, overview, registry
+from vbatch.batches.workers import AtWork, at_work
+from vbatch.store import Store, catalog, failures, registry
 from vbatch.store.failures import FailureGroup
-from vbatch.store.records import Batch, Worker
+from vbatch.store.records import Batch
 from vbatch.system import processes
 
 LOOK = 1.0  # seconds between two looks of ``watch``
@@ -21,17 +21,15 @@ PACE_WINDOW = 60  # looks over which ``watch`` measures the pace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A batch, how its requests failed, how fast it is, and the workers that could run it.
+    """A batch, how its requests failed, how fast it is, and who works.
 
-    The pace is that of the workers which hold requests of it; None while none does. ``workers`` are all that
-    are alive, as far as that can be known from here, ``unserved`` the models of the batch that wait while none of
-    these workers serves them; none of either for a batch that has ended.
+    The pace is that of the workers which hold requests of it; None while none does. ``at_work`` is None for a
+    batch that has ended.
     """
 
     batch: Batch
     failures: Sequence[FailureGroup]
-    workers: Sequence[Worker]
-    unserved: Sequence[str]
+    at_work: AtWork | None
     requests_per_second: float | None
     remaining: timedelta | None
 
@@ -42,9 +40,7 @@ def status(store: Store, reference: str) -> Status:
     groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else ()
     if batch.status.final:
         return _status(batch, failures=groups)
-    workers = live_workers(store)
-    unserved = _unserved(store, batch, workers)
-    return _status(batch, failures=groups, workers=workers, unserved=unserved, pace=_pace(store, batch))
+    return _status(batch, failures=groups, at_work=at_work(store, batch), pace=_pace(store, batch))
 
 
 def watch(store: Store, reference: str) -> Iterator[Status]:
@@ -59,16 +55,10 @@ def watch(store: Store, reference: str) -> Iterator[Status]:
         seen.append((time.monotonic(), batch.counts.completed + batch.counts.failed))
         (since, before), (now, done) = seen[0], seen[-1]
         pace = (done - before) / (now - since) if now - since >= 2 * LOOK else None
-        workers = live_workers(store)
-        yield _status(batch, workers=workers, unserved=_unserved(store, batch, workers), pace=pace)
+        yield _status(batch, at_work=at_work(store, batch), pace=pace)
         time.sleep(LOOK)
         batch = catalog.by_pk(store, pk=batch.pk)
     yield status(store, batch.id)
-
-
-def live_workers(store: Store) -> list[Worker]:
-    """Return the workers that are alive, as far as that can be known from here."""
-    return [worker for worker in registry.live(store) if not processes.is_gone(worker.identity)]
 
 
 def failure_message(group: FailureGroup) -> str:
@@ -88,26 +78,17 @@ def _status(
     batch: Batch,
     *,
     failures: Sequence[FailureGroup] = (),
-    workers: Sequence[Worker] = (),
-    unserved: Sequence[str] = (),
+    at_work: AtWork | None = None,
     pace: float | None = None,
 ) -> Status:
     left = batch.counts.total - batch.counts.completed - batch.counts.failed
     return Status(
         batch=batch,
         failures=tuple(failures),
-        workers=tuple(workers),
-        unserved=tuple(unserved),
+        at_work=at_work,
         requests_per_second=pace or None,
         remaining=timedelta(seconds=left / pace) if pace else None,
     )
-
-
-def _unserved(store: Store, batch: Batch, workers: Sequence[Worker]) -> list[str]:
-    waiting = [backlog.model for backlog in overview.left(store, pk=batch.pk).models if backlog.waiting]
-    return [
-        model for model in waiting if not any(kinds.may_serve(worker.engine, model) for worker in workers)
-    ]
 
 
 def _pace(store: Store, batch: Batch) -> float:

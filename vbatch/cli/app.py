@@ -244,8 +244,7 @@ def run_worker(
         Literal["vllm", "echo"] | None,
         typer.Option(
             "--engine",
-            help="What answers: vLLM, or an echo for tests and drills, which serves the model `echo` alone.  "
-            "[default: vllm]",
+            help="What answers: vLLM, or an echo for tests, which serves the model `echo` alone.  [default: vllm]",
         ),
     ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="Use this GPU.")] = None,

@@ -29,6 +29,7 @@ SENTENCES = {
     "metrics.serving": "metrics at {url}",
     "metrics.unavailable": "no metrics: port {port} cannot be used ({reason})",
     "model.failed": "{model} cannot be loaded, {requests:request} failed: {cause}",
+    "model.left_alone": "{requests:request} for {model} left to a worker with {engine}: {command}",
     "model.left_to_others": "{model} is left to other workers: {cause}",
     "model.set_aside": "{model} is set aside, other models run first: {cause}",
     "orphan.ended": "engine process {pid} of the dead worker {worker}: {outcome}",

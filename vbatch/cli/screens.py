@@ -10,9 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vbatch import config
-from vbatch.batches import Backlog, Batch, FailureGroup, Status, Worker, failure_message
-from vbatch.engine import kinds
+from vbatch.batches import AtWork, Batch, FailureGroup, LeftAlone, Status, Worker, failure_message
 from vbatch.protocol import BatchStatus
 from vbatch.text import ago, count, duration, harmless, local_time, one_line, percent, rate
 
@@ -102,37 +100,30 @@ def pace(value: Status) -> str:
     return " · ".join(parts)
 
 
-def workers(value: Status) -> str:
-    """Return the workers that are alive, each with its model and what it waits for, and what none of them serves."""
-    if not value.workers:
-        return f"none is running; start one with: {_worker_command(value)}"
-    lines = [_worker(worker) for worker in value.workers]
-    if value.unserved:
-        lines.append(f"none serves {_models(value.unserved)}; start one with: {_worker_command(value)}")
-    return "; ".join(lines)
-
-
-def worker_hint(value: Status) -> str | None:
-    """Return what is missing for the batch to be worked on, and how to start it; None where nothing is."""
-    if not value.workers:
-        return f"no worker is running; start one with: {_worker_command(value)}"
-    if value.unserved:
-        return f"no running worker serves {_models(value.unserved)}; start one with: {_worker_command(value)}"
+def missing_worker(at_work: AtWork) -> str | None:
+    """Return what is missing for a batch to run, and the command that starts it; None where nothing is."""
+    if not at_work.workers:
+        return f"no worker is running; start one with: {at_work.command}"
+    if at_work.unserved:
+        return f"no running worker serves {_models(at_work.unserved)}; start one with: {at_work.command}"
     return None
 
 
-def left_alone(backlog: Backlog) -> str:
+def workers(at_work: AtWork) -> str:
+    """Return the workers that are alive, each with its model and what it waits for."""
+    if not at_work.workers:
+        return f"none is running; start one with: {at_work.command}"
+    parts = [_worker(worker) for worker in at_work.workers]
+    if at_work.unserved:
+        parts.append(f"none serves {_models(at_work.unserved)}; start one with: {at_work.command}")
+    return "; ".join(parts)
+
+
+def left_alone(left: LeftAlone) -> str:
     """Return what a worker left to another kind of worker."""
-    verb = "waits" if backlog.waiting == 1 else "wait"
-    model, engine = one_line(backlog.model, limit=60), kinds.for_model(backlog.model).title
-    command = kinds.worker_command(backlog.model)
-    return f"{count(backlog.waiting, 'request')} for {model} {verb} for a worker with {engine}: {command}"
-
-
-def _worker_command(value: Status) -> str:
-    default = config.load().engine
-    commands = dict.fromkeys(kinds.worker_command(model, default=default) for model in value.unserved)
-    return " and ".join(commands) or "vbatch run-worker"
+    verb = "waits" if left.requests == 1 else "wait"
+    what = f"{count(left.requests, 'request')} for {one_line(left.model, limit=60)}"
+    return f"{what} {verb} for a worker with {left.engine}: {left.command}"
 
 
 def _models(models: Sequence[str]) -> str:
@@ -154,7 +145,7 @@ def _facts(value: Status) -> Table:
     tokens = batch.prompt_tokens + batch.completion_tokens
     return _grid(
         [
-            ("worker", None if batch.status.final else workers(value)),
+            ("worker", None if value.at_work is None else workers(value.at_work)),
             ("model", batch.model or "several"),
             ("endpoint", batch.endpoint),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),

@@ -94,8 +94,7 @@ def _explain(output: Output, store: Store, options: SubmitOptions, done: Submitt
         output.warn(
             f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
         )
-    hint = screens.worker_hint(batches.status(store, batch.id))
-    if hint is not None:
+    if not batch.status.final and (hint := screens.missing_worker(batches.at_work(store, batch))) is not None:
         output.note(hint)
 
 

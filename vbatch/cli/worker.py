@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from vbatch import batches, logs, worker
+from vbatch.batches import LeftAlone
 from vbatch.cli import screens
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
@@ -28,7 +29,7 @@ class Ended:
     saved: int
     seconds: float
     stopped: bool
-    left_alone: Sequence[batches.Backlog]
+    left_alone: Sequence[LeftAlone]
 
 
 def run_worker(
@@ -55,8 +56,8 @@ def run_worker(
         empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
         why = "stopped" if ended.stopped else empty
         output.note(f"{why}: {count(ended.saved, 'result')} saved in {duration(ended.seconds)}")
-        for backlog in ended.left_alone:
-            output.note(screens.left_alone(backlog))
+        for left in ended.left_alone:
+            output.note(screens.left_alone(left))
 
 
 def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
@@ -76,5 +77,5 @@ def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) ->
         saved=view.snapshot.saved,
         seconds=time.monotonic() - started,
         stopped=stop.requested,
-        left_alone=view.snapshot.left_alone,
+        left_alone=[batches.left_alone(backlog) for backlog in view.snapshot.left_alone],
     )

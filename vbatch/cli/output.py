@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -165,40 +164,35 @@ class Output:
         self.stderr.print(line, soft_wrap=True)
 
 
-def outlive_readers() -> None:
-    """Have this process outlive its terminal, or the program behind a pipe: what it prints from then on is dropped.
+def outlive_the_terminal() -> None:
+    """Have this process outlive its terminal: what it prints when that is gone is dropped.
 
-    For a command that works on without a person. A full disk is still an error: it may have room again.
+    For a command that works on without a person.
     """
     sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
 
 
 def _outliving(stream: TextIO) -> TextIO:
-    try:
-        number = stream.fileno()
-        lasts = stat.S_ISREG(os.fstat(number).st_mode)
-    except (OSError, ValueError):
-        return stream
-    if lasts:
+    if not stream.isatty():
         return stream
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_Outliving(number, "wb", closefd=False)),
+        io.BufferedWriter(_Terminal(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=True,
     )
 
 
-class _Outliving(io.FileIO):
-    """A stream whose reader may be gone. Its number then leads to /dev/null, for whoever else writes there."""
+class _Terminal(io.FileIO):
+    """A terminal that may vanish. Its number then leads to /dev/null, for whatever else writes there."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or drop it where nothing reads any more."""
+        """Write, or drop it where there is no terminal any more."""
         try:
             return super().write(data) or 0  # none at all: it would block
         except OSError as error:
-            if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal, of a pipe
+            if error.errno != errno.EIO:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

@@ -79,17 +79,51 @@ class BodyHead(msgspec.Struct, gc=False):
     encoding_format: object = None
 
 
-class Usage(msgspec.Struct, gc=False):
-    """Token counts of an answer, under the names of chat completions or of responses and messages."""
+CUT_OFF = "length"  # the finish of an answer that reached the limit of tokens
+_LIMITS = ("max_output_tokens", "max_tokens")  # what responses and messages call it
+
+
+class Facts(msgspec.Struct, gc=False):
+    """What an answer says of itself: its token counts, and why the engine stopped writing (None: it does not say)."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish: str | None = None
+
+
+class _Cached(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    """Token counts under the names of chat completions, or of responses and messages."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    prompt_tokens_details: _Cached | None = None
+    input_tokens_details: _Cached | None = None
+    cache_read_input_tokens: int | None = None
 
 
-class _Usable(msgspec.Struct, gc=False):
-    usage: Usage | None = None
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Incomplete(msgspec.Struct, gc=False):
+    reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """Token counts, and why the engine stopped where chat completions, messages and responses say it."""
+
+    usage: _Usage | None = None
+    choices: list[_Choice] | None = None
+    stop_reason: str | None = None
+    status: str | None = None
+    incomplete_details: _Incomplete | None = None
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -183,7 +217,7 @@ class _OutputLine(msgspec.Struct):
     error: _NoAnswer | None
 
 
-_decode_usable = msgspec.json.Decoder(_Usable).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _encoder = msgspec.json.Encoder()
 
@@ -215,19 +249,31 @@ def with_model(body: bytes, model: str) -> bytes:
     return _encoder.encode(fields)
 
 
-def usage_of(body: bytes) -> Usage:
-    """Return the token counts of an answer; zeros where it has none. Raises ValueError where it is not JSON."""
+def facts_of(body: bytes) -> Facts:
+    """Return what an answer says of itself. Raises ValueError where it is not JSON."""
     try:
-        usage = _decode_usable(body).usage
+        answer = _decode_answer(body)
     except msgspec.ValidationError:  # JSON of another shape, or bytes that only begin like it
         msgspec.json.decode(body)
-        return Usage()
-    if usage is None:
-        return Usage()
-    return Usage(
+        return Facts()
+    usage = answer.usage or _Usage()
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    return Facts(
         prompt_tokens=usage.prompt_tokens or usage.input_tokens,
         completion_tokens=usage.completion_tokens or usage.output_tokens,
+        cached_tokens=(details.cached_tokens if details else usage.cache_read_input_tokens) or 0,
+        finish=_finish_of(answer),
     )
+
+
+def _finish_of(answer: _Answer) -> str | None:
+    """Return why the engine stopped: ``CUT_OFF`` where any of several choices reached the limit of tokens."""
+    if answer.choices:
+        reasons = [choice.finish_reason for choice in answer.choices]
+        return CUT_OFF if CUT_OFF in reasons else reasons[0]
+    details = answer.incomplete_details
+    finish = (details.reason if details else None) or answer.stop_reason or answer.status
+    return CUT_OFF if finish in _LIMITS else finish
 
 
 def encode(document: object) -> bytes:

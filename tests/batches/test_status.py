@@ -26,8 +26,8 @@ def test_the_pace_is_that_of_the_workers_at_work(store: Store) -> None:
     queue.flush(store, worker=alive, results=answers_to(lease, lease.requests[:100]))
     status = batches.status(store, batch.id)
     assert (status.requests_per_second, status.remaining) == (None, None)
-    registry.beat(store, worker=alive, model="m", note=None, requests_per_second=50.0)
-    registry.beat(store, worker=gone, model="m", note=None, requests_per_second=50.0)
+    registry.heartbeat(store, worker=alive, models=["m"], note=None, requests_per_second=50.0)
+    registry.heartbeat(store, worker=gone, models=["m"], note=None, requests_per_second=50.0)
     status = batches.status(store, batch.id)
     assert (status.requests_per_second, status.remaining) == (50.0, timedelta(seconds=10))
     registry.stop(store, worker=alive)
@@ -55,6 +55,6 @@ def test_another_batch_of_the_model_has_a_pace_of_its_own(store: Store) -> None:
     first, second = take_in(store, 3), take_in(store, 3)
     alive = worker(store, identity=processes.current())
     claim(store, alive)
-    registry.beat(store, worker=alive, model="m", note=None, requests_per_second=50.0)
+    registry.heartbeat(store, worker=alive, models=["m"], note=None, requests_per_second=50.0)
     assert batches.status(store, first.id).requests_per_second == 50.0
     assert batches.status(store, second.id).requests_per_second is None

@@ -40,7 +40,7 @@ def finish(store: Store, requests: int) -> None:
         connection.execute(
             text(
                 "INSERT INTO chunk "
-                "(batch, n, model, url, priority, first_seq, last_seq, state, epoch, total, completed) "
+                "(batch, number, model, url, priority, first_seq, last_seq, state, epoch, total, completed) "
                 + series
                 + "SELECT :batch, n + 1000, 'm', '/v1/chat/completions', 0, n * 256, n * 256 + 255, "
                 "'done', 1, 256, 256 "

@@ -47,7 +47,7 @@ def by_id(findings: Iterator[Finding]) -> dict[str, Finding]:
 
 
 def test_the_clock_is_not_behind(facts: Facts, store: Store) -> None:
-    registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+    registry.register(store, identity=processes.current(), engine="echo")
     assert by_id(host._clock(facts))["host.clock"].level in (Level.OK, Level.INFO)
 
 

@@ -120,7 +120,7 @@ def test_a_worker_that_the_driver_does_not_list(
     driver.has(leak=14 * GIB)
     with engines.child() as worker, engines.child() as other:
         identity = engines.dead_identity() if who == "one that is gone" else worker.identity
-        registry.register(store, identity=identity, engine="vllm", gpu_uuid=None)
+        registry.register(store, identity=identity, engine="vllm")
         settings.state_dir.mkdir(parents=True)
         holds = other.pid if who == "another one" else identity.pid
         gpu_locks._lock_of(settings.state_dir, 0).write_text(str(holds))

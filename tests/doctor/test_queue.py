@@ -26,7 +26,7 @@ from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
-from vbatch.store import Store, deaths, queue, registry
+from vbatch.store import Store, crashes, queue, registry
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def found(facts: Facts, *, fix: bool = False) -> dict[str, Finding]:
 
 
 def dead_worker(store: Store) -> str:
-    return registry.register(store, identity=engines.dead_identity(), engine="echo", gpu_uuid=None)
+    return registry.register(store, identity=engines.dead_identity(), engine="echo")
 
 
 def test_an_empty_queue(facts: Facts) -> None:
@@ -89,7 +89,7 @@ def waiting(store: Store) -> None:
 def test_what_waits_with_one(facts: Facts, store: Store) -> None:
     take_in(store, 300)
     with engines.child() as process:
-        registry.register(store, identity=process.identity, engine="vllm", gpu_uuid=None)
+        registry.register(store, identity=process.identity, engine="vllm")
         assert found(facts)["queue.no_worker"].level is Level.OK
 
 
@@ -103,7 +103,7 @@ def test_what_waits_with_a_worker_of_another_engine(
     """Mutant: any worker is taken for one that serves what waits; "what waits goes on by itself", and nothing does."""
     take_in(store, [model] * 3)
     with engines.child() as process:
-        registry.register(store, identity=process.identity, engine=engine, gpu_uuid=None)
+        registry.register(store, identity=process.identity, engine=engine)
         finding = found(facts)["queue.no_worker"]
         assert (finding.level, finding.what) == (Level.WARN, f"no worker can serve {model}")
         assert finding.commands == (command,)
@@ -141,10 +141,10 @@ def test_chunks_of_the_dead_are_given_back_only_when_asked(facts: Facts, store: 
 def test_chunks_of_the_living_stay_theirs(facts: Facts, store: Store) -> None:
     take_in(store, 300)
     with engines.child() as process:
-        who = registry.register(store, identity=process.identity, engine="echo", gpu_uuid=None)
+        who = registry.register(store, identity=process.identity, engine="echo")
         (lease, _) = claim(store, who, chunks=2)
         assert found(facts, fix=True)["queue.stale"].level is Level.OK
-        assert queue.still_ours(store, worker=who, leases=[(lease.key, lease.epoch)])
+        assert lease.key in queue.held_by(store, worker=who)
 
 
 def test_suspects_are_told(facts: Facts, store: Store) -> None:
@@ -152,7 +152,7 @@ def test_suspects_are_told(facts: Facts, store: Store) -> None:
     who = dead_worker(store)
     for _ in range(2):
         leases = claim(store, who, chunks=9)
-        deaths.record_crash(
+        crashes.record_engine_crash(
             store,
             worker=who,
             suspects_of={lease.key: [request.seq for request in lease.requests] for lease in leases},
@@ -168,7 +168,7 @@ def test_suspects_of_ending_workers_are_told(facts: Facts, store: Store) -> None
         assert found(facts)["queue.poisoned"].level is Level.OK, number
         who = dead_worker(store)
         claim(store, who)
-        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+        crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
     what = found(facts)["queue.poisoned"].what
     assert what == f"4 requests of {batch.id} were running when an engine or a worker crashed, 2 times"
 
@@ -279,9 +279,7 @@ def test_of_a_store_that_is_not_sound_nothing_is_said_or_repaired(
 ) -> None:
     """Mutant: needing only that it answers: "saved results are all there", of a damaged file."""
     claim(store, dead_worker(store), chunks=2)
-    registry.register(
-        store, identity=replace(engines.dead_identity(), boot_id="before"), engine="echo", gpu_uuid=None
-    )
+    registry.register(store, identity=replace(engines.dead_identity(), boot_id="before"), engine="echo")
     broken = sqlite.DAMAGED.fail("it is damaged", commands=())
     state = replace(store_checks.CHECKS[1], run=lambda _facts: [broken])
     checked = (store_checks.CHECKS[0], state, power.CHECKS[0], *checks.CHECKS)

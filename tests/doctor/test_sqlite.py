@@ -71,6 +71,13 @@ def test_a_file_that_others_may_read(file: Path) -> None:
     assert found.commands == (f"chmod 600 {file}",)
 
 
+def test_the_copy_from_before_a_migration_is_listed(file: Path) -> None:
+    copy = file.with_name(f"{file.name}.before-0002.bak")
+    copy.write_bytes(file.read_bytes())
+    (found,) = [one for one in examined(f"sqlite:///{file}") if one.id == "store.durability"]
+    assert found.evidence == (f"copy from before a migration: {copy}",)
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_wal_where_this_sqlite_can_damage_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool

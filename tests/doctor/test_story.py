@@ -13,7 +13,7 @@ from tests.store.filling import answers_to, claim, take_in
 from vbatch import config
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
-from vbatch.store import Store, deaths, queue, registry
+from vbatch.store import Store, crashes, queue, registry
 from vbatch.system import processes
 from vbatch.system.identity import ProcessIdentity
 
@@ -29,7 +29,7 @@ def of_boot(boot: str) -> ProcessIdentity:
 
 
 def register(store: Store, identity: ProcessIdentity) -> str:
-    return registry.register(store, identity=identity, engine="echo", gpu_uuid=None)
+    return registry.register(store, identity=identity, engine="echo")
 
 
 def test_there_is_none_on_a_fresh_machine(facts: Facts) -> None:
@@ -54,7 +54,7 @@ def test_one_that_was_recovered_meanwhile_is_told_of_all_the_same(facts: Facts, 
     take_in(store, 600)
     who = register(store, of_boot("before"))
     claim(store, who)
-    deaths.reclaim(store, worker=who, beat=None)
+    crashes.reclaim(store, worker=who, heartbeat=None)
     register(store, processes.current())
     told = story.of(facts)
     assert told is not None
@@ -72,7 +72,7 @@ def test_an_older_cut_is_forgotten(facts: Facts, store: Store) -> None:
     """Only the boot before this one is told of. Mutant: looking at all earlier boots."""
     register(store, of_boot("long ago"))
     clean = register(store, of_boot("before"))
-    registry.beat(store, worker=clean, model=None, note=None)
+    registry.heartbeat(store, worker=clean, models=[], note=None)
     registry.stop(store, worker=clean)
     assert story.of(facts) is None
 
@@ -105,7 +105,7 @@ def test_one_that_died_alone_was_not_cut_off(facts: Facts, store: Store) -> None
 def test_one_that_was_recovered_on_its_own_boot_was_not_cut_off(facts: Facts, store: Store) -> None:
     """It was killed, and the next worker saw that. Mutant: a reclaim that always writes the last beat down."""
     who = register(store, of_boot("before"))
-    deaths.reclaim(store, worker=who, beat=None, vanished=True)
+    crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
     assert story.of(facts) is None
 
 

@@ -30,8 +30,8 @@ LOOKS = 4  # at the other workers in the time of a lease
 def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -> None:
     """One worker's clock jumps; the other one works, is frozen, and a third one is killed: each gets what is due.
 
-    Mutant: recovery.Watch.lapsed compares ``beat_at`` with the time of day. A jump ahead then takes the chunks of a
-    worker that works, a jump back leaves those of one that is frozen with it.
+    Mutant: recovery.Watch.lapsed compares ``heartbeat_at`` with the time of day. A jump ahead then takes the chunks of
+    a worker that works, a jump back leaves those of one that is frozen with it.
     """
     expected = chats(4000)
     batch = queued(store, tmp_path, expected)
@@ -90,4 +90,4 @@ def _held(store: Store, pid: int | None) -> int:
 def _is_off(store: Store, pid: int | None, *, by: timedelta) -> bool:
     """Whether this worker has beaten by a clock that is off by so much."""
     worker = _of(store, pid)
-    return worker is not None and abs(worker.beat_at - datetime.now(UTC) - by) < timedelta(minutes=1)
+    return worker is not None and abs(worker.heartbeat_at - datetime.now(UTC) - by) < timedelta(minutes=1)

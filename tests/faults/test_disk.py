@@ -129,7 +129,8 @@ driver = connection.connection.driver_connection
 driver.executescript(sys.argv[2])
 for number in count(1):
     driver.execute(
-        "INSERT INTO worker (id, host, boot_id, pid_namespace, pid, start_ticks, engine, beat, started_at, beat_at)"
+        "INSERT INTO worker"
+        " (id, host, boot_id, pid_namespace, pid, start_ticks, engine, heartbeat, started_at, heartbeat_at)"
         f" VALUES ('w{number}', '', '', 0, 0, 0, 'echo', 0, '2026-01-01', '2026-01-01')"
     )
     print(number, flush=True)

@@ -99,7 +99,7 @@ def test_whoever_ends_workers_from_outside_convicts_no_request(
 ) -> None:
     """The terminal is closed again and again, or the worker killed, over one request that takes longer than that.
 
-    Mutants: on_signals without SIGHUP; the tenth closing then convicts. LOSSES_WITHOUT_CONTROL = LOSSES.
+    Mutants: on_signals without SIGHUP; the tenth closing then convicts. UNCOMPARED_WORKER_CRASHES = WORKER_CRASHES.
     """
     batch = queued(store, tmp_path, [chat("long", "long", echo="slow:5")])
     options: dict[str, Any] = {"drain_limit": timedelta(milliseconds=50)}

@@ -85,7 +85,7 @@ def _held_by_others(store: Store, pid: int | None) -> set[tuple[int, int]]:
 
 
 _HELD = (
-    "SELECT chunk.batch, chunk.n, worker.pid FROM chunk JOIN worker ON worker.id = chunk.worker"
+    "SELECT chunk.batch, chunk.number, worker.pid FROM chunk JOIN worker ON worker.id = chunk.worker"
     " WHERE chunk.state = 'running'"
 )
 

@@ -101,7 +101,7 @@ def test_a_vllm_engine_without_a_parent_is_somebodys_left_over(title: str) -> No
 )
 def test_the_ledger_decides_what_is_ours(verdict: Verdict, kind: Kind) -> None:
     with engines.child() as process:
-        entry = EngineProcess(worker="worker_1", identity=process.identity, title="", cgroup=None)
+        entry = EngineProcess(worker="worker_1", identity=process.identity, title="")
         (holder,) = holders.holders(card(compute(process.pid)), [Suspect(process=entry, verdict=verdict)])
         assert holder.kind is kind
         assert ("vbatch doctor --fix" in holder.remedies) is (kind is Kind.ORPHAN)

@@ -210,7 +210,7 @@ def test_a_descendant_of_a_living_worker_is_left_alone(store: Store, state_dir: 
         below, above = processes.identify(pid), processes.identify(worker.pid)
         assert below is not None
         assert above is not None
-        registry.register(store, identity=above, engine="vllm", gpu_uuid=None)
+        registry.register(store, identity=above, engine="vllm")
         engines.in_ledger(store, below, worker=engines.dead_identity(), state_dir=state_dir)
         try:
             assert verdicts(store, state_dir) == [Verdict.BELOW_A_WORKER]
@@ -313,9 +313,9 @@ def test_a_host_that_is_renamed_has_the_same_processes(store: Store, state_dir: 
         assert verdicts(store, state_dir) == [Verdict.WORKER_LIVES]
         renamed = replace(entry, identity=replace(engine.identity, host="before/"), worker="worker_none")
         assert orphans.judge(renamed, [], state_dir) is Verdict.WORKER_UNKNOWN
-        dead = registry.register(store, identity=engines.dead_identity(), engine="vllm", gpu_uuid=None)
+        dead = registry.register(store, identity=engines.dead_identity(), engine="vllm")
         (above,) = (replace(one, host="before/") for one in [processes.current()])
-        registry.register(store, identity=above, engine="vllm", gpu_uuid=None)
+        registry.register(store, identity=above, engine="vllm")
         below = replace(entry, identity=worker.identity, worker=dead)
         workers = registry.of_boot(store, boot_id=above.boot_id)
         assert orphans.judge(below, workers, state_dir) is Verdict.BELOW_A_WORKER

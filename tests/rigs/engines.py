@@ -123,7 +123,7 @@ def in_ledger(
     if state_dir is not None:
         evidence.withdraw(state_dir, TOKEN)
         evidence.write(state_dir, TOKEN, worker=loaded_by or worker)
-    name = registry.register(store, identity=worker, engine="vllm", gpu_uuid=None)
-    entry = EngineProcess(worker=name, identity=process, title=TITLE, cgroup=None)
+    name = registry.register(store, identity=worker, engine="vllm")
+    entry = EngineProcess(worker=name, identity=process, title=TITLE)
     registry.record_processes(store, worker=name, processes=[entry])
     return entry

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from vbatch.store import Store, ingest, queue, registry
-from vbatch.store.records import Answer, Batch, ChunkKey, Lease, NewBatch, Outcome, Request, Result
+from vbatch.store.records import Answer, Batch, Lease, LeaseKey, NewBatch, Outcome, Request, Result
 from vbatch.system import processes
 from vbatch.system.identity import ProcessIdentity
 
@@ -42,7 +42,7 @@ def take_in(store: Store, models: int | Iterable[str] = 1, *, body: bytes = b"{}
     with ingest.ingest(store, new=new_batch(**fields), submitter=processes.current()) as storing:
         for line, model in enumerate(names, start=1):
             storing.add(line, f"r-{line}", model, body)
-        return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}", input_bytes=7)
+        return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
 
 
 def worker(store: Store, *, pid: int = 1, identity: ProcessIdentity | None = None) -> str:
@@ -50,11 +50,11 @@ def worker(store: Store, *, pid: int = 1, identity: ProcessIdentity | None = Non
     who = identity or ProcessIdentity(
         host="here", boot_id="this-boot", pid_namespace=1, pid=pid, start_ticks=pid
     )
-    return registry.register(store, identity=who, engine="echo", gpu_uuid=None)
+    return registry.register(store, identity=who, engine="echo")
 
 
 def claim(
-    store: Store, who: str, *, model: str = "m", chunks: int = 1, held: Iterable[ChunkKey] = ()
+    store: Store, who: str, *, model: str = "m", chunks: int = 1, held: Iterable[LeaseKey] = ()
 ) -> list[Lease]:
     """Claim chunks."""
     return queue.claim(store, worker=who, model=model, chunks=chunks, held=frozenset(held))
@@ -64,7 +64,6 @@ def answer(lease: Lease, request: Request, *, status: int = 200, text: str | Non
     """Answer one leased request; the body names its line unless ``text`` is given."""
     return Result(
         key=lease.key,
-        epoch=lease.epoch,
         seq=request.seq,
         outcome=Outcome(
             status_code=status,

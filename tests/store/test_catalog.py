@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, code_of, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
+from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results
 from vbatch.store.records import Batch
 
 
@@ -198,7 +198,7 @@ def test_a_finalizer_that_was_replaced_cannot_finish(store: Store) -> None:
     work_off(store, batch)
     slow, quick = worker(store, pid=1), worker(store, pid=2)
     finalization.start_finalizing(store, pk=batch.pk, by=slow)
-    deaths.reclaim(store, worker=slow, beat=None)
+    crashes.reclaim(store, worker=slow, heartbeat=None)
     finalization.start_finalizing(store, pk=batch.pk, by=quick)
     late = finalization.finish(store, pk=batch.pk, by=slow, output_path="/slow", error_path="/slow")
     assert late.status is BatchStatus.FINALIZING

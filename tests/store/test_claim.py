@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 import pytest
 
 from tests.store.filling import answers_to, claim, rows, take_in, worker
-from vbatch.store import Store, deaths, queue, registry
-from vbatch.store.records import ChunkKey
+from vbatch.store import Store, crashes, queue, registry
+from vbatch.store.records import LeaseKey
 from vbatch.system import processes
 from vbatch.system.identity import ProcessIdentity
 
@@ -18,18 +18,20 @@ from vbatch.system.identity import ProcessIdentity
 def test_the_highest_priority_comes_first_then_the_oldest_batch(store: Store) -> None:
     old, urgent, new, lazy = (take_in(store, 300, priority=priority) for priority in (0, 5, 0, -5))
     who = worker(store)
-    taken: list[ChunkKey] = []
+    taken: list[LeaseKey] = []
     while leases := claim(store, who, held=taken):
         taken.append(leases[0].key)
-    assert taken == [ChunkKey(batch.pk, n) for batch in (urgent, old, new, lazy) for n in (0, 1)]
+    assert taken == [LeaseKey(batch.pk, n, 1) for batch in (urgent, old, new, lazy) for n in (0, 1)]
 
 
 def test_several_chunks_are_leased_at_once_in_that_order(store: Store) -> None:
     batch, urgent = take_in(store, 600), take_in(store, 300, priority=1)
     leases = claim(store, worker(store), chunks=4)
-    assert [lease.key for lease in leases] == [(urgent.pk, 0), (urgent.pk, 1), (batch.pk, 0), (batch.pk, 1)]
+    assert [lease.key for lease in leases] == [
+        LeaseKey(pk, number, 1) for pk in (urgent.pk, batch.pk) for number in (0, 1)
+    ]
     assert [len(lease.requests) for lease in leases] == [256, 44, 256, 256]
-    assert {lease.epoch for lease in leases} == {1}
+    assert {lease.key.epoch for lease in leases} == {1}
 
 
 def test_only_work_for_the_loaded_model_is_leased(store: Store) -> None:
@@ -52,7 +54,10 @@ def test_waiting_names_each_model_once_the_best_first(store: Store) -> None:
     ]
     who = worker(store)
     while claim(
-        store, who, model="b", held={ChunkKey(*row) for row in rows(store, "SELECT batch, n FROM chunk")}
+        store,
+        who,
+        model="b",
+        held={LeaseKey(*row) for row in rows(store, "SELECT batch, number, epoch FROM chunk")},
     ):
         pass
     assert [entry.model for entry in queue.waiting(store)] == ["c", "a"]
@@ -76,7 +81,7 @@ def test_what_has_a_result_is_not_leased_again(store: Store) -> None:
     queue.release(store, worker=who, keys=[lease.key])
     (again,) = claim(store, who)
     assert [request.line for request in again.requests] == [1, 2, 8, 9, 10]
-    assert again.epoch == 2
+    assert again.key.epoch == 2
 
 
 def test_a_claim_whose_answer_was_lost_comes_back_as_a_stray(store: Store) -> None:
@@ -85,15 +90,15 @@ def test_a_claim_whose_answer_was_lost_comes_back_as_a_stray(store: Store) -> No
     who = worker(store)
     (lost,) = claim(store, who)  # the worker never heard of it
     stray, fresh = claim(store, who, chunks=2)
-    assert (stray.key, stray.epoch, stray.requests) == (lost.key, lost.epoch, lost.requests)
-    assert fresh.key == ChunkKey(lost.key.batch, 1)
-    assert [lease.key.n for lease in claim(store, who, chunks=2, held=[stray.key, fresh.key])] == [2]
+    assert (stray.key, stray.requests) == (lost.key, lost.requests)
+    assert fresh.key == LeaseKey(lost.key.batch, 1, 1)
+    assert [lease.key.number for lease in claim(store, who, chunks=2, held=[stray.key, fresh.key])] == [2]
 
 
 def test_a_replayed_claim_leases_no_more_than_was_asked_for(replaying: Store) -> None:
     take_in(replaying, 1000)
     leases = claim(replaying, worker(replaying), chunks=2)
-    assert [(lease.key.n, lease.epoch) for lease in leases] == [(0, 1), (1, 1)]
+    assert [(lease.key.number, lease.key.epoch) for lease in leases] == [(0, 1), (1, 1)]
     assert rows(replaying, "SELECT count(*) FROM chunk WHERE state = 'running'") == [(2,)]
 
 
@@ -114,18 +119,18 @@ def test_a_worker_that_was_thought_dead_counts_as_alive_once_it_claims(store: St
     who = worker(store)
     claim(store, who)
     (seen,) = registry.live(store)
-    deaths.reclaim(store, worker=who, beat=seen.beat)
+    crashes.reclaim(store, worker=who, heartbeat=seen.heartbeat)
     assert registry.live(store) == []
     assert len(claim(store, who)) == 1
     assert [found.id for found in registry.live(store)] == [who]
-    assert deaths.reclaim(store, worker=who, beat=None) == 1
+    assert crashes.reclaim(store, worker=who, heartbeat=None) == 1
 
 
 def _claim_all(url: str, start: Connection, found: Connection) -> None:
     store = Store(url)
-    me = registry.register(store, identity=processes.current(), engine="echo", gpu_uuid=None)
+    me = registry.register(store, identity=processes.current(), engine="echo")
     start.recv()
-    keys: list[ChunkKey] = []
+    keys: list[LeaseKey] = []
     while leases := queue.claim(store, worker=me, model="m", chunks=2, held=frozenset(keys)):
         keys += [lease.key for lease in leases]
     found.send((me, keys))
@@ -156,7 +161,8 @@ def test_many_processes_claim_each_chunk_once(store: Store, workers: int) -> Non
     assert rows(store, "SELECT DISTINCT state, epoch FROM chunk") == [("running", 1)]
     for me, keys in claims.items():
         assert {
-            ChunkKey(*row) for row in rows(store, "SELECT batch, n FROM chunk WHERE worker = :me", me=me)
+            LeaseKey(*row)
+            for row in rows(store, "SELECT batch, number, epoch FROM chunk WHERE worker = :me", me=me)
         } == set(keys)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.store.filling import answers_to, claim, take_in, worker
 from tests.store.test_plans import statements_of
-from vbatch.store import Store, catalog, deaths, failures, queue
+from vbatch.store import Store, catalog, crashes, failures, queue
 
 
 def test_failures_are_grouped_the_most_frequent_first(store: Store) -> None:
@@ -15,7 +15,7 @@ def test_failures_are_grouped_the_most_frequent_first(store: Store) -> None:
     (lease,) = claim(store, who)
     results = answers_to(lease, lease.requests[:1]) + answers_to(lease, lease.requests[1:6], status=400)
     queue.flush(store, worker=who, results=results + answers_to(lease, lease.requests[6:], status=500))
-    deaths.fail_model(store, worker=who, model="broken", code="model_not_loaded", message="too big")
+    crashes.fail_model(store, worker=who, model="broken", code="model_not_loaded", message="too big")
     groups = failures.failure_codes(store, pk=batch.pk)
     assert [(group.code, group.status_code, group.count, group.custom_id) for group in groups] == [
         ("http_400", 400, 5, "r-2"),
@@ -51,7 +51,7 @@ def test_failures_add_up_when_a_model_fails_in_the_middle_of_a_chunk(store: Stor
     results = answers_to(lease, lease.requests[:2], status=400) + answers_to(lease, lease.requests[2:3])
     queue.flush(store, worker=who, results=results)
     queue.release(store, worker=who, keys=[lease.key])
-    deaths.fail_model(store, worker=who, model="m", code="model_not_loaded", message="too big")
+    crashes.fail_model(store, worker=who, model="m", code="model_not_loaded", message="too big")
     groups = {
         group.code: (group.count, group.custom_id) for group in failures.failure_codes(store, pk=batch.pk)
     }

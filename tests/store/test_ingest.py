@@ -27,7 +27,7 @@ def take_in_awkward(store: Store) -> Batch:
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         for line, custom_id in enumerate(AWKWARD_IDS, start=1):
             storing.add(line * 10, custom_id, "m", AWKWARD_BODIES[line % len(AWKWARD_BODIES)])
-        return storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+        return storing.accept(endpoint=ENDPOINT, input_sha256="sha")
 
 
 def test_rows_are_stored_to_the_byte(store: Store) -> None:
@@ -47,11 +47,12 @@ def test_every_field_of_the_batch_comes_back(store: Store) -> None:
     new = new_batch(name="naïve", priority=-3, metadata={"k": "v\n"}, input_path="/in.jsonl")
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")
-        batch = storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=5 << 32)
+        batch = storing.accept(endpoint=ENDPOINT, input_sha256="sha")
     assert batch == catalog.find(store, new.id)
     for field in ("name", "priority", "metadata", "input_path", "output_path", "error_path", "created_at"):
         assert getattr(batch, field) == getattr(new, field), field
-    assert (batch.input_sha256, batch.input_bytes) == ("sha", 5 << 32)
+    assert batch.input_sha256 == "sha"
+    assert rows(store, "SELECT host FROM batch") == [(processes.current().host,)]
     assert batch.in_progress_at is not None
     assert batch.in_progress_at >= batch.created_at
 
@@ -75,12 +76,12 @@ def test_mixed_models_are_grouped_and_chunks_never_mix_them(store: Store) -> Non
 
 def test_a_chunk_holds_at_most_256_requests(store: Store) -> None:
     take_in(store, 600)
-    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY n")] == [256, 256, 88]
+    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY number")] == [256, 256, 88]
 
 
 def test_a_chunk_is_cut_at_16_mib(store: Store) -> None:
     take_in(store, 7, body=b"x" * (6 << 20))
-    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY n")] == [3, 3, 1]
+    assert [total for (total,) in rows(store, "SELECT total FROM chunk ORDER BY number")] == [3, 3, 1]
 
 
 def test_a_body_larger_than_a_whole_chunk_is_taken(store: Store) -> None:
@@ -101,7 +102,7 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
         assert finalization.to_finalize(store, by="worker_x") == []
         with pytest.raises(NoSuchBatch):
             catalog.find(store, new.id)
-        storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+        storing.accept(endpoint=ENDPOINT, input_sha256="sha")
     assert [batch.id for batch in catalog.recent(store, limit=5)] == [new.id]
 
 
@@ -152,7 +153,7 @@ def test_a_second_try_starts_from_nothing(store: Store, monkeypatch: pytest.Monk
     def first() -> None:
         with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
             storing.add(1, "r-1", "m", b"{old}")
-            storing.accept(endpoint=ENDPOINT, input_sha256="old", input_bytes=1)
+            storing.accept(endpoint=ENDPOINT, input_sha256="old")
             storing.accepted = None  # its answer was lost
             raise StoreUnreachable
 
@@ -162,7 +163,7 @@ def test_a_second_try_starts_from_nothing(store: Store, monkeypatch: pytest.Monk
             first()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
         storing.add(1, "r-1", "m", b"{new}")
-        storing.accept(endpoint=ENDPOINT, input_sha256="new", input_bytes=1)
+        storing.accept(endpoint=ENDPOINT, input_sha256="new")
     (lease,) = claim(store, worker(store))
     assert [request.body for request in lease.requests] == [b"{new}"]
 
@@ -177,8 +178,8 @@ def test_accepting_twice_is_accepting_once(store: Store) -> None:
     """The answer to the first COMMIT was lost: the transaction runs again."""
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")
-        first = storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
-        assert storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1) == first
+        first = storing.accept(endpoint=ENDPOINT, input_sha256="sha")
+        assert storing.accept(endpoint=ENDPOINT, input_sha256="sha") == first
     assert [count(store, table) for table in ("batch", "request", "chunk")] == [1, 1, 1]
 
 
@@ -195,7 +196,7 @@ def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: p
 
         assert staging.sweep(store, gone=none_is_gone) == 0
         assert asked == [processes.current()]
-        storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+        storing.accept(endpoint=ENDPOINT, input_sha256="sha")
     staging.announce(store, new_batch(), NOBODY)
     assert staging.sweep(store, gone=lambda identity: identity == NOBODY) == 1
     assert count(store, "batch") == 2
@@ -208,7 +209,7 @@ def test_a_submit_that_ended_well_since_it_was_looked_at_is_not_swept(store: Sto
         storing.add(1, "a", "m", b"{}")
 
         def ends_meanwhile(_: ProcessIdentity) -> bool:
-            storing.accept(endpoint=ENDPOINT, input_sha256="sha", input_bytes=1)
+            storing.accept(endpoint=ENDPOINT, input_sha256="sha")
             return True
 
         assert staging.sweep(store, gone=ends_meanwhile) == 0

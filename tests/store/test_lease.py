@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.store.filling import answer, answers_to, claim, code_of, count, rows, take_in, worker
-from vbatch.store import Store, catalog, deaths, finalization, queue, registry, results
-from vbatch.store.records import ChunkKey, Outcome, RequestCounts, Result
+from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results
+from vbatch.store.records import LeaseKey, Outcome, RequestCounts, Result
 
 
 def counts(store: Store, batch_id: str) -> tuple[int, int]:
@@ -24,13 +24,12 @@ def test_results_are_recorded_exactly(store: Store) -> None:
         answer(lease, bad, status=400, text="\x00é🜚"),
         Result(
             key=lease.key,
-            epoch=lease.epoch,
             seq=none.seq,
             outcome=Outcome(error_code="request_timeout", error_message="too slow", attempts=3),
         ),
     ]
     flushed = queue.flush(store, worker=who, results=late)
-    assert (flushed.recorded, flushed.rejected, flushed.finished_chunks) == (
+    assert (flushed.recorded, flushed.rejected, flushed.finished) == (
         3,
         frozenset(),
         frozenset({lease.key}),
@@ -47,10 +46,10 @@ def test_a_chunk_is_done_with_its_last_result(store: Store) -> None:
     who = worker(store)
     (lease,) = claim(store, who)
     first = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:3]))
-    assert (first.recorded, first.finished_chunks) == (3, frozenset())
+    assert (first.recorded, first.finished) == (3, frozenset())
     assert finalization.to_finalize(store, by="worker_x") == []
     last = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[3:]))
-    assert (last.recorded, last.finished_chunks) == (1, frozenset({lease.key}))
+    assert (last.recorded, last.finished) == (1, frozenset({lease.key}))
     assert [found.id for found in finalization.to_finalize(store, by="worker_x")] == [batch.id]
 
 
@@ -66,7 +65,7 @@ def test_a_frozen_worker_writes_nothing(store: Store) -> None:
     batch = take_in(store, 2)
     frozen, other = worker(store, pid=1), worker(store, pid=2)
     (stale,) = claim(store, frozen)
-    deaths.reclaim(store, worker=frozen, beat=0)
+    crashes.reclaim(store, worker=frozen, heartbeat=0)
     (fresh,) = claim(store, other)
     flushed = queue.flush(store, worker=frozen, results=answers_to(stale, text="stale"))
     assert (flushed.recorded, flushed.rejected) == (0, frozenset({stale.key}))
@@ -82,9 +81,9 @@ def test_a_frozen_worker_that_leases_its_chunk_again_is_fenced_from_its_own_past
     take_in(store, 2)
     who = worker(store)
     (stale,) = claim(store, who)
-    deaths.reclaim(store, worker=who, beat=None)
+    crashes.reclaim(store, worker=who, heartbeat=None)
     (fresh,) = claim(store, who)
-    assert fresh.key == stale.key
+    assert fresh.key == stale.key._replace(epoch=2)
     assert queue.flush(store, worker=who, results=answers_to(stale)).rejected == {stale.key}
     assert count(store, "result") == 0
 
@@ -99,7 +98,7 @@ def test_answers_from_an_older_lease_are_dropped_beside_those_from_the_present_o
     flushed = queue.flush(
         store, worker=who, results=[answer(stale, first, text="stale"), answer(fresh, second)]
     )
-    assert (flushed.recorded, flushed.rejected) == (1, frozenset())
+    assert (flushed.recorded, flushed.rejected) == (1, frozenset({stale.key}))
     assert [entry.line for entry in results.finished(store, pk=batch.pk)] == [2]
 
 
@@ -117,7 +116,7 @@ def test_a_chunk_that_never_was_is_rejected(store: Store) -> None:
     take_in(store, 1)
     who = worker(store)
     (lease,) = claim(store, who)
-    unknown = replace(answers_to(lease)[0], key=ChunkKey(lease.key.batch, 99))
+    unknown = replace(answers_to(lease)[0], key=LeaseKey(lease.key.batch, 99, 1))
     assert queue.flush(store, worker=who, results=[unknown]).rejected == {unknown.key}
 
 
@@ -130,7 +129,7 @@ def test_a_replayed_flush_counts_once(replaying: Store) -> None:
     assert counts(replaying, batch.id) == (2, 0)
     flushed = queue.flush(replaying, worker=who, results=answers_to(lease, lease.requests[1:]))
     assert counts(replaying, batch.id) == (5, 0)
-    assert (flushed.rejected, flushed.finished_chunks) == (frozenset(), frozenset({lease.key}))
+    assert (flushed.rejected, flushed.finished) == (frozenset(), frozenset({lease.key}))
     assert count(replaying, "result") == 5
 
 
@@ -147,20 +146,33 @@ def test_an_answer_is_recorded_once_and_never_changed(store: Store) -> None:
     assert counts(store, batch.id) == (1, 0)
 
 
-def test_still_ours_tells_what_was_taken_away(store: Store) -> None:
+def test_answers_that_were_cut_off_and_cached_tokens_are_counted_once(replaying: Store) -> None:
+    """Mutant: counts of what was sent, not of what was recorded."""
+    batch = take_in(replaying, 3)
+    who = worker(replaying)
+    (lease,) = claim(replaying, who)
+    sent = [
+        replace(one, outcome=replace(one.outcome, finish=finish, cached_tokens=5))
+        for one, finish in zip(answers_to(lease), ("length", "stop", "length"), strict=True)
+    ]
+    queue.flush(replaying, worker=who, results=sent[:2])
+    queue.flush(replaying, worker=who, results=sent)
+    assert rows(replaying, "SELECT cut_off, cached_tokens FROM chunk") == [(2, 15)]
+    assert rows(replaying, "SELECT finish FROM result ORDER BY seq") == [("length",), ("stop",), ("length",)]
+    outcomes = [entry.outcome for entry in results.finished(replaying, pk=batch.pk)]
+    assert [one.finish for one in outcomes if one is not None] == ["length", "stop", "length"]
+
+
+def test_what_a_worker_holds_is_what_was_not_taken_away(store: Store) -> None:
     batch = take_in(store, 600)
     who = worker(store)
     leases = claim(store, who, chunks=3)
-    held = [(lease.key, lease.epoch) for lease in leases]
-    assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases}
+    assert queue.held_by(store, worker=who) == {lease.key for lease in leases}
     queue.release(store, worker=who, keys=[leases[0].key])
     claim(store, worker(store, pid=2))
-    assert queue.still_ours(store, worker=who, leases=held) == {lease.key for lease in leases[1:]}
-    old = [(key, epoch - 1) for key, epoch in held]
-    assert queue.still_ours(store, worker=who, leases=old) == frozenset()
+    assert queue.held_by(store, worker=who) == {lease.key for lease in leases[1:]}
     finalization.request_cancel(store, pk=batch.pk)
-    assert queue.still_ours(store, worker=who, leases=held) == frozenset()
-    assert queue.still_ours(store, worker=who, leases=[]) == frozenset()
+    assert queue.held_by(store, worker=who) == frozenset()
 
 
 def test_releasing_is_no_crash_and_no_loss(store: Store) -> None:
@@ -169,10 +181,34 @@ def test_releasing_is_no_crash_and_no_loss(store: Store) -> None:
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:4]))
     assert queue.release(store, worker=who, keys=[lease.key]) == 1
-    assert rows(store, "SELECT state, worker, crashes, losses, completed FROM chunk") == [
+    assert rows(store, "SELECT state, worker, engine_crashes, worker_crashes, completed FROM chunk") == [
         ("ready", None, 0, 0, 4)
     ]
     assert queue.release(store, worker=who, keys=[lease.key]) == 0
+
+
+def test_a_worker_cannot_release_a_younger_lease_of_its_own_by_an_older_one(store: Store) -> None:
+    """It lost the chunk and leased it again. Mutant: a release that asks for chunk and worker alone."""
+    take_in(store, 10)
+    who = worker(store)
+    (stale,) = claim(store, who)
+    crashes.reclaim(store, worker=who, heartbeat=None)
+    (fresh,) = claim(store, who)
+    assert queue.release(store, worker=who, keys=[stale.key]) == 0
+    assert queue.held_by(store, worker=who) == {fresh.key}
+
+
+def test_a_lease_of_a_chunk_that_was_lost_and_leased_again_is_found_though_its_answer_was_lost(
+    store: Store,
+) -> None:
+    """The worker still believes in the old lease. Mutant: ``held`` that names chunks alone; this one then waits."""
+    take_in(store, 2)
+    who = worker(store)
+    (stale,) = claim(store, who)
+    crashes.reclaim(store, worker=who, heartbeat=None)
+    (unheard,) = claim(store, who, held=[stale.key])
+    (again,) = claim(store, who, held=[stale.key])
+    assert again == unheard
 
 
 def test_a_worker_cannot_release_what_another_one_holds(store: Store) -> None:
@@ -180,7 +216,7 @@ def test_a_worker_cannot_release_what_another_one_holds(store: Store) -> None:
     who = worker(store, pid=1)
     (lease,) = claim(store, who)
     assert queue.release(store, worker=worker(store, pid=2), keys=[lease.key]) == 0
-    assert queue.still_ours(store, worker=who, leases=[(lease.key, lease.epoch)]) == {lease.key}
+    assert queue.held_by(store, worker=who) == {lease.key}
 
 
 def test_a_dead_workers_chunks_come_back(store: Store) -> None:
@@ -188,36 +224,36 @@ def test_a_dead_workers_chunks_come_back(store: Store) -> None:
     dead, other = worker(store, pid=1), worker(store, pid=2)
     claim(store, dead, chunks=2)
     (kept,) = claim(store, other)
-    assert deaths.reclaim(store, worker=dead, beat=None) == 2
+    assert crashes.reclaim(store, worker=dead, heartbeat=None) == 2
     assert [found.id for found in registry.live(store)] == [other]
-    assert queue.still_ours(store, worker=other, leases=[(kept.key, kept.epoch)]) == {kept.key}
-    assert {lease.key.n for lease in claim(store, other, chunks=9, held=[kept.key])} == {0, 1}
+    assert queue.held_by(store, worker=other) == {kept.key}
+    assert {lease.key.number for lease in claim(store, other, chunks=9, held=[kept.key])} == {0, 1}
 
 
-def test_a_beat_since_then_protects_a_worker(store: Store) -> None:
+def test_a_heartbeat_since_then_protects_a_worker(store: Store) -> None:
     """It was slow, not dead: between the look and the reclaim it beat again."""
     take_in(store, 1)
     who = worker(store)
     claim(store, who)
     (seen,) = registry.live(store)
-    registry.beat(store, worker=who, model="m", note=None)
-    assert deaths.reclaim(store, worker=who, beat=seen.beat) == 0
+    registry.heartbeat(store, worker=who, models=["m"], note=None)
+    assert crashes.reclaim(store, worker=who, heartbeat=seen.heartbeat) == 0
     assert [found.id for found in registry.live(store)] == [who]
     (seen,) = registry.live(store)
-    assert deaths.reclaim(store, worker=who, beat=seen.beat) == 1
+    assert crashes.reclaim(store, worker=who, heartbeat=seen.heartbeat) == 1
 
 
 def test_reclaiming_twice_is_reclaiming_once(store: Store) -> None:
     take_in(store, 1)
     who = worker(store)
     claim(store, who)
-    assert [deaths.reclaim(store, worker=who, beat=None) for _ in range(2)] == [1, 0]
-    assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
+    assert [crashes.reclaim(store, worker=who, heartbeat=None) for _ in range(2)] == [1, 0]
+    assert rows(store, "SELECT state, worker_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_a_worker_that_held_nothing_is_only_written_off(store: Store) -> None:
     who = worker(store)
-    assert deaths.reclaim(store, worker=who, beat=None) == 0
+    assert crashes.reclaim(store, worker=who, heartbeat=None) == 0
     assert registry.live(store) == []
 
 
@@ -225,13 +261,15 @@ def test_only_vanishing_on_this_boot_counts_as_a_loss(store: Store) -> None:
     take_in(store, 300)
     first, second = worker(store, pid=1), worker(store, pid=2)
     claim(store, first)
-    deaths.reclaim(store, worker=first, beat=None, vanished=True)
-    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(1,)]
+    crashes.reclaim(store, worker=first, heartbeat=None, vanished=True)
+    assert rows(store, "SELECT worker_crashes FROM chunk WHERE number = 0") == [(1,)]
     (lease,) = claim(store, second)
     queue.flush(store, worker=second, results=answers_to(lease, lease.requests[:1]))
-    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]  # it made progress in between
-    deaths.reclaim(store, worker=second, beat=None, vanished=False)
-    assert rows(store, "SELECT losses FROM chunk WHERE n = 0") == [(0,)]
+    assert rows(store, "SELECT worker_crashes FROM chunk WHERE number = 0") == [
+        (0,)
+    ]  # it made progress in between
+    crashes.reclaim(store, worker=second, heartbeat=None, vanished=False)
+    assert rows(store, "SELECT worker_crashes FROM chunk WHERE number = 0") == [(0,)]
 
 
 def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
@@ -240,13 +278,13 @@ def test_a_failed_model_fails_what_waits_for_it(store: Store) -> None:
     (running,) = claim(store, who, model="bad")
     queue.flush(store, worker=who, results=answers_to(running, running.requests[:5]))
     assert (
-        deaths.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        crashes.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
         == 44
     )
     assert counts(store, batch.id) == (5, 44)
     queue.release(store, worker=who, keys=[running.key])
     assert (
-        deaths.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
+        crashes.fail_model(store, worker=who, model="bad", code="model_not_loaded", message="no such folder")
         == 251
     )
     assert counts(store, batch.id) == (5, 295)
@@ -263,7 +301,7 @@ def test_a_model_that_another_worker_has_loaded_is_left_to_it(store: Store) -> N
     small, big = worker(store, pid=1), worker(store, pid=2)
     claim(store, big)
     assert (
-        deaths.fail_model(store, worker=small, model="m", code="model_not_loaded", message="too big") is None
+        crashes.fail_model(store, worker=small, model="m", code="model_not_loaded", message="too big") is None
     )
     assert counts(store, batch.id) == (0, 0)
 

@@ -29,7 +29,7 @@ from sqlmodel import SQLModel
 
 from tests.store.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, deaths, finalization, ingest, queue, registry, results
+from vbatch.store import Store, catalog, crashes, finalization, ingest, queue, registry, results
 from vbatch.store.records import Lease
 
 T = TypeVar("T")
@@ -117,9 +117,8 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), model=st.sampled_from(MODELS), chunks=st.integers(1, 3), lost=st.booleans())
     def claim(self, data: st.DataObject, model: str, chunks: int, lost: bool) -> None:
         who = data.draw(st.sampled_from(self.workers))
-        # A worker may believe to hold what was taken from it. Where it then gets that very chunk again and the
-        # answer is lost, the chunk stays with it until its next look at its leases.
-        held = {entry.lease.key for entry in self.leases if entry.worker == who and (entry.good or not lost)}
+        # A worker may believe to hold what was taken from it.
+        held = {entry.lease.key for entry in self.leases if entry.worker == who}
         mine = [entry for entry in self.leases if entry.worker == who and entry.good]
         best = max(
             (batch.priority for batch in self.batches.values() if self.ready(batch, model)), default=None
@@ -148,7 +147,7 @@ class Machine(RuleBasedStateMachine):
             self.leases.append(entry)
 
     def has_one_to_run_alone_first(self, model: str) -> bool:
-        query = "SELECT alone FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, n"
+        query = "SELECT alone FROM chunk WHERE state = 'ready' AND model = :model ORDER BY priority DESC, batch, number"
         return bool(rows(self.store, query, model=model)[0][0])
 
     def ready(self, batch: Expected, model: str) -> set[int]:
@@ -177,40 +176,33 @@ class Machine(RuleBasedStateMachine):
         if not lost:
             assert flushed.recorded == len(news)
         if batch is None or not entry.good:
-            assert flushed.rejected | flushed.finished_chunks == {entry.lease.key}
+            assert flushed.rejected | flushed.finished == {entry.lease.key}
             return
         assert flushed.rejected == frozenset()
         batch.ended |= dict.fromkeys(news, status)
         done = not self.unfinished(entry)
-        assert (entry.lease.key in flushed.finished_chunks) == done
+        assert (entry.lease.key in flushed.finished) == done
         entry.good = not done
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), lost=st.booleans())
     def release(self, data: st.DataObject, lost: bool) -> None:
-        entry = data.draw(st.sampled_from([held for held in self.leases if self.newest(held)]))
+        entry = data.draw(st.sampled_from(self.leases))
         self.store.forget = lost
         released = queue.release(self.store, worker=entry.worker, keys=[entry.lease.key])
         self.store.forget = False
         assert lost or released == entry.good
         entry.good = False
 
-    def newest(self, held: Held) -> bool:
-        """Whether its worker has no younger lease of the same chunk: release asks by name alone."""
-        same = [
-            other for other in self.leases if (other.worker, other.lease.key) == (held.worker, held.lease.key)
-        ]
-        return same[-1] is held
-
     @rule(data=st.data(), lost=st.booleans(), vanished=st.booleans(), beat_since=st.booleans())
     def reclaim(self, data: st.DataObject, lost: bool, vanished: bool, beat_since: bool) -> None:
         """A worker is thought dead. It may go on all the same: its leases are just not good any more."""
         who = data.draw(st.sampled_from(self.workers))
-        seen = next((found.beat for found in registry.live(self.store) if found.id == who), None)
-        registry.beat(self.store, worker=who, model=None, note=None) if beat_since else None
+        seen = next((found.heartbeat for found in registry.live(self.store) if found.id == who), None)
+        registry.heartbeat(self.store, worker=who, models=[], note=None) if beat_since else None
         before = self.codes()
         self.store.forget = lost
-        deaths.reclaim(self.store, worker=who, beat=seen if beat_since else None, vanished=vanished)
+        crashes.reclaim(self.store, worker=who, heartbeat=seen if beat_since else None, vanished=vanished)
         self.store.forget = False
         if beat_since and seen is not None:
             return
@@ -230,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         accused = sorted(data.draw(st.sets(st.sampled_from(running), min_size=1)))
         before = self.codes()
         self.store.forget = lost
-        deaths.record_crash(
+        crashes.record_engine_crash(
             self.store, worker=entry.worker, suspects_of={entry.lease.key: accused}, cause="SIGSEGV"
         )
         self.store.forget = False
@@ -295,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         )
         waiting = {batch.pk: self.ready(batch, model) for batch in self.batches.values()}
         self.store.forget = lost
-        failed = deaths.fail_model(
+        failed = crashes.fail_model(
             self.store, worker=who, model=model, code="model_not_loaded", message="too big"
         )
         self.store.forget = False
@@ -360,9 +352,8 @@ class Machine(RuleBasedStateMachine):
     def everybody_knows_what_is_still_theirs(self) -> None:
         for who in self.workers:
             mine = [entry for entry in self.leases if entry.worker == who]
-            held = [(entry.lease.key, entry.lease.epoch) for entry in mine]
-            ours = queue.still_ours(self.store, worker=who, leases=held)
-            assert ours == {entry.lease.key for entry in mine if entry.good}
+            held = queue.held_by(self.store, worker=who)
+            assert held == {entry.lease.key for entry in mine if entry.good}
 
 
 def _lines(store: Store, batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:
@@ -388,7 +379,7 @@ def _empty(connection: Connection) -> None:
 def test_the_store_is_what_its_model_says(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutants: queue._under_this_lease returns all; finalization.expire takes a batch of which nothing is open."""
+    """Mutants: a flush that does not ask for the epoch; finalization.expire takes a batch of which nothing is open."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 3)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:

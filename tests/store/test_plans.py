@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, Table, event, insert
 
 from tests.store.filling import answers_to, claim, take_in, worker
-from vbatch.store import Store, catalog, deaths, failures, finalization, overview, queue, registry, results
+from vbatch.store import Store, catalog, crashes, failures, finalization, overview, queue, registry, results
 from vbatch.store.records import Lease
 from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT, WORKER
 
@@ -55,7 +55,7 @@ def _write_the_past(connection: Connection) -> None:
         connection,
         BATCH,
         {"id": "batch_{pk}", "status": "completed", "endpoint": "/v1", "model": "m", "priority": 0, "metadata": {},
-         "input_sha256": "sha", "input_bytes": 1, "output_path": "/o", "error_path": "/e", "total": CHUNKS_EACH,
+         "input_sha256": "sha", "output_path": "/o", "error_path": "/e", "total": CHUNKS_EACH,
          "created_at": now},
         [{"pk": pk, "id": f"batch_{pk}", "input_sha256": f"sha{pk}"} for pk in pks],
     )  # fmt: skip
@@ -64,7 +64,7 @@ def _write_the_past(connection: Connection) -> None:
         CHUNK,
         {"model": "m", "url": "/v1", "priority": 0, "state": "done", "epoch": 1, "worker": "gone", "total": 1,
          "completed": 1},
-        [{"batch": pk, "n": seq, "first_seq": seq, "last_seq": seq} for pk in pks for seq in seqs],
+        [{"batch": pk, "number": seq, "first_seq": seq, "last_seq": seq} for pk in pks for seq in seqs],
     )  # fmt: skip
     _insert(
         connection,
@@ -88,8 +88,8 @@ def _write_the_past(connection: Connection) -> None:
     _insert(
         connection,
         WORKER,
-        {"host": "h", "boot_id": "b", "pid_namespace": 1, "pid": 1, "start_ticks": 1, "engine": "echo", "beat": 1,
-         "started_at": now, "beat_at": now, "stopped_at": now},
+        {"host": "h", "boot_id": "b", "pid_namespace": 1, "pid": 1, "start_ticks": 1, "engine": "echo", "heartbeat": 1,
+         "started_at": now, "heartbeat_at": now, "stopped_at": now},
         [{"id": f"worker_{number}"} for number in range(FINISHED_BATCHES)],
     )  # fmt: skip
     if connection.dialect.name == "postgresql":
@@ -156,12 +156,10 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "flush": lambda busy: queue.flush(
         busy.store, worker=busy.who, results=answers_to(busy.lease, busy.lease.requests[100:200])
     ),
-    "still_ours": lambda busy: queue.still_ours(
-        busy.store, worker=busy.who, leases=[(busy.lease.key, busy.lease.epoch)]
-    ),
+    "held_by": lambda busy: queue.held_by(busy.store, worker=busy.who),
     "release": lambda busy: queue.release(busy.store, worker=busy.who, keys=[busy.lease.key]),
-    "reclaim": lambda busy: deaths.reclaim(busy.store, worker=busy.who, beat=None, vanished=True),
-    "beat": lambda busy: registry.beat(busy.store, worker=busy.who, model="m", note=None),
+    "reclaim": lambda busy: crashes.reclaim(busy.store, worker=busy.who, heartbeat=None, vanished=True),
+    "heartbeat": lambda busy: registry.heartbeat(busy.store, worker=busy.who, models=["m"], note=None),
     "live": lambda busy: registry.live(busy.store),
     "working_on": lambda busy: registry.working_on(busy.store, pk=busy.pk),
     "to_finalize": lambda busy: finalization.to_finalize(busy.store, by=busy.who),
@@ -170,7 +168,7 @@ OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "progress": lambda busy: catalog.progress(busy.store),
     "left": lambda busy: overview.left(busy.store),
     "request_cancel": lambda busy: finalization.request_cancel(busy.store, pk=busy.pk),
-    "record_crash": lambda busy: deaths.record_crash(
+    "record_engine_crash": lambda busy: crashes.record_engine_crash(
         busy.store, worker=busy.who, suspects_of={busy.lease.key: [150, 151]}, cause="SIGSEGV"
     ),
     "finished": lambda busy: list(results.finished(busy.store, pk=busy.pk)),

@@ -15,30 +15,44 @@ ME = ProcessIdentity(
 
 
 def engine_process(who: str, pid: int, *, title: str = "vbatch: engine core") -> EngineProcess:
-    return EngineProcess(worker=who, identity=replace(ME, pid=pid), title=title, cgroup="/user.slice/é")
+    return EngineProcess(worker=who, identity=replace(ME, pid=pid), title=title)
 
 
 def test_a_worker_is_written_down_exactly(store: Store) -> None:
-    who = registry.register(store, identity=ME, engine="vllm", gpu_uuid="GPU-1")
+    who = registry.register(store, identity=ME, engine="vllm", gpus=["GPU-1", "GPU-2"])
     (found,) = registry.live(store)
-    assert (found.id, found.identity, found.engine, found.gpu_uuid) == (who, ME, "vllm", "GPU-1")
-    assert (found.model, found.note, found.beat, found.stopped_at) == (None, None, 0, None)
-    assert found.started_at == found.beat_at
+    assert (found.id, found.identity, found.engine, found.gpus) == (
+        who,
+        ME,
+        "vllm",
+        ("GPU-1", "GPU-2"),
+    )
+    assert (found.models, found.model, found.note, found.heartbeat, found.stopped_at) == (
+        (),
+        None,
+        None,
+        0,
+        None,
+    )
+    assert found.started_at == found.heartbeat_at
 
 
 def test_registering_twice_is_registering_once(replaying: Store) -> None:
-    who = registry.register(replaying, identity=ME, engine="echo", gpu_uuid=None)
+    who = registry.register(replaying, identity=ME, engine="echo")
     assert [found.id for found in registry.live(replaying)] == [who]
 
 
-def test_each_beat_counts(store: Store) -> None:
-    who = registry.register(store, identity=ME, engine="echo", gpu_uuid=None)
+def test_each_heartbeat_counts(store: Store) -> None:
+    who = registry.register(store, identity=ME, engine="echo")
     for _ in range(3):
-        registry.beat(store, worker=who, model="m", note="the engine died", requests_per_second=12.5)
+        registry.heartbeat(
+            store, worker=who, models=["m", "styler"], note="the engine died", requests_per_second=12.5
+        )
     (found,) = registry.live(store)
-    assert (found.beat, found.model, found.note) == (3, "m", "the engine died")
+    assert (found.heartbeat, found.models, found.model) == (3, ("m", "styler"), "m")
+    assert found.note == "the engine died"
     assert found.requests_per_second == 12.5
-    assert found.beat_at > found.started_at
+    assert found.heartbeat_at > found.started_at
 
 
 def test_who_stopped_is_not_live(store: Store) -> None:
@@ -73,12 +87,12 @@ def test_who_stops_gives_back_what_it_could_not_release(store: Store) -> None:
     registry.stop(store, worker=first)
     (again,) = claim(store, second)
     assert again.requests == lease.requests
-    assert again.epoch > lease.epoch
+    assert again.key.epoch > lease.key.epoch
 
 
 def test_a_process_of_the_same_pid_on_another_boot_is_another_worker(store: Store) -> None:
-    first = registry.register(store, identity=ME, engine="echo", gpu_uuid=None)
-    second = registry.register(store, identity=replace(ME, boot_id="later"), engine="echo", gpu_uuid=None)
+    first = registry.register(store, identity=ME, engine="echo")
+    second = registry.register(store, identity=replace(ME, boot_id="later"), engine="echo")
     assert first != second
 
 
@@ -107,7 +121,7 @@ def test_a_clean_stop_empties_the_ledger(store: Store) -> None:
 def test_names_that_a_database_would_choke_on_are_made_harmless(store: Store) -> None:
     """A title is whatever a process calls itself; a note may quote an engine's stderr."""
     who = worker(store)
-    registry.beat(store, worker=who, model="m", note="bad\0byte \udcff")
+    registry.heartbeat(store, worker=who, models=["m"], note="bad\0byte \udcff")
     registry.record_processes(store, worker=who, processes=[engine_process(who, 10, title="t\0itle \udcff")])
     (found,) = registry.live(store)
     assert found.note == "bad\N{REPLACEMENT CHARACTER}byte \N{REPLACEMENT CHARACTER}"

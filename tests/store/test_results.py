@@ -11,7 +11,7 @@ import pytest
 from tests.store.filling import answers_to, claim, code_of, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, catalog, deaths, finalization, queue, results
+from vbatch.store import Store, catalog, crashes, finalization, queue, results
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
@@ -78,7 +78,7 @@ def test_failed_requests_come_with_model_and_body(store: Store) -> None:
 
 def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     batch = take_in(store, ["bad"] * 300 + ["good"] * 300)
-    deaths.fail_model(store, worker="w", model="bad", code="model_not_loaded", message="too big")
+    crashes.fail_model(store, worker="w", model="bad", code="model_not_loaded", message="too big")
     who = worker(store)
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
@@ -94,8 +94,8 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
     for _ in range(4):
         for lease in claim(store, who):
             accused = {lease.key: [lease.requests[0].seq]}
-            deaths.record_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
-    deaths.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
+            crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
+    crashes.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
     messages = {
         answer.outcome.error_message
         for answer in results.finished(store, pk=batch.pk)

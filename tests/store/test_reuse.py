@@ -32,7 +32,7 @@ def take_in(
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         for line, (custom_id, model, body) in enumerate(of, start=1):
             storing.add(line, custom_id, model, body)
-        return storing.accept(endpoint=endpoint, input_sha256="sha", input_bytes=7, earlier=earlier)
+        return storing.accept(endpoint=endpoint, input_sha256="sha", earlier=earlier)
 
 
 def work(store: Store, *, models: Iterable[str] = ("m",), status: int = 200, chunks: int = 99) -> list[str]:
@@ -86,7 +86,7 @@ def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: 
         del large, body
         tracemalloc.start()
         try:
-            second = storing.accept(endpoint=ENDPOINT, input_sha256="s", input_bytes=7, earlier=[first])
+            second = storing.accept(endpoint=ENDPOINT, input_sha256="s", earlier=[first])
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -15,9 +15,9 @@ import pytest
 
 from tests.rigs.waiting import until
 from tests.store.filling import NOBODY, answers_to, claim, count, rows, take_in, worker
-from vbatch.store import Store, catalog, deaths, queue, registry, results
-from vbatch.store.records import SPLIT_AT, Batch, ChunkKey, Lease
-from vbatch.store.suspects import LOSSES, LOSSES_WITHOUT_CONTROL
+from vbatch.store import Store, catalog, crashes, queue, registry, results
+from vbatch.store.records import SPLIT_AT, Batch, Lease, LeaseKey
+from vbatch.store.suspects import UNCOMPARED_WORKER_CRASHES, WORKER_CRASHES
 
 FULL = 256  # requests in a full chunk
 PIDS = counting(1000)
@@ -47,7 +47,7 @@ class Engine:
             if self.poisons & {request.line for request in running}:
                 self.deaths += 1
                 accused = {lease.key: [request.seq for request in running]}
-                deaths.record_crash(self.store, worker=self.who, suspects_of=accused, cause="SIGSEGV")
+                crashes.record_engine_crash(self.store, worker=self.who, suspects_of=accused, cause="SIGSEGV")
                 return
             queue.flush(self.store, worker=self.who, results=answers_to(lease, running))
 
@@ -91,11 +91,11 @@ def test_the_last_request_of_a_chunk_is_not_convicted_for_being_the_last(store: 
     who = worker(store)
     (lease,) = claim(store, who)
     accused = {lease.key: [request.seq for request in lease.requests]}
-    deaths.record_crash(store, worker=who, suspects_of=accused, cause="killed from outside")
+    crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="killed from outside")
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:-1]))
     alone = {lease.key: [lease.requests[-1].seq]}
-    deaths.record_crash(store, worker=who, suspects_of=alone, cause="killed from outside")
+    crashes.record_engine_crash(store, worker=who, suspects_of=alone, cause="killed from outside")
     assert convicted(store, batch.pk) == {}
     (last,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(last))
@@ -109,7 +109,7 @@ def split_in_two(store: Store) -> list[Lease]:
     for _ in range(SPLIT_AT):
         (lease,) = claim(store, who)
         accused = {lease.key: [request.seq for request in lease.requests]}
-        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
     leases = []
     for _ in range(2):
         (lease,) = claim(store, who, chunks=9)
@@ -140,7 +140,7 @@ def test_who_holds_something_gets_no_suspect(store: Store) -> None:
     for _ in range(SPLIT_AT):
         (lease,) = claim(store, second)
         accused = {lease.key: [request.seq for request in lease.requests]}
-        deaths.record_crash(store, worker=second, suspects_of=accused, cause="SIGSEGV")
+        crashes.record_engine_crash(store, worker=second, suspects_of=accused, cause="SIGSEGV")
     assert claim(store, first, held=[kept.key]) == []
     queue.flush(store, worker=first, results=answers_to(kept))
     assert len(claim(store, first, chunks=2)) == 1
@@ -165,8 +165,8 @@ def test_one_death_accuses_nobody(store: Store) -> None:
     take_in(store, 3)
     who = worker(store)
     (lease,) = claim(store, who)
-    deaths.record_crash(store, worker=who, suspects_of={lease.key: [0, 1, 2]}, cause="out of memory")
-    assert rows(store, "SELECT state, crashes, total FROM chunk") == [("ready", 1, 3)]
+    crashes.record_engine_crash(store, worker=who, suspects_of={lease.key: [0, 1, 2]}, cause="out of memory")
+    assert rows(store, "SELECT state, engine_crashes, total FROM chunk") == [("ready", 1, 3)]
     assert count(store, "result") == 0
 
 
@@ -177,7 +177,7 @@ def test_one_request_of_each_of_two_chunks_convicts_neither(store: Store) -> Non
     for _ in range(2):
         leases = claim(store, who, chunks=2)
         accused = {lease.key: [lease.requests[0].seq] for lease in leases}
-        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
     assert convicted(store, batch.pk) == {}
     assert count(store, "result") == 0
 
@@ -188,10 +188,10 @@ def test_what_was_not_in_the_engine_is_cleared(store: Store) -> None:
     for _ in range(2):
         (lease,) = claim(store, who)
         accused = [request.seq for request in lease.requests if 10 <= request.seq <= 13]
-        deaths.record_crash(store, worker=who, suspects_of={lease.key: accused}, cause="SIGSEGV")
+        crashes.record_engine_crash(store, worker=who, suspects_of={lease.key: accused}, cause="SIGSEGV")
     assert rows(
         store,
-        "SELECT first_seq, last_seq, crashes, total FROM chunk WHERE state = 'ready' ORDER BY first_seq",
+        "SELECT first_seq, last_seq, engine_crashes, total FROM chunk WHERE state = 'ready' ORDER BY first_seq",
     ) == [(0, 9, 0, 10), (10, 11, 2, 2), (12, 13, 2, 2), (14, 99, 0, 86)]
 
 
@@ -209,10 +209,10 @@ def test_a_crash_over_a_chunk_that_is_not_ours_is_ignored(store: Store) -> None:
     take_in(store, 3)
     who = worker(store)
     (lease,) = claim(store, who)
-    deaths.reclaim(store, worker=who, beat=None)
-    deaths.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
-    deaths.record_crash(store, worker=who, suspects_of={ChunkKey(99, 0): [0]}, cause="SIGSEGV")
-    assert rows(store, "SELECT state, crashes FROM chunk") == [("ready", 0)]
+    crashes.reclaim(store, worker=who, heartbeat=None)
+    crashes.record_engine_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="SIGSEGV")
+    crashes.record_engine_crash(store, worker=who, suspects_of={LeaseKey(99, 0, 1): [0]}, cause="SIGSEGV")
+    assert rows(store, "SELECT state, engine_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgresql_url: str) -> None:
@@ -227,7 +227,7 @@ def test_two_workers_that_split_chunks_of_one_batch_at_once_both_succeed(postgre
 
     def crash(who: str, lease: Lease) -> None:
         accused = {lease.key: [request.seq for request in lease.requests]}
-        deaths.record_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
+        crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="SIGSEGV")
 
     for who, lease in [(who, claim(store, who)[0]) for who in whos]:
         crash(who, lease)
@@ -256,7 +256,7 @@ def die(store: Store, **how: bool) -> Lease:
     """A worker takes what comes first and dies with its whole process."""
     who = worker(store, pid=next(PIDS))
     (lease,) = claim(store, who)
-    deaths.reclaim(store, worker=who, beat=None, **{"vanished": True, **how})
+    crashes.reclaim(store, worker=who, heartbeat=None, **{"vanished": True, **how})
     return lease
 
 
@@ -265,13 +265,16 @@ def answer_one(store: Store) -> Lease:
     who = worker(store, pid=next(PIDS))
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease))
-    deaths.reclaim(store, worker=who, beat=None)
+    crashes.reclaim(store, worker=who, heartbeat=None)
     return lease
 
 
 def losses(store: Store) -> list[int]:
     return [
-        found for (found,) in rows(store, "SELECT losses FROM chunk WHERE state = 'ready' ORDER BY batch, n")
+        found
+        for (found,) in rows(
+            store, "SELECT worker_crashes FROM chunk WHERE state = 'ready' ORDER BY batch, number"
+        )
     ]
 
 
@@ -291,7 +294,7 @@ def killers(store: Store, batch: Batch, poison: int, *, chunks: int = 1) -> int:
             for lease in leases:
                 queue.flush(store, worker=who, results=answers_to(lease))
         killed += dies
-        deaths.reclaim(store, worker=who, beat=None, vanished=dies)
+        crashes.reclaim(store, worker=who, heartbeat=None, vanished=dies)
     raise AssertionError("the queue is never empty")
 
 
@@ -304,7 +307,7 @@ def test_a_request_that_kills_whole_workers_is_found(store: Store, chunks: int) 
     it then takes seven deaths more.
     """
     batch, _ = take_in(store, 8), take_in(store, 300)
-    assert killers(store, batch, 6, chunks=chunks) == 3 * LOSSES + LOSSES
+    assert killers(store, batch, 6, chunks=chunks) == 3 * WORKER_CRASHES + WORKER_CRASHES
     assert set(convicted(store, batch.pk)) == {6}
     assert (
         "other requests ran alone to their end on the same machine (2 times)" in convicted(store, batch.pk)[6]
@@ -316,7 +319,7 @@ def test_a_request_that_kills_whole_workers_is_found(store: Store, chunks: int) 
 def test_the_last_one_is_found_though_nothing_is_left_to_compare_it_with(store: Store) -> None:
     """Mutant: a conviction only by comparison; the queue is then never empty."""
     batch = take_in(store, 8)
-    assert killers(store, batch, 8) == 3 * LOSSES + LOSSES_WITHOUT_CONTROL
+    assert killers(store, batch, 8) == 3 * WORKER_CRASHES + UNCOMPARED_WORKER_CRASHES
     assert set(convicted(store, batch.pk)) == {8}
     assert "died 10 times in a row while this request ran alone" in convicted(store, batch.pk)[8]
     assert "no other request to compare it with" in convicted(store, batch.pk)[8]
@@ -329,7 +332,7 @@ def test_two_that_kill_workers_are_both_found(store: Store) -> None:
         who = worker(store, pid=next(PIDS))
         if not claim(store, who):
             break
-        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+        crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
     assert set(convicted(store, batch.pk)) == {1, 2}
 
 
@@ -352,7 +355,7 @@ def test_three_deaths_and_a_control_between_them_convict(replaying: Store) -> No
     for number in (1, 2):
         control = answer_one(replaying)
         assert (control.alone, len(control.requests), control.key.batch != batch.pk) == (True, 1, True)
-        assert rows(replaying, "SELECT controls FROM chunk WHERE batch = :pk", pk=batch.pk) == [(number,)]
+        assert rows(replaying, "SELECT comparisons FROM chunk WHERE batch = :pk", pk=batch.pk) == [(number,)]
         assert convicted(replaying, batch.pk) == {}
         assert die(replaying).key.batch == batch.pk
     assert set(convicted(replaying, batch.pk)) == {1}
@@ -369,7 +372,7 @@ def test_a_control_is_one_request_of_those_that_wait(store: Store) -> None:
     (lease,) = claim(store, first)
     queue.flush(store, worker=first, results=answers_to(lease, [lease.requests[0], lease.requests[3]]))
     queue.release(store, worker=first, keys=[lease.key])
-    deaths.reclaim(store, worker=holder(store, held), beat=None, vanished=True)
+    crashes.reclaim(store, worker=holder(store, held), heartbeat=None, vanished=True)
     assert [request.line for request in answer_one(store).requests] == [2]
     answer_one(store)
     (rest,) = claim(store, first)
@@ -379,8 +382,8 @@ def test_a_control_is_one_request_of_those_that_wait(store: Store) -> None:
 
 
 def holder(store: Store, lease: Lease) -> str:
-    query = "SELECT worker FROM chunk WHERE batch = :batch AND n = :n"
-    return str(rows(store, query, batch=lease.key.batch, n=lease.key.n)[0][0])
+    query = "SELECT worker FROM chunk WHERE batch = :batch AND number = :number"
+    return str(rows(store, query, batch=lease.key.batch, number=lease.key.number)[0][0])
 
 
 def test_a_control_whose_worker_dies_is_blamed_for_nothing_by_that_alone(store: Store) -> None:
@@ -412,7 +415,7 @@ def test_another_boot_sets_the_count_back(store: Store) -> None:
         boot = replace(NOBODY, boot_id=f"boot-{number // 5}", pid=next(PIDS))
         who = worker(store, identity=boot)
         claim(store, who)
-        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+        crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
         assert losses(store) == [number % 5 + 1]
     assert convicted(store, batch.pk) == {}
 
@@ -423,19 +426,19 @@ def test_what_is_no_fault_of_a_request_sets_its_count_back(store: Store, cause: 
     ``release`` and ``registry.stop`` that leave the count."""
     batch = take_in(store, 1)
     for _ in range(4):
-        for _ in range(LOSSES):
+        for _ in range(WORKER_CRASHES):
             die(store)
-        assert losses(store) == [LOSSES]
+        assert losses(store) == [WORKER_CRASHES]
         who = worker(store, pid=next(PIDS))
         (lease,) = claim(store, who)
         match cause:
             case "signal":
                 registry.stopping(store, worker=who)
-                deaths.reclaim(store, worker=who, beat=None, vanished=True)
+                crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
             case "together":
-                deaths.reclaim(store, worker=who, beat=None, vanished=True, together=True)
+                crashes.reclaim(store, worker=who, heartbeat=None, vanished=True, together=True)
             case "lease":
-                deaths.reclaim(store, worker=who, beat=None)
+                crashes.reclaim(store, worker=who, heartbeat=None)
             case "release":
                 queue.release(store, worker=who, keys=[lease.key])
             case "stop":
@@ -451,7 +454,7 @@ def test_deaths_beside_others_do_not_count_against_one_that_runs_alone(store: St
     for _ in range(2):
         who = worker(store, pid=next(PIDS))
         claim(store, who, chunks=2)
-        deaths.reclaim(store, worker=who, beat=None, vanished=True)
+        crashes.reclaim(store, worker=who, heartbeat=None, vanished=True)
     assert losses(store) == [2, 2]
     die(store)
     assert losses(store) == [1, 2]
@@ -460,27 +463,29 @@ def test_deaths_beside_others_do_not_count_against_one_that_runs_alone(store: St
 def test_engine_deaths_of_one_that_killed_workers_are_counted_by_themselves(store: Store) -> None:
     """Mutant: halves of a chunk that lost its workers count as suspects of two engine deaths."""
     batch = take_in(store, 1)
-    for _ in range(LOSSES):
+    for _ in range(WORKER_CRASHES):
         die(store)
     who = worker(store, pid=next(PIDS))
     for _ in range(SPLIT_AT):
         (lease,) = claim(store, who)
-        deaths.record_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="the OOM killer")
+        crashes.record_engine_crash(store, worker=who, suspects_of={lease.key: [0]}, cause="the OOM killer")
     assert convicted(store, batch.pk) == {}
 
 
 def test_a_worker_that_vanishes_once_or_twice_accuses_nobody(store: Store) -> None:
     take_in(store, 8)
-    for _ in range(LOSSES - 1):
+    for _ in range(WORKER_CRASHES - 1):
         die(store)
-    assert rows(store, "SELECT state, alone, losses, total FROM chunk") == [("ready", 0, LOSSES - 1, 8)]
+    assert rows(store, "SELECT state, alone, worker_crashes, total FROM chunk") == [
+        ("ready", 0, WORKER_CRASHES - 1, 8)
+    ]
 
 
 def test_after_the_third_time_the_halves_run_alone(store: Store) -> None:
     take_in(store, 8)
-    for _ in range(LOSSES):
+    for _ in range(WORKER_CRASHES):
         die(store)
     assert rows(
         store,
-        "SELECT first_seq, last_seq, alone, crashes FROM chunk WHERE state = 'ready' ORDER BY first_seq",
+        "SELECT first_seq, last_seq, alone, engine_crashes FROM chunk WHERE state = 'ready' ORDER BY first_seq",
     ) == [(0, 3, 1, 0), (4, 7, 1, 0)]

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from vbatch.engine import EngineDied, Reply
-from vbatch.store.records import ChunkKey, Lease, LeaseKey, Request
+from vbatch.store.records import Lease, LeaseKey, Request
 from vbatch.worker import inflight as inflight_module
 from vbatch.worker.inflight import Inflight
 
@@ -58,9 +58,8 @@ async def settle() -> None:
 
 def lease(n: int, *, epoch: int = 1, requests: int = 2, alone: bool = False) -> Lease:
     return Lease(
-        key=ChunkKey(1, n),
+        key=LeaseKey(1, n, epoch),
         batch_id="batch_1",
-        epoch=epoch,
         model="m",
         url="/v1/chat/completions",
         alone=alone,
@@ -96,10 +95,10 @@ def test_a_chunk_that_is_leased_again_is_not_mistaken_for_its_earlier_lease() ->
         await settle()
         assert set(engine.waiting) == {b"0.2.0", b"0.2.1"}, "the old lease's request was aborted"
         assert held.take_answered() == []
-        held.forget({LeaseKey(ChunkKey(1, 0), 1)})
-        assert held.leases == {LeaseKey(ChunkKey(1, 0), 2)}
+        held.forget({LeaseKey(1, 0, 1)})
+        assert held.leases == {LeaseKey(1, 0, 2)}
         await engine.answer(b"0.2.0", b"0.2.1")
-        assert [(result.seq, result.epoch) for result in held.take_answered()] == [(0, 2), (1, 2)]
+        assert [(result.seq, result.key.epoch) for result in held.take_answered()] == [(0, 2), (1, 2)]
 
     asyncio.run(scene())
 
@@ -123,7 +122,7 @@ def test_a_suspect_waits_until_the_one_before_it_is_saved() -> None:
         held.start()
         await settle()
         assert not engine.waiting, "it is being saved"
-        held.forget({suspects[0].id})
+        held.forget({suspects[0].key})
         held.start()
         await settle()
         assert set(engine.waiting) == {b"1.1.10"}
@@ -146,7 +145,7 @@ def test_nobodys_time_is_up_while_the_engine_gives_nothing_to_anybody() -> None:
         assert set(engine.waiting) == {b"0.1.0", b"0.1.1"}
         assert held.answered == []
         suspects = await held.abandon()
-        assert suspects == {ChunkKey(1, 0): (0, 1)}
+        assert suspects == {LeaseKey(1, 0, 1): (0, 1)}
 
     asyncio.run(scene())
 
@@ -207,6 +206,6 @@ def test_an_engine_that_died_accuses_each_request_once() -> None:
         engine.waiting[b"0.1.0"].set_exception(EngineDied("SIGSEGV"))
         for _ in range(3):  # the request has seen it, the end of its task nobody yet
             await asyncio.sleep(0)
-            assert await held.abandon() == {ChunkKey(1, 0): (0,)}
+            assert await held.abandon() == {LeaseKey(1, 0, 1): (0,)}
 
     asyncio.run(scene())

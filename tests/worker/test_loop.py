@@ -32,7 +32,7 @@ def context(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """A worker's surroundings, its options those of a drain on an engine that echoes for any model."""
     monkeypatch.setitem(KINDS, PARROT.name, PARROT)
     options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine=PARROT.name, drain=True)
-    me = registry.register(store, identity=processes.current(), engine=PARROT.name, gpu_uuid=None)
+    me = registry.register(store, identity=processes.current(), engine=PARROT.name)
     context = Context(
         store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
         options=options,

@@ -14,7 +14,7 @@ from tests.store.filling import claim, count, rows, take_in, worker
 from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
-from vbatch.store.suspects import LOSSES_WITHOUT_CONTROL
+from vbatch.store.suspects import UNCOMPARED_WORKER_CRASHES
 from vbatch.system import processes
 
 
@@ -59,7 +59,7 @@ def test_a_beat_that_stands_still_for_a_lease_is_a_dead_workers(clock: Clock, ot
 def test_a_beat_that_rises_begins_a_new_lease(clock: Clock, other: Worker) -> None:
     watch = dead_workers.Watch(timedelta(seconds=90))
     looks(watch, clock, other, seconds=80)
-    assert looks(watch, clock, replace(other, beat=other.beat + 1), seconds=90) == [False] * 9
+    assert looks(watch, clock, replace(other, heartbeat=other.heartbeat + 1), seconds=90) == [False] * 9
 
 
 def test_who_could_not_look_for_a_while_begins_anew(clock: Clock, other: Worker) -> None:
@@ -83,10 +83,10 @@ def dead(store: Store) -> str:
 def accused(store: Store) -> str:
     """A lone request that was nine times the only one of a worker that died; a tenth dead one holds it."""
     take_in(store, 1)
-    for number in range(LOSSES_WITHOUT_CONTROL):
+    for number in range(UNCOMPARED_WORKER_CRASHES):
         who = dead(store)
         claim(store, who)
-        if number < LOSSES_WITHOUT_CONTROL - 1:
+        if number < UNCOMPARED_WORKER_CRASHES - 1:
             dead_workers.release_chunks(store)
     return who
 
@@ -103,7 +103,7 @@ def test_two_that_died_in_one_moment_have_no_request_blamed(store: Store, accuse
     """Mutant: ``release_chunks`` that does not ask whether there are several."""
     dead(store)
     dead_workers.release_chunks(store)
-    assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
+    assert rows(store, "SELECT state, worker_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_one_that_dies_a_moment_later_is_seen(store: Store, accused: str) -> None:
@@ -114,7 +114,7 @@ def test_one_that_dies_a_moment_later_is_seen(store: Store, accused: str) -> Non
         ending.start()
         dead_workers.release_chunks(store)
         ending.join()
-    assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
+    assert rows(store, "SELECT state, worker_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_a_signal_to_another_worker_in_those_seconds_acquits(store: Store, accused: str) -> None:
@@ -122,7 +122,7 @@ def test_a_signal_to_another_worker_in_those_seconds_acquits(store: Store, accus
     with engines.child() as process:
         registry.stopping(store, worker=worker(store, identity=process.identity))
         dead_workers.release_chunks(store)
-    assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
+    assert rows(store, "SELECT state, worker_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_workers_of_an_earlier_boot_are_no_others(store: Store, accused: str) -> None:

@@ -130,7 +130,7 @@ def test_nohup_keeps_the_worker(home: Home, store: Store) -> None:
 def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home: Home, store: Store) -> None:
     """It drains, and is killed meanwhile: by a service manager that waits no longer, or by a second Ctrl-C.
 
-    Mutants: a loop that does not write the signal down; deaths.reclaim that does not ask for it.
+    Mutants: a loop that does not write the signal down; crashes.reclaim that does not ask for it.
     """
     url = store.url.render_as_string(hide_password=False)
     home.submit([chat("long", "long", echo="slow:60")])
@@ -145,5 +145,5 @@ def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home:
             until(lambda: rows(store, asked) != [])
         kill(worker)
         dead_workers.release_chunks(store)
-        losses += rows(store, "SELECT losses FROM chunk")
+        losses += rows(store, "SELECT worker_crashes FROM chunk")
     assert losses == [(1,), (2,), (0,), (1,), (0,)]

@@ -46,7 +46,7 @@ def retry(store: Store, reference: str, *, output: Path | None = None) -> Batch:
             storing.add(request.line, request.custom_id, request.model, request.body)
         if storing.total == 0:
             raise WrongStatus(f"no request of {batch.id} failed", hint=f"vbatch status {batch.id}")
-        return storing.accept(endpoint=batch.endpoint, input_sha256=batch.input_sha256, input_bytes=0)
+        return storing.accept(endpoint=batch.endpoint, input_sha256=batch.input_sha256)
 
 
 def _paths(store: Store, batch: Batch, output: Path | None) -> OutputPaths:

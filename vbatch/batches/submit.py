@@ -199,7 +199,6 @@ def _store(
         return storing.accept(
             endpoint=content.endpoint,
             input_sha256=content.sha256,
-            input_bytes=content.size,
             earlier=earlier,
         )
 

@@ -53,15 +53,15 @@ def of(facts: Facts) -> Story | None:
     earlier = [worker for worker in workers if worker.identity.boot_id != here.boot_id]
     if not earlier:
         return None
-    last_boot = max(earlier, key=lambda worker: worker.beat_at).identity.boot_id
+    last_boot = max(earlier, key=lambda worker: worker.heartbeat_at).identity.boot_id
     of_boot = [worker for worker in earlier if worker.identity.boot_id == last_boot]
-    last_sign = max(worker.stopped_at or worker.beat_at for worker in of_boot)
-    cut = [worker for worker in of_boot if worker.lost and last_sign - worker.beat_at <= AT_ONCE]
+    last_sign = max(worker.stopped_at or worker.heartbeat_at for worker in of_boot)
+    cut = [worker for worker in of_boot if worker.lost and last_sign - worker.heartbeat_at <= AT_ONCE]
     if not cut:
         return None
     progress = catalog.progress(facts.records)
     return Story(
-        cut_at=max(worker.beat_at for worker in cut),
+        cut_at=max(worker.heartbeat_at for worker in cut),
         workers=len(cut),
         saved=progress.completed + progress.failed,
         total=progress.total,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vbatch.recovery import orphans
-from vbatch.store import Store, deaths, registry, staging
+from vbatch.store import Store, crashes, registry, staging
 from vbatch.store.records import Worker
 from vbatch.system import processes
 from vbatch.system.identity import ProcessIdentity
@@ -26,8 +26,8 @@ LOOK_AGAIN = timedelta(seconds=3)  # after which all that died in one moment are
 
 
 class _Sight(NamedTuple):
-    beat: int
-    since: float  # when the beat was first seen to be this
+    heartbeat: int
+    since: float  # when the heartbeat was first seen to be this
     last: float  # when it was last looked at
 
 
@@ -45,9 +45,11 @@ class Watch:
         """Whether this worker's beat has stood still for a whole lease, as we have seen with our own eyes."""
         now = time.monotonic()
         seen = self._seen.get(worker.id)
-        watched = seen is not None and seen.beat == worker.beat and now - seen.last < self._lease / 2
+        watched = (
+            seen is not None and seen.heartbeat == worker.heartbeat and now - seen.last < self._lease / 2
+        )
         since = seen.since if seen is not None and watched else now
-        self._seen[worker.id] = _Sight(worker.beat, since, now)
+        self._seen[worker.id] = _Sight(worker.heartbeat, since, now)
         return now - since >= self._lease
 
 
@@ -61,7 +63,7 @@ def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     chunks = release_chunks(store)
     for worker in registry.live(store):
         if worker.id != me and watch.lapsed(worker):
-            reclaimed = deaths.reclaim(store, worker=worker.id, beat=worker.beat)
+            reclaimed = crashes.reclaim(store, worker=worker.id, heartbeat=worker.heartbeat)
             log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
             chunks += reclaimed
     return chunks
@@ -80,7 +82,7 @@ def release_chunks(store: Store) -> int:
     """
     here = processes.current()
     dead = gone(store)
-    at_stake = deaths.at_stake(store, workers=[worker.id for worker in dead])
+    at_stake = crashes.at_stake(store, workers=[worker.id for worker in dead])
     if at_stake:
         time.sleep(LOOK_AGAIN.total_seconds())
         dead = gone(store)
@@ -89,8 +91,8 @@ def release_chunks(store: Store) -> int:
     # First those at stake: who looks at the same time must not find one of them as the only one that is left.
     for worker in sorted(dead, key=lambda worker: worker.id not in at_stake):
         together = several or (worker.id in at_stake and _in_time_of_a_signal(store, worker))
-        reclaimed = deaths.reclaim(
-            store, worker=worker.id, beat=None, vanished=_same_boot(worker, here), together=together
+        reclaimed = crashes.reclaim(
+            store, worker=worker.id, heartbeat=None, vanished=_same_boot(worker, here), together=together
         )
         log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
         chunks += reclaimed
@@ -104,7 +106,7 @@ def _same_boot(worker: Worker, here: ProcessIdentity) -> bool:
 
 def _in_time_of_a_signal(store: Store, worker: Worker) -> bool:
     return registry.asked_to_stop(
-        store, boot_id=worker.identity.boot_id, around=worker.beat_at, within=SAME_SECONDS
+        store, boot_id=worker.identity.boot_id, around=worker.heartbeat_at, within=SAME_SECONDS
     )
 
 

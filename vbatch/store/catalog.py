@@ -165,7 +165,7 @@ def remove_rows(store: Store, pk: int) -> None:
 def remove_requests(store: Store, pk: int) -> None:
     """Remove all that belongs to a batch that is not visible, except its own row."""
     for table in (RESULT, REQUEST, CHUNK):
-        key = table.c.n if table is CHUNK else table.c.seq
+        key = table.c.number if table is CHUNK else table.c.seq
         while _remove_some(store, table, key, pk):
             pass
 
@@ -245,7 +245,6 @@ def _to_batch(row: Any, sums: Any | None) -> Batch:
         metadata=row.metadata,
         input_path=row.input_path,
         input_sha256=row.input_sha256,
-        input_bytes=row.input_bytes,
         output_path=row.output_path,
         error_path=row.error_path,
         counts=RequestCounts(

@@ -89,7 +89,7 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
     while chunks := store.read(partial(_chunks, pk=pk, after=after)):
         for kind, many in store.read(partial(_kinds, pk=pk, chunks=chunks)):
             found[kind] = found[kind] + many if kind in found else many
-        after = chunks[-1].n
+        after = chunks[-1].number
     groups = store.read(lambda connection: _groups(connection, pk, found))
     return sorted(groups, key=lambda group: -group.count)
 
@@ -97,8 +97,8 @@ def failure_codes(store: Store, *, pk: int) -> list[FailureGroup]:
 def _chunks(connection: Connection, pk: int, after: int) -> Sequence[Any]:
     query = (
         select(CHUNK)
-        .where(CHUNK.c.batch == pk, CHUNK.c.n > after, CHUNK.c.failed > 0)
-        .order_by(CHUNK.c.n)
+        .where(CHUNK.c.batch == pk, CHUNK.c.number > after, CHUNK.c.failed > 0)
+        .order_by(CHUNK.c.number)
         .limit(CHUNKS)
     )
     return connection.execute(query).all()

@@ -69,7 +69,9 @@ def expire(store: Store, *, now: datetime) -> list[str]:
 def _stop_chunks(connection: Connection, pk: int, code: str, message: str) -> None:
     open_chunks = and_(CHUNK.c.batch == pk, OPEN)
     # Wait for whoever is at work on one of them, so that the update sees the pieces that it may be split into.
-    connection.execute(select(CHUNK.c.n).where(open_chunks).order_by(CHUNK.c.n).with_for_update()).all()
+    connection.execute(
+        select(CHUNK.c.number).where(open_chunks).order_by(CHUNK.c.number).with_for_update()
+    ).all()
     connection.execute(
         update(CHUNK)
         .where(open_chunks)

@@ -69,9 +69,7 @@ class Ingest:
         """How many requests were added."""
         return self._total + sum(run.next - run.first for run in self._runs.values())
 
-    def accept(
-        self, *, endpoint: str, input_sha256: str, input_bytes: int, earlier: Sequence[Batch] = ()
-    ) -> Batch:
+    def accept(self, *, endpoint: str, input_sha256: str, earlier: Sequence[Batch] = ()) -> Batch:
         """Make the batch visible, with its chunks, in one transaction that is safe to replay.
 
         Requests that one of the ``earlier`` batches has answered need not run: they have that answer.
@@ -98,7 +96,6 @@ class Ingest:
                     in_progress_at=datetime.now(UTC),
                     endpoint=endpoint,
                     input_sha256=input_sha256,
-                    input_bytes=input_bytes,
                     model=models[0] if len(models) == 1 else None,
                     total=self._total,
                     reused=reused,
@@ -122,6 +119,8 @@ class Ingest:
             chunk["completed"] = taken.requests
             chunk["prompt_tokens"] = taken.prompt_tokens
             chunk["completion_tokens"] = taken.completion_tokens
+            chunk["cached_tokens"] = taken.cached_tokens
+            chunk["cut_off"] = taken.cut_off
             if taken.requests == chunk["total"]:
                 chunk["state"] = ChunkState.DONE
         return sum(taken.requests for taken in given)
@@ -131,7 +130,7 @@ class Ingest:
         self._chunks.append(
             {
                 "batch": self._pk,
-                "n": len(self._chunks),
+                "number": len(self._chunks),
                 "model": run.model,
                 "priority": self._new.priority,
                 "first_seq": run.first,

@@ -58,12 +58,12 @@ def left(store: Store, *, pk: int | None = None) -> Left:
 
 
 def troubled(store: Store) -> list[Troubled]:
-    """Return the open chunks that are suspected: several engines, or workers in a row, died over them."""
+    """Return the open chunks that are suspected: several engines, or workers in a row, crashed over them."""
     query = (
-        select(BATCH.c.id, _open, CHUNK.c.crashes + CHUNK.c.losses)
+        select(BATCH.c.id, _open, CHUNK.c.engine_crashes + CHUNK.c.worker_crashes)
         .join_from(CHUNK, BATCH, CHUNK.c.batch == BATCH.c.pk)
-        .where(OPEN, or_(CHUNK.c.crashes >= SPLIT_AT, CHUNK.c.losses >= SPLIT_AT))
-        .order_by(CHUNK.c.batch, CHUNK.c.n)
+        .where(OPEN, or_(CHUNK.c.engine_crashes >= SPLIT_AT, CHUNK.c.worker_crashes >= SPLIT_AT))
+        .order_by(CHUNK.c.batch, CHUNK.c.number)
     )
     return store.read(lambda connection: [Troubled(*row) for row in connection.execute(query)])
 

@@ -1,7 +1,7 @@
 """The lease: claim chunks, flush their results, release and reclaim them. Fenced by the epoch.
 
-Every function is one transaction and safe to replay. A chunk is ours while its row says so: state running, our
-name, our epoch. Anything else that a late or frozen worker brings is dropped.
+Every function is one transaction and safe to replay. A worker holds a chunk while the row says so: state running,
+the worker's name, the epoch of its lease. Anything else that a late or frozen worker brings is dropped.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, and_, insert, or_, select, update
 
+from vbatch.protocol import CUT_OFF
 from vbatch.store import suspects
 from vbatch.store.database import Store
-from vbatch.store.records import ChunkKey, ChunkState, Flushed, Lease, Request, Result, Waiting
+from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Request, Result, Waiting
 from vbatch.store.tables import (
     BATCH,
     CHUNK,
@@ -30,7 +31,7 @@ from vbatch.store.tables import (
     same_chunk,
 )
 
-_BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
+_BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
 
 
 def waiting(store: Store) -> list[Waiting]:
@@ -44,7 +45,7 @@ def waiting(store: Store) -> list[Waiting]:
         best_of_next_model = (
             select(CHUNK.c.model, CHUNK.c.priority, CHUNK.c.batch)
             .where(READY)
-            .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n)
+            .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
             .limit(1)
         )
         while True:
@@ -59,12 +60,12 @@ def waiting(store: Store) -> list[Waiting]:
     return sorted(store.read(work), key=lambda entry: (-entry.priority, entry.batch))
 
 
-def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[ChunkKey]) -> list[Lease]:
+def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[LeaseKey]) -> list[Lease]:
     """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
 
-    Chunks that are already ours but not ``held`` come first: the answer to an earlier COMMIT was lost. A chunk that
-    runs alone (``vbatch.store.suspects``) is leased by who holds nothing else; of what stands behind it at most one
-    request is leased before it, to compare with.
+    Leases that this worker has in the store but are not ``held`` come first: the answer to an earlier COMMIT was lost.
+    A chunk that runs alone (``vbatch.store.suspects``) is leased by a worker that holds nothing else; of what stands
+    behind it at most one request is leased before it, to compare with.
     """
 
     def work(connection: Connection) -> list[Lease]:
@@ -74,7 +75,7 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
             .where(RUNNING, CHUNK.c.worker == worker, CHUNK.c.model == model)
             .order_by(*_BEST_FIRST)
         ).all()
-        strays = [row for row in mine if ChunkKey(row.batch, row.n) not in held]
+        strays = [row for row in mine if _key(row) not in held]
         best = connection.execute(
             select(CHUNK)
             .where(READY, CHUNK.c.model == model)
@@ -90,7 +91,7 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
         for row in fresh:
             connection.execute(
                 update(CHUNK)
-                .where(same_chunk(ChunkKey(row.batch, row.n)))
+                .where(same_chunk(row))
                 .values(state=ChunkState.RUNNING, worker=worker, epoch=CHUNK.c.epoch + 1)
             )
         ids = _batch_ids(connection, {row.batch for row in (*strays, *fresh)})
@@ -103,84 +104,65 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
 
 
 def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
-    """Record results, in one durable transaction. Those of a chunk that is not ours any more are dropped.
+    """Record results, in one durable transaction. Those of a lease that this worker has no more are dropped.
 
     What was recorded before (a replay) is not recorded or counted again.
     """
-    by_chunk: dict[ChunkKey, list[Result]] = defaultdict(list)
+    by_lease: dict[LeaseKey, list[Result]] = defaultdict(list)
     for result in results:
-        by_chunk[result.key].append(result)
+        by_lease[result.key].append(result)
 
     def work(connection: Connection) -> Flushed:
         recorded = 0
-        rejected: set[ChunkKey] = set()
-        finished: set[ChunkKey] = set()
-        for key in sorted(by_chunk):
-            row = connection.execute(select(CHUNK).where(same_chunk(key)).with_for_update()).one_or_none()
-            ours = _under_this_lease(row, worker, by_chunk[key])
-            if row is None or not ours or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
+        rejected: set[LeaseKey] = set()
+        finished: set[LeaseKey] = set()
+        for key in sorted(by_lease):
+            leased = and_(same_chunk(key), CHUNK.c.worker == worker, CHUNK.c.epoch == key.epoch)
+            row = connection.execute(select(CHUNK).where(leased).with_for_update()).one_or_none()
+            if row is None or row.state not in (ChunkState.RUNNING, ChunkState.DONE):
                 rejected.add(key)
                 continue
             if row.state == ChunkState.DONE:  # a replay: the first COMMIT was durable
                 finished.add(key)
                 continue
-            new = _unrecorded(connection, row, ours)
+            new = _unrecorded(connection, row, by_lease[key])
             recorded += len(new)
             if _record(connection, row, new):
                 finished.add(key)
                 suspects.ended(connection, row, worker)
-        return Flushed(recorded=recorded, rejected=frozenset(rejected), finished_chunks=frozenset(finished))
+        return Flushed(recorded=recorded, rejected=frozenset(rejected), finished=frozenset(finished))
 
     return store.write(work)
 
 
-def still_ours(store: Store, *, worker: str, leases: Collection[tuple[ChunkKey, int]]) -> frozenset[ChunkKey]:
-    """Return which of these chunks are still ours under that epoch."""
-    if not leases:
-        return frozenset()
-
-    def work(connection: Connection) -> frozenset[ChunkKey]:
-        rows = connection.execute(
-            select(CHUNK.c.batch, CHUNK.c.n, CHUNK.c.epoch).where(RUNNING, CHUNK.c.worker == worker)
-        ).all()
-        ours = {(ChunkKey(row.batch, row.n), row.epoch) for row in rows}
-        return frozenset(key for key, epoch in leases if (key, epoch) in ours)
-
-    return store.read(work)
+def held_by(store: Store, *, worker: str) -> frozenset[LeaseKey]:
+    """Return the leases that the store has for this worker."""
+    query = select(CHUNK.c.batch, CHUNK.c.number, CHUNK.c.epoch).where(RUNNING, CHUNK.c.worker == worker)
+    return frozenset(store.read(lambda connection: [LeaseKey(*row) for row in connection.execute(query)]))
 
 
-def held_by(store: Store, *, worker: str) -> frozenset[ChunkKey]:
-    """Return the chunks that the store has for leased to this worker."""
-    query = select(CHUNK.c.batch, CHUNK.c.n).where(RUNNING, CHUNK.c.worker == worker)
-    return frozenset(store.read(lambda connection: [ChunkKey(*row) for row in connection.execute(query)]))
+def release(store: Store, *, worker: str, keys: Collection[LeaseKey]) -> int:
+    """Give chunks back unfinished, and return how many those were.
 
-
-def release(store: Store, *, worker: str, keys: Collection[ChunkKey]) -> int:
-    """Give chunks back unfinished. An interruption is not an attempt and no crash: no deaths in a row any more."""
+    An interruption is not an attempt and no crash: the count of crashes in a row starts again.
+    """
     return store.write(
         lambda connection: sum(
             connection.execute(
                 update(CHUNK)
-                .where(same_chunk(key), RUNNING, CHUNK.c.worker == worker)
-                .values(state=ChunkState.READY, worker=None, losses=0)
+                .where(same_chunk(key), RUNNING, CHUNK.c.worker == worker, CHUNK.c.epoch == key.epoch)
+                .values(state=ChunkState.READY, worker=None, worker_crashes=0)
             ).rowcount
             for key in sorted(keys)
         )
     )
 
 
-def _under_this_lease(row: Any, worker: str, results: Sequence[Result]) -> list[Result]:
-    """Return those of the results that belong to the present lease of their chunk."""
-    if row is None or row.worker != worker:
-        return []
-    return [result for result in results if result.epoch == row.epoch]
-
-
 def _count_as_alive(connection: Connection, worker: str) -> str | None:
     """Lock the worker's row against a reclaim, and take back that it stopped; return its boot.
 
-    A worker that was frozen past its lease has been written off. Thawed it goes on, and when it dies what it
-    holds then must be found by who looks for the chunks of workers that did not stop.
+    A worker that was frozen past its lease is recorded as dead. Thawed it continues, and when it dies, what it holds
+    then must be found among the chunks of workers that did not stop.
     """
     row = connection.execute(
         select(WORKER.c.stopped_at, WORKER.c.boot_id).where(WORKER.c.id == worker).with_for_update()
@@ -213,9 +195,9 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
         insert(RESULT),
         [
             {
-                "batch": result.key.batch,
+                "batch": row.batch,
                 "seq": result.seq,
-                "epoch": result.epoch,
+                "epoch": row.epoch,
                 **asdict(result.outcome),
             }
             for result in results
@@ -225,18 +207,24 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
     finished = row.completed + row.failed + len(results) == row.total
     connection.execute(
         update(CHUNK)
-        .where(same_chunk(ChunkKey(row.batch, row.n)))
+        .where(same_chunk(row))
         .values(
             completed=CHUNK.c.completed + succeeded,
             failed=CHUNK.c.failed + len(results) - succeeded,
             prompt_tokens=CHUNK.c.prompt_tokens + sum(result.outcome.prompt_tokens for result in results),
             completion_tokens=CHUNK.c.completion_tokens
             + sum(result.outcome.completion_tokens for result in results),
-            losses=0,
+            cached_tokens=CHUNK.c.cached_tokens + sum(result.outcome.cached_tokens for result in results),
+            cut_off=CHUNK.c.cut_off + sum(result.outcome.finish == CUT_OFF for result in results),
+            worker_crashes=0,
             state=ChunkState.DONE if finished else ChunkState.RUNNING,
         )
     )
     return bool(finished)
+
+
+def _key(row: Any) -> LeaseKey:
+    return LeaseKey(row.batch, row.number, row.epoch)
 
 
 def _batch_ids(connection: Connection, pks: Collection[int]) -> dict[int, str]:
@@ -248,9 +236,8 @@ def _batch_ids(connection: Connection, pks: Collection[int]) -> dict[int, str]:
 
 def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str]) -> Lease:
     return Lease(
-        key=ChunkKey(row.batch, row.n),
+        key=LeaseKey(row.batch, row.number, epoch),
         batch_id=ids[row.batch],
-        epoch=epoch,
         model=row.model,
         url=row.url,
         alone=row.alone,

@@ -12,7 +12,7 @@ from vbatch.protocol import BatchStatus
 from vbatch.system.identity import ProcessIdentity
 
 CHUNK_REQUESTS = 256  # in a full chunk
-SPLIT_AT = 2  # engine deaths over the requests of a chunk: from then on it is suspected, and runs alone
+SPLIT_AT = 2  # engine crashes over the requests of a chunk: from then on it is suspected, and runs alone
 MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
 
 
@@ -26,17 +26,15 @@ class ChunkState(StrEnum):
     FAILED = "failed"  # its model cannot be loaded; what is unfinished counts as failed
 
 
-class ChunkKey(NamedTuple):
-    """Which chunk: the batch's primary key and the chunk's number in it."""
+class LeaseKey(NamedTuple):
+    """Which lease: a chunk (the batch's primary key and the chunk's number in it) under one epoch.
+
+    The epoch is the fencing token: a worker that lost a chunk may lease the same one again, and what it brings under
+    the old epoch is dropped.
+    """
 
     batch: int
-    n: int
-
-
-class LeaseKey(NamedTuple):
-    """Which lease: a chunk under one epoch. A worker that lost a chunk may lease the same one again."""
-
-    chunk: ChunkKey
+    number: int
     epoch: int
 
 
@@ -82,7 +80,6 @@ class Batch:
     metadata: Mapping[str, str]
     input_path: str | None
     input_sha256: str
-    input_bytes: int
     output_path: str
     error_path: str
     counts: RequestCounts
@@ -114,22 +111,15 @@ class Request:
 class Lease:
     """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
 
-    ``epoch`` is the fencing token: a flush that carries an older one is dropped. ``alone``: nothing else may run
-    while these requests do.
+    ``alone``: nothing else may run while these requests do.
     """
 
-    key: ChunkKey
+    key: LeaseKey
     batch_id: str
-    epoch: int
     model: str
     url: str
     alone: bool
     requests: tuple[Request, ...]
-
-    @property
-    def id(self) -> LeaseKey:
-        """What distinguishes it from an earlier lease of the same chunk."""
-        return LeaseKey(self.key, self.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +128,9 @@ class Outcome:
 
     With an answer, ``status_code`` and ``body`` hold it (an HTTP error's body is an error object). Without one, they
     are None, and ``error_code`` and ``error_message`` say why: it was tried in vain (``engine_crash``,
-    ``request_timeout``), or, after no attempt at all, never will be (``batch_cancelled``).
+    ``request_timeout``), or, after no attempt at all, never will be (``batch_cancelled``). ``finish`` is why the engine
+    stopped writing (``CUT_OFF``: at the limit of tokens); None where the answer does not say so, and where it was
+    recorded by a vbatch that did not count this. Of the prompt's tokens ``cached_tokens`` were in the engine's cache.
     """
 
     status_code: int | None = None
@@ -149,6 +141,8 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     attempts: int = 1
+    finish: str | None = None
+    cached_tokens: int = 0
 
     @property
     def succeeded(self) -> bool:
@@ -163,19 +157,18 @@ OUTCOME = tuple(field.name for field in fields(Outcome))  # the columns of a res
 class Result:
     """The outcome of a leased request, as a worker brings it."""
 
-    key: ChunkKey
-    epoch: int
+    key: LeaseKey
     seq: int
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flushed:
-    """What a flush did. ``rejected`` chunks are no longer leased to this worker: abort what still runs of them."""
+    """What a flush did. ``rejected`` leases have ended: abort what still runs of them. ``finished`` chunks are done."""
 
     recorded: int
-    rejected: frozenset[ChunkKey]
-    finished_chunks: frozenset[ChunkKey]
+    rejected: frozenset[LeaseKey]
+    finished: frozenset[LeaseKey]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,36 +181,42 @@ class Waiting:
 
 
 class Troubled(NamedTuple):
-    """A chunk whose requests were running each time an engine or a worker died: one of them may be the cause."""
+    """A chunk whose requests were running each time an engine or a worker crashed: one of them may be the cause."""
 
     batch_id: str
     requests: int
-    deaths: int
+    crashes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker as it registered itself. ``beat`` is a counter: it rises only while the worker makes progress.
+    """A worker as it registered itself. ``heartbeat`` is a counter: it rises only while the worker makes progress.
 
-    ``requests_per_second`` is of the last minute before its last beat; None while it answers nothing.
+    ``gpus`` are the UUIDs of its GPUs, where the driver reports them. ``models`` are those that its engine serves now.
+    ``requests_per_second`` is of the last minute before its last heartbeat; None while it answers nothing.
     """
 
     id: str
     identity: ProcessIdentity
     engine: str
-    gpu_uuid: str | None
-    model: str | None
+    gpus: tuple[str, ...]
+    models: tuple[str, ...]
     note: str | None
     requests_per_second: float | None
-    beat: int
+    heartbeat: int
     started_at: datetime
-    beat_at: datetime
+    heartbeat_at: datetime
     stopped_at: datetime | None
 
     @property
+    def model(self) -> str | None:
+        """The model that is loaded; None without an engine."""
+        return self.models[0] if self.models else None
+
+    @property
     def lost(self) -> bool:
-        """Whether its end was not seen, or may still come: a later reclaim records its last beat as its end."""
-        return self.stopped_at is None or self.stopped_at == self.beat_at
+        """Whether its end was not seen, or may still come: a later reclaim records its last heartbeat as its end."""
+        return self.stopped_at is None or self.stopped_at == self.heartbeat_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +226,6 @@ class EngineProcess:
     worker: str
     identity: ProcessIdentity
     title: str
-    cgroup: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

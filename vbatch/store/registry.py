@@ -15,8 +15,11 @@ from vbatch.store.tables import CHUNK, LIVE, PROCESS, RUNNING, WORKER
 from vbatch.system.identity import ProcessIdentity
 
 
-def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:
-    """Write a new worker down and return its id. One that is already written down keeps its id (replay)."""
+def register(store: Store, *, identity: ProcessIdentity, engine: str, gpus: Sequence[str] = ()) -> str:
+    """Register a worker and return its id. One that is registered already keeps its id (replay).
+
+    ``gpus`` are the UUIDs of its GPUs.
+    """
     worker = f"worker_{secrets.token_hex(8)}"
     now = datetime.now(UTC)
 
@@ -36,10 +39,11 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: 
                     id=worker,
                     **_columns(identity),
                     engine=engine,
-                    gpu_uuid=gpu_uuid,
-                    beat=0,
+                    gpus=list(gpus),
+                    models=[],
+                    heartbeat=0,
                     started_at=now,
-                    beat_at=now,
+                    heartbeat_at=now,
                 )
             )
         return known or worker
@@ -47,26 +51,26 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: 
     return store.write(work)
 
 
-def beat(
+def heartbeat(
     store: Store,
     *,
     worker: str,
-    model: str | None,
+    models: Sequence[str],
     note: str | None,
     requests_per_second: float | None = None,
 ) -> None:
-    """Raise the worker's beat: it lives and makes progress.
+    """Raise the worker's heartbeat: it lives and makes progress.
 
-    The time and the pace are for people, nothing is decided by them.
+    ``models`` are those that its engine serves. The time and the pace are for people, nothing is decided by them.
     """
     store.write(
         lambda connection: connection.execute(
             update(WORKER)
             .where(WORKER.c.id == worker)
             .values(
-                beat=WORKER.c.beat + 1,
-                beat_at=datetime.now(UTC),
-                model=model,
+                heartbeat=WORKER.c.heartbeat + 1,
+                heartbeat_at=datetime.now(UTC),
+                models=list(models),
                 note=note,
                 requests_per_second=requests_per_second,
             )
@@ -75,7 +79,7 @@ def beat(
 
 
 def stopping(store: Store, *, worker: str) -> None:
-    """Write down that the worker was asked to stop by a signal: however it ends now, no request is to blame."""
+    """Record that the worker received a signal to stop: however it ends now, no request is to blame."""
     store.write(
         lambda connection: connection.execute(
             update(WORKER)
@@ -86,10 +90,10 @@ def stopping(store: Store, *, worker: str) -> None:
 
 
 def stop(store: Store, *, worker: str) -> None:
-    """Write down that the worker ended cleanly, and that its engine processes did.
+    """Record that the worker ended cleanly, and that its engine processes did.
 
-    What it still holds goes back to the queue: it could not be released earlier, and nobody looks after the chunks
-    of a worker that stopped.
+    What it still holds goes back to the queue: it could not be released earlier, and no worker looks for the chunks
+    of one that stopped.
     """
 
     def work(connection: Connection) -> None:
@@ -97,7 +101,7 @@ def stop(store: Store, *, worker: str) -> None:
         connection.execute(
             update(CHUNK)
             .where(RUNNING, CHUNK.c.worker == worker)
-            .values(state=ChunkState.READY, worker=None, losses=0)
+            .values(state=ChunkState.READY, worker=None, worker_crashes=0)
         )
         connection.execute(
             update(WORKER).where(WORKER.c.id == worker, LIVE).values(stopped_at=datetime.now(UTC))
@@ -159,7 +163,6 @@ def record_processes(store: Store, *, worker: str, processes: Sequence[EnginePro
                     {
                         "worker": worker,
                         "title": process.title,
-                        "cgroup": process.cgroup,
                         **_columns(process.identity),
                     }
                     for process in processes
@@ -193,12 +196,9 @@ def forget(store: Store, *, processes: Sequence[ProcessIdentity]) -> None:
 
 
 def ledger(store: Store) -> list[EngineProcess]:
-    """Return every engine process that is written down."""
+    """Return every engine process in the ledger."""
     rows = store.read(lambda connection: connection.execute(select(PROCESS)).all())
-    return [
-        EngineProcess(worker=row.worker, identity=_identity(row), title=row.title, cgroup=row.cgroup)
-        for row in rows
-    ]
+    return [EngineProcess(worker=row.worker, identity=_identity(row), title=row.title) for row in rows]
 
 
 def _columns(identity: ProcessIdentity) -> dict[str, Any]:
@@ -226,12 +226,12 @@ def _to_worker(row: Any) -> Worker:
         id=row.id,
         identity=_identity(row),
         engine=row.engine,
-        gpu_uuid=row.gpu_uuid,
-        model=row.model,
+        gpus=tuple(row.gpus or ()),
+        models=tuple(row.models or ()),
         note=row.note,
         requests_per_second=row.requests_per_second,
-        beat=row.beat,
+        heartbeat=row.heartbeat,
         started_at=row.started_at,
-        beat_at=row.beat_at,
+        heartbeat_at=row.heartbeat_at,
         stopped_at=row.stopped_at,
     )

@@ -15,13 +15,13 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, case, func, select, text
 
 from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store
 from vbatch.store.records import OUTCOME
 from vbatch.store.results import pages
-from vbatch.store.tables import CHUNK, REQUEST, RESULT, RESULT_OF_REQUEST, SUCCEEDED
+from vbatch.store.tables import CHUNK, REQUEST, RESULT, RESULT_OF_REQUEST, SUCCEEDED, WAS_CUT_OFF
 
 WRITE_CHUNKS = (
     16  # chunks in one transaction: each costs SQLite three syncs, and no other writer may wait long for it
@@ -52,6 +52,8 @@ class Reused:
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    cut_off: int = 0
 
 
 def take_over(store: Store, *, pk: int, spans: Sequence[Span], earlier: Sequence[int]) -> list[Reused]:
@@ -172,10 +174,14 @@ def _count(connection: Connection, pk: int, span: Span) -> Reused:
             func.count().label("requests"),
             func.coalesce(func.sum(RESULT.c.prompt_tokens), 0).label("prompt_tokens"),
             func.coalesce(func.sum(RESULT.c.completion_tokens), 0).label("completion_tokens"),
+            func.coalesce(func.sum(RESULT.c.cached_tokens), 0).label("cached_tokens"),
+            func.coalesce(func.sum(case((WAS_CUT_OFF, 1), else_=0)), 0).label("cut_off"),
         ).where(RESULT.c.batch == pk, RESULT.c.seq.between(span.first, span.last))
     ).one()
     return Reused(
         requests=counted.requests,
         prompt_tokens=int(counted.prompt_tokens),
         completion_tokens=int(counted.completion_tokens),
+        cached_tokens=int(counted.cached_tokens),
+        cut_off=int(counted.cut_off),
     )

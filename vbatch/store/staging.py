@@ -35,11 +35,11 @@ def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
                 metadata=dict(new.metadata),
                 input_path=new.input_path,
                 input_sha256="",
-                input_bytes=0,
                 output_path=new.output_path,
                 error_path=new.error_path,
                 total=0,
                 submitter=asdict(submitter),
+                host=submitter.host,
                 created_at=new.created_at,
                 expires_at=new.expires_at,
             )

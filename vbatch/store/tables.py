@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
-from vbatch.protocol import BatchStatus
+from vbatch.protocol import CUT_OFF, BatchStatus
 from vbatch.store.database.backends import BACKENDS
 from vbatch.store.records import ChunkState
 
@@ -98,7 +98,11 @@ def _time(*, nullable: bool = True) -> Any:
 
 
 class BatchRow(SQLModel, table=True):
-    """A batch: what ``submit`` was given, and one time for each status it had."""
+    """A batch: what ``submit`` was given, and one time for each status it had.
+
+    ``host`` is the one that writes its files (None of a batch from before that was recorded). ``notify`` is whom to
+    notify of its end. ``input_file`` is the id of the uploaded file that it was made of.
+    """
 
     __tablename__ = "batch"
     __table_args__ = (
@@ -116,7 +120,6 @@ class BatchRow(SQLModel, table=True):
     metadata_: dict[str, str] = Field(sa_column=Column("metadata", JSON(), nullable=False))
     input_path: str | None = Field(default=None, sa_column=_text(nullable=True))
     input_sha256: str = Field(sa_column=_text())
-    input_bytes: int = Field(sa_column=_big())
     output_path: str = Field(sa_column=_text())
     error_path: str = Field(sa_column=_text())
     total: int = Field(sa_column=_big())
@@ -132,6 +135,9 @@ class BatchRow(SQLModel, table=True):
     cancelling_at: datetime | None = Field(default=None, sa_column=_time())
     cancelled_at: datetime | None = Field(default=None, sa_column=_time())
     expires_at: datetime | None = Field(default=None, sa_column=_time())
+    host: str | None = Field(default=None, sa_column=_text(nullable=True))
+    notify: str | None = Field(default=None, sa_column=_text(nullable=True))
+    input_file: str | None = Field(default=None, sa_column=_text(nullable=True))
 
 
 class RequestRow(SQLModel, table=True):
@@ -152,7 +158,7 @@ class ChunkRow(SQLModel, table=True):
     __tablename__ = "chunk"
 
     batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
-    n: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     model: str = Field(sa_column=_text())
     url: str = Field(sa_column=_text())
     priority: int = Field(sa_column=_integer())
@@ -160,8 +166,8 @@ class ChunkRow(SQLModel, table=True):
     last_seq: int = Field(sa_column=_big())
     state: str = Field(sa_column=_text())
     epoch: int = Field(sa_column=_integer(server_default="0"))
-    crashes: int = Field(sa_column=_integer(server_default="0"))
-    losses: int = Field(sa_column=_integer(server_default="0"))
+    engine_crashes: int = Field(sa_column=_integer(server_default="0"))
+    worker_crashes: int = Field(sa_column=_integer(server_default="0"))
     worker: str | None = Field(default=None, sa_column=_text(nullable=True))
     total: int = Field(sa_column=_integer())
     completed: int = Field(sa_column=_integer(server_default="0"))
@@ -171,8 +177,10 @@ class ChunkRow(SQLModel, table=True):
     error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
     error_message: str | None = Field(default=None, sa_column=_words())
     alone: bool = Field(sa_column=Column(Boolean(), nullable=False, server_default=false()))
-    lost_boot: str | None = Field(default=None, sa_column=_text(nullable=True))
-    controls: int = Field(sa_column=_integer(server_default="0"))
+    crash_boot: str | None = Field(default=None, sa_column=_text(nullable=True))
+    comparisons: int = Field(sa_column=_integer(server_default="0"))
+    cut_off: int = Field(sa_column=_integer(server_default="0"))
+    cached_tokens: int = Field(sa_column=_big(server_default="0"))
 
 
 class ResultRow(SQLModel, table=True):
@@ -191,6 +199,8 @@ class ResultRow(SQLModel, table=True):
     prompt_tokens: int = Field(sa_column=_integer())
     completion_tokens: int = Field(sa_column=_integer())
     attempts: int = Field(sa_column=_integer())
+    finish: str | None = Field(default=None, sa_column=_text(nullable=True))
+    cached_tokens: int = Field(sa_column=_integer(server_default="0"))
 
 
 class WorkerRow(SQLModel, table=True):
@@ -205,15 +215,15 @@ class WorkerRow(SQLModel, table=True):
     pid: int = Field(sa_column=_integer())
     start_ticks: int = Field(sa_column=_big())
     engine: str = Field(sa_column=_text())
-    gpu_uuid: str | None = Field(default=None, sa_column=_text(nullable=True))
-    model: str | None = Field(default=None, sa_column=_text(nullable=True))
     note: str | None = Field(default=None, sa_column=_words())
-    beat: int = Field(sa_column=_big())
+    heartbeat: int = Field(sa_column=_big())
     started_at: datetime = Field(sa_column=_time(nullable=False))
-    beat_at: datetime = Field(sa_column=_time(nullable=False))
+    heartbeat_at: datetime = Field(sa_column=_time(nullable=False))
     stopped_at: datetime | None = Field(default=None, sa_column=_time())
     requests_per_second: float | None = Field(default=None, sa_column=Column(Float(), nullable=True))
     stopping_at: datetime | None = Field(default=None, sa_column=_time())
+    gpus: list[str] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
+    models: list[str] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
 
 
 class ProcessRow(SQLModel, table=True):
@@ -228,7 +238,34 @@ class ProcessRow(SQLModel, table=True):
     host: str = Field(sa_column=_text())
     worker: str = Field(sa_column=Column(Text(), nullable=False, index=True))
     title: str = Field(sa_column=Column(AnyText(), nullable=False))
-    cgroup: str | None = Field(default=None, sa_column=_text(nullable=True))
+
+
+class BlockedRow(SQLModel, table=True):
+    """A model that workers of one configuration cannot load, until a person gives what is missing."""
+
+    __tablename__ = "blocked"
+
+    configuration: str = Field(sa_column=Column(Text(), primary_key=True))
+    model: str = Field(sa_column=Column(Text(), primary_key=True))
+    host: str = Field(sa_column=_text())
+    reason: str = Field(sa_column=Column(AnyText(), nullable=False))
+    hint: str | None = Field(default=None, sa_column=_words())
+    since: datetime = Field(sa_column=_time(nullable=False))
+
+
+class FileRow(SQLModel, table=True):
+    """An uploaded or made file. Its content is on disk under its id, ``file-…``."""
+
+    __tablename__ = "file"
+
+    id: str = Field(sa_column=Column(Text(), primary_key=True))
+    filename: str = Field(sa_column=_text())
+    purpose: str = Field(sa_column=_text())
+    bytes: int = Field(sa_column=_big())
+    sha256: str = Field(sa_column=_text())
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    state: str = Field(sa_column=_text())
 
 
 _tables = SQLModel.metadata.tables
@@ -264,14 +301,15 @@ FAILED = or_(
 RESULT_OF_REQUEST = and_(RESULT.c.batch == REQUEST.c.batch, RESULT.c.seq == REQUEST.c.seq)
 REQUEST_WITH_RESULT = REQUEST.outerjoin(RESULT, RESULT_OF_REQUEST)
 UNRECORDED = RESULT.c.seq.is_(None)
+WAS_CUT_OFF = RESULT.c.finish == CUT_OFF
 
 # Workers that did not stop cleanly: they work, or they died.
 LIVE = WORKER.c.stopped_at.is_(None)
 
 
 def same_chunk(row: Any) -> Any:
-    """Return the condition for the chunk of this row or key."""
-    return and_(CHUNK.c.batch == row.batch, CHUNK.c.n == row.n)
+    """Return the condition for the chunk of this row or lease."""
+    return and_(CHUNK.c.batch == row.batch, CHUNK.c.number == row.number)
 
 
 def _partial(name: str, *columns: Any, where: Any) -> None:
@@ -279,7 +317,7 @@ def _partial(name: str, *columns: Any, where: Any) -> None:
 
 
 _partial("ix_batch_unfinished", BATCH.c.pk, where=NOT_FINAL)
-_partial("ix_chunk_ready", CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.n, where=READY)
+_partial("ix_chunk_ready", CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number, where=READY)
 _partial("ix_chunk_running", CHUNK.c.worker, where=RUNNING)
 _partial("ix_chunk_open", CHUNK.c.batch, where=OPEN)
 _partial("ix_worker_live", WORKER.c.id, where=LIVE)

@@ -63,10 +63,12 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
         stack.enter_context(exposed(options, view, pulse, _folders(store, options)))
         store.prepare()
         pulse.turn()
+        gpus: list[str] = []
         if kind.needs_gpu:
             stack.enter_context(gpu_locks.hold(options.state_dir, options.gpu))
             stack.enter_context(_gpu_shown(options, view))
-        worker = registry.register(store, identity=processes.current(), engine=options.engine, gpu_uuid=None)
+            gpus = _gpus(options)
+        worker = registry.register(store, identity=processes.current(), engine=options.engine, gpus=gpus)
         heartbeat = Heartbeat(
             pulse,
             lambda: _beat(store, worker, view.snapshot),
@@ -98,7 +100,17 @@ def _run(store: Store, options: WorkerOptions, view: View, stop: Stop) -> None:
 
 def _beat(store: Store, worker: str, now: Snapshot) -> None:
     pace = now.requests_per_second if now.state == "working" else None
-    registry.beat(store, worker=worker, model=now.model, note=now.note, requests_per_second=pace)
+    models = [now.model] if now.model else []
+    registry.heartbeat(store, worker=worker, models=models, note=now.note, requests_per_second=pace)
+
+
+def _gpus(options: WorkerOptions) -> list[str]:
+    """Return the UUID of the GPU that vLLM computes on; nothing where there is none, or the driver does not say."""
+    if not build.computes_on_gpu():
+        return []
+    report = gpu.probe()
+    number = gpu_locks.index(options.gpu, report)
+    return [card.uuid for card in report.gpus if card.index == number and card.uuid]
 
 
 @contextmanager

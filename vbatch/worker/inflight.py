@@ -12,8 +12,8 @@ from datetime import timedelta
 from itertools import accumulate
 
 from vbatch.engine import Engine, EngineDied, Reply
-from vbatch.protocol import usage_of
-from vbatch.store.records import ChunkKey, Lease, LeaseKey, Outcome, Request, Result
+from vbatch.protocol import facts_of
+from vbatch.store.records import Lease, LeaseKey, Outcome, Request, Result
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
 ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
@@ -32,7 +32,7 @@ class Inflight:
         self._engine = engine
         self._limit = limit
         self._timeout = request_timeout.total_seconds() if request_timeout else None
-        self._leases: dict[ChunkKey, Lease] = {}
+        self._leases: dict[LeaseKey, Lease] = {}
         self._pending: deque[tuple[Lease, Request]] = deque()
         self._waiting_alone: deque[Lease] = deque()
         self._running: dict[asyncio.Task[None], tuple[Lease, Request]] = {}
@@ -47,11 +47,6 @@ class Inflight:
     @property
     def leases(self) -> frozenset[LeaseKey]:
         """The leases that are held."""
-        return frozenset(lease.id for lease in self._leases.values())
-
-    @property
-    def held(self) -> frozenset[ChunkKey]:
-        """The chunks that are held."""
         return frozenset(self._leases)
 
     @property
@@ -87,8 +82,7 @@ class Inflight:
         Of a chunk that we lost and have leased again, what still runs under the old lease is aborted.
         """
         for lease in leases:
-            if (earlier := self._leases.get(lease.key)) is not None:
-                self.forget({earlier.id})
+            self.forget({key for key in self._leases if key[:2] == lease.key[:2]})
             if not lease.requests:
                 continue
             self._leases[lease.key] = lease
@@ -103,7 +97,7 @@ class Inflight:
             self._alone = None
         if self._waiting_alone and self._alone is None and self.quiet:
             lease = self._waiting_alone.popleft()
-            self._alone = lease.id
+            self._alone = lease.key
             self._pending.extend((lease, request) for request in lease.requests)
         while self._pending and self._active < self._limit:
             lease, request = self._pending.popleft()
@@ -117,11 +111,11 @@ class Inflight:
         if not leases:
             return
         for gone in leases & self.leases:
-            del self._leases[gone.chunk]
-        self._pending = deque(entry for entry in self._pending if entry[0].id not in leases)
-        self._waiting_alone = deque(lease for lease in self._waiting_alone if lease.id not in leases)
+            del self._leases[gone]
+        self._pending = deque(entry for entry in self._pending if entry[0].key not in leases)
+        self._waiting_alone = deque(lease for lease in self._waiting_alone if lease.key not in leases)
         for task, (lease, _) in list(self._running.items()):
-            if lease.id in leases:
+            if lease.key in leases:
                 task.cancel()
         self.changed.set()
 
@@ -133,7 +127,7 @@ class Inflight:
     def take_answered(self) -> list[Result]:
         """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""
         held = self.leases
-        mine = [result for result in self.answered if (result.key, result.epoch) in held]
+        mine = [result for result in self.answered if result.key in held]
         sizes = accumulate(len(result.outcome.body or b"") for result in mine)
         count = max(1, bisect_right(list(sizes), SAVED_BYTES))
         taken, self.answered = mine[:count], mine[count:]
@@ -143,13 +137,15 @@ class Inflight:
         """Return results whose saving was interrupted."""
         self.answered = results + self.answered
 
-    async def abandon(self) -> dict[ChunkKey, tuple[int, ...]]:
-        """Stop everything that runs and return it: the ``seq`` numbers in the engine, by chunk."""
-        suspects: dict[ChunkKey, list[int]] = {}
+    async def abandon(self) -> dict[LeaseKey, tuple[int, ...]]:
+        """Stop everything that runs and return it: the ``seq`` numbers in the engine, by lease."""
+        suspects: dict[LeaseKey, list[int]] = {}
         held = self.leases
-        for lease, seq in self._lost | {(lease.id, request.seq) for lease, request in self._running.values()}:
+        for lease, seq in self._lost | {
+            (lease.key, request.seq) for lease, request in self._running.values()
+        }:
             if lease in held:
-                suspects.setdefault(lease.chunk, []).append(seq)
+                suspects.setdefault(lease, []).append(seq)
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
@@ -165,7 +161,7 @@ class Inflight:
                 self._record(lease, request, _timed_out(attempt, self._timeout))
                 return
             except EngineDied:
-                self._lost.add((lease.id, request.seq))
+                self._lost.add((lease.key, request.seq))
                 return
             self.unheard = False
             if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
@@ -179,7 +175,7 @@ class Inflight:
                 self._active += 1
 
     def _record(self, lease: Lease, request: Request, outcome: Outcome) -> None:
-        self.answered.append(Result(key=lease.key, epoch=lease.epoch, seq=request.seq, outcome=outcome))
+        self.answered.append(Result(key=lease.key, seq=request.seq, outcome=outcome))
 
     async def _post(self, lease: Lease, request: Request) -> Reply:
         """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
@@ -222,15 +218,17 @@ def _backoff(attempt: int, retry_after: float | None) -> float:
 
 def _outcome(attempt: int, reply: Reply) -> Outcome:
     try:
-        usage = usage_of(reply.body)
+        facts = facts_of(reply.body)
     except ValueError:
         return _not_json(attempt, reply)
     return Outcome(
         status_code=reply.status,
         request_id=reply.request_id,
         body=reply.body,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
+        prompt_tokens=facts.prompt_tokens,
+        completion_tokens=facts.completion_tokens,
+        cached_tokens=facts.cached_tokens,
+        finish=facts.finish,
         attempts=attempt,
     )
 

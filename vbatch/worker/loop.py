@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from vbatch.engine import Blame, Engine, EngineStartFailed, kinds
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.recovery import dead_workers
-from vbatch.store import catalog, deaths, finalization, overview, queue, registry
+from vbatch.store import catalog, crashes, finalization, overview, queue, registry
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
 from vbatch.system import suspend
@@ -180,8 +180,9 @@ class WorkLoop:
         context.view.update(engine_deaths=deaths, deaths_cause=cause, trouble=None)
         note = context.view.snapshot.note
         context.view.update(trouble=note)
+        loaded = [self._model] if self._model else []
         await context.in_store(
-            registry.beat, context.store, worker=context.worker, model=self._model, note=note
+            registry.heartbeat, context.store, worker=context.worker, models=loaded, note=note
         )
 
     async def _load(self, model: str) -> None:
@@ -222,7 +223,7 @@ class WorkLoop:
         """
         context = self._context
         failed = await context.in_store(
-            deaths.fail_model,
+            crashes.fail_model,
             context.store,
             worker=context.worker,
             model=model,

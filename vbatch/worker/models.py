@@ -159,7 +159,6 @@ def _record(context: Context, token: str) -> None:
             worker=context.worker,
             identity=identity,
             title=processes.title(pid),
-            cgroup=processes.cgroup(pid),
         )
         for pid in _carrying(token)
         if (identity := processes.identify(pid)) is not None

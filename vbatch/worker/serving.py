@@ -12,8 +12,8 @@ from enum import Enum, auto
 
 from vbatch.engine import Engine
 from vbatch.errors import Interrupted
-from vbatch.store import deaths, queue
-from vbatch.store.records import CHUNK_REQUESTS, ChunkKey, Lease, Result, Waiting
+from vbatch.store import crashes, queue
+from vbatch.store.records import CHUNK_REQUESTS, Lease, LeaseKey, Result, Waiting
 from vbatch.system import suspend
 from vbatch.worker.background import Background
 from vbatch.worker.context import Context
@@ -90,7 +90,7 @@ class Serving:
             inflight.start()
             if self._save_due():
                 self._save.start()
-            if self._check.ready(ROUND) and inflight.held:
+            if self._check.ready(ROUND) and inflight.leases:
                 self._check.start()
             if self._at_rest and self._exhausted and not self._context.stop.requested:
                 return Ended.NO_WORK
@@ -121,12 +121,12 @@ class Serving:
 
     async def _claim_chunks(self) -> None:
         chunks = math.ceil(self._inflight.wanting / CHUNK_REQUESTS)
-        leases = await self._context.in_store(self._claim_in_store, chunks, self._inflight.held)
+        leases = await self._context.in_store(self._claim_in_store, chunks, self._inflight.leases)
         self._exhausted = not leases
         self._inflight.add(leases)
         self._inflight.changed.set()
 
-    def _claim_in_store(self, chunks: int, held: frozenset[ChunkKey]) -> list[Lease]:
+    def _claim_in_store(self, chunks: int, held: frozenset[LeaseKey]) -> list[Lease]:
         store = self._context.store
         if choose(self._servable(queue.waiting(store)), loaded=self._model) != self._model:
             return []
@@ -142,7 +142,6 @@ class Serving:
         results = self._inflight.take_answered()
         if not results:
             return
-        held = self._inflight.leases
         try:
             flushed = await self._context.in_store(
                 queue.flush, self._context.store, worker=self._context.worker, results=results
@@ -151,12 +150,11 @@ class Serving:
             self._inflight.give_back(results)
             raise
         self.progressed |= any(result.outcome.succeeded for result in results)
-        over = flushed.rejected | flushed.finished_chunks
-        self._inflight.forget({lease for lease in held if lease.chunk in over})
+        self._inflight.forget(flushed.rejected | flushed.finished)
         self._count(results, recorded=flushed.recorded)
         if flushed.rejected:
             log.info("chunks.rejected count=%d", len(flushed.rejected))
-        if flushed.finished_chunks:
+        if flushed.finished:
             self._saved()
 
     def _count(self, results: Sequence[Result], *, recorded: int) -> None:
@@ -174,10 +172,8 @@ class Serving:
 
     async def _check_leases(self) -> None:
         leases = self._inflight.leases
-        ours = await self._context.in_store(
-            queue.still_ours, self._context.store, worker=self._context.worker, leases=leases
-        )
-        lost = {lease for lease in leases if lease.chunk not in ours} & self._inflight.leases
+        ours = await self._context.in_store(queue.held_by, self._context.store, worker=self._context.worker)
+        lost = (leases - ours) & self._inflight.leases
         if lost:
             if not self._save.running:  # else they may just be done
                 log.info("chunks.revoked count=%d", len(lost))
@@ -226,7 +222,7 @@ class Serving:
         await self._settle(crashed=suspects)
         return Ended.DIED
 
-    async def _settle(self, *, crashed: dict[ChunkKey, tuple[int, ...]]) -> None:
+    async def _settle(self, *, crashed: dict[LeaseKey, tuple[int, ...]]) -> None:
         """Bring the store up to date with an engine that runs nothing any more."""
         store, worker = self._context.store, self._context.worker
         await self._claim.finish()
@@ -234,10 +230,14 @@ class Serving:
         try:
             while self._inflight.answered:
                 await self._save_answers()
-            held = self._inflight.held
+            held = self._inflight.leases
             if accused := {key: seqs for key, seqs in crashed.items() if key in held}:
                 await self._context.in_store(
-                    deaths.record_crash, store, worker=worker, suspects_of=accused, cause=self.deaths_cause
+                    crashes.record_engine_crash,
+                    store,
+                    worker=worker,
+                    suspects_of=accused,
+                    cause=self.deaths_cause,
                 )
             if innocent := held - accused.keys():
                 await self._context.in_store(queue.release, store, worker=worker, keys=innocent)

@@ -362,13 +362,13 @@ def test_a_commit_whose_answer_is_lost_is_done_once(moody: Proxy, postgresql_url
     who = worker(store)
     moody.mood = Mood.DROP_COMMIT_ANSWER
     (lease,) = claim(store, who)
-    assert (lease.epoch, len(lease.requests)) == (1, 256)
+    assert (lease.key.epoch, len(lease.requests)) == (1, 256)
     moody.mood = Mood.DROP_COMMIT_ANSWER
     flushed = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:9]))
     assert flushed.rejected == frozenset()
     moody.mood = Mood.DROP_COMMIT_ANSWER
     flushed = queue.flush(store, worker=who, results=answers_to(lease, lease.requests[9:]))
-    assert flushed.finished_chunks == {lease.key}
+    assert flushed.finished == {lease.key}
     assert moody.dropped_commits == 3
     assert count(store, "result") == 256
     store.close()

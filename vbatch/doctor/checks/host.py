@@ -81,7 +81,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 
 def _newest_record(facts: Facts) -> datetime | None:
     try:
-        times = [worker.beat_at for worker in registry.recent(facts.records, limit=5)]
+        times = [worker.heartbeat_at for worker in registry.recent(facts.records, limit=5)]
         times += [batch.created_at for batch in catalog.recent(facts.records, limit=1)]
     except (VbatchError, NothingStored):
         return None

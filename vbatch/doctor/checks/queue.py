@@ -145,9 +145,9 @@ def _stale(facts: Facts) -> Iterator[Finding]:
 def _poisoned(facts: Facts) -> Iterator[Finding]:
     """Look for chunks that crashed engines or workers."""
     troubled = overview.troubled(facts.records)
-    for batch_id, requests, deaths in troubled:
+    for batch_id, requests, crashes in troubled:
         yield POISONED.warn(
-            f"{requests} requests of {batch_id} were running when an engine or a worker crashed, {deaths} times",
+            f"{requests} requests of {batch_id} were running when an engine or a worker crashed, {crashes} times",
             values={"batch": batch_id},
         )
     if not troubled:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vbatch.doctor.findings import Entry, Finding
 from vbatch.errors import ExitCode
+from vbatch.store.database.backends import copies
 from vbatch.store.database.backends.sqlite import examine, in_unsafe_wal_mode, kept_in_wal_mode
 from vbatch.system import disks
 
@@ -128,6 +129,12 @@ def look(path: Path) -> Iterator[Finding]:
             why=f"the file is large: its pages were not all read within {LONGEST_READ.total_seconds():g} s",
             commands=(shlex.join(["sqlite3", str(path), "PRAGMA quick_check"]),),
         )
+
+
+def sound(path: Path) -> Finding:
+    """Report that all is well, and which copies from before migrations are kept."""
+    kept = (f"copy from before a migration: {place}" for place in copies.kept(path))
+    return DURABILITY.ok("a saved result survives a power cut; the file is whole", *kept)
 
 
 def rescue(path: Path) -> str:

@@ -238,7 +238,7 @@ def _state(facts: Facts) -> Iterator[Finding]:
     store = facts.store
     if store.file is not None:
         found = list(sqlite.look(store.file))
-        yield from found or [DURABILITY.ok("a saved result survives a power cut; the file is whole")]
+        yield from found or [sqlite.sound(store.file)]
         return
     seen = overview.server(store)
     if seen.in_recovery or seen.read_only:

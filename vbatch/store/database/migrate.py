@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, DateTime, Engine, inspect, text
 
-from vbatch.errors import StoreMisconfigured
+from vbatch.errors import StoreMisconfigured, StoreUnreachable
 from vbatch.store.database.backends.protocol import Backend
+from vbatch.store.database.faults import Fault
+from vbatch.system import processes
+from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import Liveness
+from vbatch.system.units import UNIT
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +25,14 @@ log = logging.getLogger(__name__)
 REVISIONS = ("0001", "0002", "0003")
 CURRENT = REVISIONS[-1]
 
+FRESH = timedelta(seconds=90)  # since the last heartbeat of a worker that cannot be seen from here: a lease
+
 
 def ensure_current(engine: Engine, backend: Backend) -> None:
     """Migrate if needed. Several processes may call this at once; one migrates, the others wait.
 
-    Raises StoreMisconfigured when the schema is newer than this version of vbatch.
+    Raises StoreMisconfigured when the schema is newer than this version of vbatch, or there is no room for a copy, and
+    StoreUnreachable while a worker of the older version works with it.
     """
     with engine.connect() as connection:
         if _is_current(connection):
@@ -28,6 +40,7 @@ def ensure_current(engine: Engine, backend: Backend) -> None:
     with backend.migration(engine) as connection:
         if _is_current(connection):
             return
+        _refuse_to_disturb(connection)
         backend.back_up()
         _upgrade(connection)
 
@@ -48,6 +61,54 @@ def _is_current(connection: Connection) -> bool:
             fault="schema_newer",
         )
     return found == CURRENT
+
+
+def _refuse_to_disturb(connection: Connection) -> None:
+    """Raise StoreUnreachable while a worker of the older version lives: its statements would fail from now on."""
+    at_work = list(_at_work(connection, revision(connection)))
+    if not at_work:
+        return
+    named = ", ".join(f"process {one.pid} on {one.host.partition('/')[0]}" for one in at_work)
+    raise StoreUnreachable(
+        f"the store has the tables of an older vbatch, and a worker of that version still uses them: {named}",
+        hint=_how_to_restart(at_work[0]),
+        fault=Fault.LOCKED,
+    )
+
+
+def _at_work(connection: Connection, found: str | None) -> Iterator[ProcessIdentity]:
+    """Yield the workers that live, or that may live on another host or in another pid namespace."""
+    if found is None:
+        return
+    heartbeat_at = "beat_at" if found < "0003" else "heartbeat_at"
+    query = text(
+        f"SELECT host, boot_id, pid_namespace, pid, start_ticks, {heartbeat_at} AS heartbeat_at FROM worker"
+        " WHERE stopped_at IS NULL ORDER BY started_at"
+    )
+    for row in connection.execute(query.columns(heartbeat_at=DateTime(timezone=True))).all():
+        *_, heartbeat = row
+        identity = ProcessIdentity(**{name: getattr(row, name) for name in row._fields[:-1]})
+        match processes.liveness(identity):
+            case Liveness.ALIVE:
+                yield identity
+            case Liveness.UNKNOWN if abs(datetime.now(UTC) - _aware(heartbeat)) < FRESH:
+                yield identity
+
+
+def _aware(moment: Any) -> datetime:
+    """Return a time with its zone, which SQLite does not store."""
+    assert isinstance(moment, datetime)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _how_to_restart(worker: ProcessIdentity) -> str:
+    """Return how a person restarts a worker: by its unit, or where it was started by hand."""
+    if processes.liveness(worker) is not Liveness.ALIVE:
+        return f"stop that worker on {worker.host.partition('/')[0]}, update vbatch there, and start it again"
+    group = processes.cgroup(worker.pid) or ""
+    if (unit := re.search(rf"{UNIT}@[^/]+\.service", group)) is None:
+        return "press Ctrl-C in the terminal of that worker, then: vbatch run-worker"
+    return f"{'systemctl --user' if '/user@' in group else 'sudo systemctl'} restart {unit[0]}"
 
 
 def _upgrade(connection: Connection) -> None:

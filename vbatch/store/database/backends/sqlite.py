@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from vbatch.errors import StoreMisconfigured
+from vbatch.store.database.backends import copies
 from vbatch.store.database.backends.protocol import BulkInsert, Row, Write
 from vbatch.store.database.faults import Fault, Transient
 from vbatch.store.database.url import not_understood, parse
@@ -146,16 +147,11 @@ class Sqlite:
             os.close(handle)
 
     def back_up(self) -> None:
-        """Copy the database beside itself, once for each revision that it leaves. An empty one is not worth it."""
-        with closing(sqlite3.connect(f"{self.file.absolute().as_uri()}?mode=ro", uri=True)) as source:
-            if not source.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
-                return
-            (found,) = source.execute("SELECT version_num FROM alembic_version").fetchone()
-            target = self.file.with_name(f"{self.file.name}.before-{found}.bak")
-            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-            with closing(sqlite3.connect(target)) as copy:
-                source.backup(copy)
-        log.info("store.backed_up file=%s", target)
+        """Copy the database beside itself, in place of earlier copies. An empty one is not worth it.
+
+        Raises StoreMisconfigured where there is no room for that.
+        """
+        copies.make(self.file)
 
     @contextmanager
     def bulk_insert(self, engine: Engine, write: Write, table: Table) -> Iterator[BulkInsert]:  # noqa: ARG002

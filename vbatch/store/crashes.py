@@ -1,4 +1,4 @@
-"""Deaths, and what the queue makes of them: a worker's, an engine's, a model's that cannot be loaded.
+"""Crashes, and what the queue makes of them: of a worker, of an engine; and of a model that cannot be loaded.
 
 Every function is one transaction and safe to replay.
 """
@@ -12,24 +12,24 @@ from sqlalchemy import Connection, and_, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
-from vbatch.store.records import ChunkKey, ChunkState
-from vbatch.store.tables import CHUNK, LIVE, READY, RUNNING, WORKER
+from vbatch.store.records import ChunkState, LeaseKey
+from vbatch.store.tables import CHUNK, LIVE, READY, RUNNING, WORKER, same_chunk
 
 
 def reclaim(
-    store: Store, *, worker: str, beat: int | None, vanished: bool = False, together: bool = False
+    store: Store, *, worker: str, heartbeat: int | None, vanished: bool = False, together: bool = False
 ) -> int:
     """Give a dead worker's chunks back and return how many those were.
 
-    ``beat`` is what its beat was when it was found dead: if it has risen since, it lives, and nothing happens.
-    None where its process is proved to be gone. ``vanished`` says that it died on this very boot, ``together`` that
-    others did in the same seconds. See ``vbatch.store.suspects`` for what follows.
+    ``heartbeat`` is what it was when the worker was found dead: if it has risen since, the worker lives, and nothing
+    happens. None where its process is proved to be gone. ``vanished`` says that it died on this very boot, ``together``
+    that others did in the same seconds. See ``vbatch.store.suspects`` for what follows.
     """
 
     def work(connection: Connection) -> int:
         alive = select(WORKER.c.boot_id, WORKER.c.stopping_at).where(WORKER.c.id == worker, LIVE)
-        if beat is not None:
-            alive = alive.where(WORKER.c.beat == beat)
+        if heartbeat is not None:
+            alive = alive.where(WORKER.c.heartbeat == heartbeat)
         dead = connection.execute(alive.with_for_update()).one_or_none()
         if dead is None:
             return 0
@@ -38,8 +38,10 @@ def reclaim(
             select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).with_for_update()
         ).all()
         for row in rows:
-            suspects.lost(connection, row, boot=None if from_outside else dead.boot_id, alone=len(rows) == 1)
-        ended = datetime.now(UTC) if vanished else WORKER.c.beat_at
+            suspects.worker_crashed(
+                connection, row, boot=None if from_outside else dead.boot_id, alone=len(rows) == 1
+            )
+        ended = datetime.now(UTC) if vanished else WORKER.c.heartbeat_at
         connection.execute(update(WORKER).where(WORKER.c.id == worker).values(stopped_at=ended))
         return len(rows)
 
@@ -55,10 +57,10 @@ def at_stake(store: Store, *, workers: Collection[str]) -> frozenset[str]:
     return frozenset(row.worker for row in rows if suspects.would_blame(row))
 
 
-def record_crash(
-    store: Store, *, worker: str, suspects_of: Mapping[ChunkKey, Sequence[int]], cause: str
+def record_engine_crash(
+    store: Store, *, worker: str, suspects_of: Mapping[LeaseKey, Sequence[int]], cause: str
 ) -> None:
-    """Count an engine death on the chunks whose requests were in the engine, and give them back.
+    """Count an engine crash on the chunks whose requests were in the engine, and give them back.
 
     ``suspects_of`` names those requests by their ``seq``. See ``vbatch.store.suspects`` for what follows.
     """
@@ -69,11 +71,11 @@ def record_crash(
         for key in sorted(suspects_of):
             row = connection.execute(
                 select(CHUNK)
-                .where(CHUNK.c.batch == key.batch, CHUNK.c.n == key.n, RUNNING, CHUNK.c.worker == worker)
+                .where(same_chunk(key), RUNNING, CHUNK.c.worker == worker, CHUNK.c.epoch == key.epoch)
                 .with_for_update()
             ).one_or_none()
             if row is not None:
-                suspects.crashed(connection, row, suspects_of[key], cause, alone=alone)
+                suspects.engine_crashed(connection, row, suspects_of[key], cause, alone=alone)
 
     store.write(work)
 
@@ -85,7 +87,7 @@ def fail_model(store: Store, *, worker: str, model: str, code: str, message: str
     """
 
     def work(connection: Connection) -> int | None:
-        elsewhere = select(CHUNK.c.n).where(RUNNING, CHUNK.c.model == model, CHUNK.c.worker != worker)
+        elsewhere = select(CHUNK.c.number).where(RUNNING, CHUNK.c.model == model, CHUNK.c.worker != worker)
         if connection.execute(elsewhere.limit(1)).first() is not None:
             return None
         ready = and_(READY, CHUNK.c.model == model)

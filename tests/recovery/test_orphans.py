@@ -121,7 +121,7 @@ def test_a_row_in_the_store_proves_nothing(store: Store, state_dir: Path, title:
 def test_a_token_that_only_the_title_carries_proves_nothing(
     store: Store, state_dir: Path, fault: str
 ) -> None:
-    """Titles can be set by anyone. Mutants: no ``O_NOFOLLOW``, no ``S_ISREG``, no look at the file's mode."""
+    """Titles can be set by anyone. Mutants: no ``O_NOFOLLOW``, no ``O_NONBLOCK``, no look at the file's mode."""
     with engines.orphan() as innocent:
         engines.in_ledger(store, innocent.identity, worker=engines.dead_identity(), state_dir=state_dir)
         path = state_dir / evidence.FOLDER / engines.TOKEN

@@ -57,7 +57,7 @@ def title_prefix(token: str) -> str:
 def find(state_dir: Path, title: str) -> Evidence | None:
     """Return the evidence for a process with this title; None where there is none that can be trusted.
 
-    A file counts only if nobody but its owner can read or write it (0600), and if it is a file, not a link.
+    A file counts only if its owner alone can read or write it (0600), and if it is no link.
     """
     if (named := _TITLE.match(title)) is None:
         return None
@@ -69,7 +69,7 @@ def find(state_dir: Path, title: str) -> Evidence | None:
         return None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & 0o077:
             return None
         worker = msgspec.json.decode(os.read(handle, 4096), type=ProcessIdentity)
     except (OSError, msgspec.MsgspecError):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from vbatch.service import files
 from vbatch.service.errors import ServiceFailed
 from vbatch.service.plan import LINGER_REMARK, FileState, Plan
 from vbatch.service.unit import render
+from vbatch.system import files
 from vbatch.system.systemd import Systemd, SystemdRefused
 
 READY_LIMIT = timedelta(minutes=2)
@@ -47,14 +47,14 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     systemd = Systemd(plan.scope)
     where = plan.places
     if plan.environment.write:
-        files.write(where.environment, plan.environment.text, mode=0o600)
+        files.replace_text(where.environment, plan.environment.text, mode=0o600)
     refused = _switch_linger_on(systemd, plan) if plan.linger else None
     text, write = plan.unit.text, plan.unit.write
     if plan.linger and refused is None:  # only what was switched on with the unit goes with it
         text = render(replace(plan.unit.spec, remarks=(LINGER_REMARK,)))
         write = write or plan.unit.state is FileState.CURRENT
     if write:
-        files.write(where.unit, text, mode=0o644)
+        files.replace_text(where.unit, text, mode=0o644)
         systemd.systemctl("daemon-reload")
     if plan.surplus:
         stop(systemd, plan.surplus, report=report, limit=plan.drain_limit + READY_LIMIT)
@@ -63,7 +63,7 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     missing = [name for name in plan.instances if name not in enabled]
     if missing:
         systemd.systemctl("enable", *missing)
-        files.sync_folder(where.units / f"{where.target}.wants")
+        files.sync(where.units / f"{where.target}.wants")
     rewritten = plan.environment.write or write
     started: tuple[Started, ...] = ()
     if plan.start:

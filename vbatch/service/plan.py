@@ -15,12 +15,12 @@ from vbatch.errors import UsageError
 from vbatch.service import environment, gpus, installed, mounts, probe, quoting, unit
 from vbatch.service.accounts import Account, account
 from vbatch.service.errors import NotAllowed
-from vbatch.service.files import text_of
 from vbatch.service.installed import Before
 from vbatch.service.unit import UnitSpec
 from vbatch.store import hosting
 from vbatch.store.hosting import Database, Kind
 from vbatch.system import units
+from vbatch.system.files import text_of
 from vbatch.system.systemd import Systemd, require_running
 from vbatch.system.units import TEMPLATE, Places, Scope, instance, places
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service import files
 from vbatch.service.errors import NotAllowed, UnitEdited
-from vbatch.service.files import text_of
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
 from vbatch.system import units
+from vbatch.system.files import text_of
 from vbatch.system.systemd import Systemd, SystemdRefused, require_running
 from vbatch.system.units import Places, Scope, instance, places
 
@@ -83,7 +82,9 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
     except SystemdRefused:
         if scope is Scope.SYSTEM:
             raise  # but the systemd of a user who is not logged in may have ended with the linger
-    files.remove_if_empty(*_folders(where))
+    for folder in _folders(where):
+        with suppress(OSError):  # a person's files are in it, or it is gone
+            folder.rmdir()
     return Uninstalled(
         scope=scope, instances=names, removed=tuple(removed), kept=tuple(kept), lingers=lingers
     )

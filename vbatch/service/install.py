@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from vbatch.service.errors import ServiceFailed
+from vbatch.errors import VbatchError
 from vbatch.service.plan import LINGER_REMARK, FileState, Plan
 from vbatch.service.unit import render
 from vbatch.system import files
@@ -17,6 +17,12 @@ READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)
 
 Report = Callable[[str], None]  # a line of progress for whoever looks on
+
+
+class ServiceFailed(VbatchError):
+    """The service did not become ready."""
+
+    code = "service_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,7 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     """Do what the plan says; a hand-edited unit stays unless the plan writes it.
 
     Raises SystemdRefused, and ServiceFailed when the worker ends instead of becoming ready. A worker that
-    still waits for something after ``limit`` is no failure: it goes on waiting.
+    still waits for something after ``limit`` is no failure: it continues to wait.
     """
     systemd = Systemd(plan.scope)
     where = plan.places

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service.errors import NotAllowed, UnitEdited
+from vbatch.errors import VbatchError
+from vbatch.service.accounts import NotAllowed
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
 from vbatch.system import units
@@ -18,6 +19,12 @@ from vbatch.system.systemd import Systemd, SystemdRefused, require_running
 from vbatch.system.units import Places, Scope, instance, places
 
 STOP_LIMIT = timedelta(hours=1)  # systemd ends a worker at the unit's own stop limit, whatever that is
+
+
+class UnitEdited(VbatchError):
+    """The installed unit was changed by hand."""
+
+    code = "unit_edited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,7 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
     require_running(scope)
     if scope is Scope.SYSTEM and os.geteuid() != 0:
         raise NotAllowed(
-            "the machine's own services are root's to remove",
+            "only root can remove the machine's own services",
             hint=units.scoped_command(scope, "uninstall-service"),
         )
     where = places(scope)

@@ -16,7 +16,7 @@ from vbatch.system.systemd import Systemd, SystemdRefused
 READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)
 
-Report = Callable[[str], None]  # a line of progress for whoever looks on
+Report = Callable[[str], None]  # of one line of progress
 
 
 class ServiceFailed(VbatchError):

@@ -109,7 +109,7 @@ def plan(wish: Wish) -> Plan:
     """Look, render, verify.
 
     Raises NoSystemd, NotAllowed, UsageError, UnitInvalid, and ConfigError for settings that the service
-    would stumble over.
+    could not start with.
     """
     require_running(wish.scope)
     systemd = Systemd(wish.scope)

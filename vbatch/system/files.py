@@ -135,7 +135,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[int]:
     """Hold this file, made where it is missing, for this process alone; yields its descriptor.
 
     The kernel releases it however the process ends. Raises BlockingIOError where another process holds it,
-    unless told to ``wait``.
+    unless it is to ``wait``.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

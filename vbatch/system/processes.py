@@ -112,7 +112,7 @@ def ancestors(pid: int) -> list[int] | None:
 
     The last one may be hidden (/proc mounted with hidepid): it is another user's, and so no worker of this one's.
     """
-    for _ in range(3):  # one that goes while we look has its children taken in by another
+    for _ in range(3):  # one that ends meanwhile has its children taken in by another
         found: list[int] = []
         at = pid
         while (stat := stat_of(at)) is not None and stat.parent:
@@ -231,7 +231,8 @@ def _user_name(uid: int) -> str:
 def _status(pid: int) -> dict[str, str]:
     """Return the fields of /proc/PID/status (proc_pid_status(5)); none when the process is gone or hidden."""
     with suppress(OSError):
-        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+        # A name may hold any character that ends a line for Python; the kernel escapes the one that ends it here.
+        lines = (_PROC / str(pid) / "status").read_bytes().decode(errors="replace").split("\n")
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {}
 

@@ -50,7 +50,7 @@ GOOD = line("first")
         (line(body={"messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": "", "messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": None, "messages": []}), "model_not_found", "give one with -m"),
-        (line("first"), "duplicate_custom_id", "line 1 already"),
+        (line("first"), "duplicate_custom_id", "already used on line 1"),
     ],
 )  # fmt: skip
 def test_a_bad_line(bad: bytes, code: str, words: str) -> None:

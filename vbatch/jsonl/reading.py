@@ -29,7 +29,8 @@ class LineReader:
     """Iterates over ``(number, line)``: 1-based, without white space around it, blank lines left out.
 
     ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end; ``on_read`` is
-    called with the size so far after each block; ``cut_off`` is the number of a last line that no line break ends, else None.
+    called with the size so far after each block; ``cut_off`` is the number of a last line that no line break
+    ends, else None.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ from tests.rigs.waiting import until
 from vbatch.recovery import evidence, orphans
 from vbatch.recovery.orphans import Verdict
 from vbatch.store import Store, registry
-from vbatch.system import processes
-from vbatch.system.processes import Ended
+from vbatch.system import descendants, ending, processes
+from vbatch.system.ending import Ended
 
 NOBODY = 65534
 
@@ -195,7 +195,7 @@ def test_a_pid_recycled_in_the_last_moment_is_left_alone(monkeypatch: pytest.Mon
     with engines.orphan() as innocent:
         before = replace(innocent.identity, start_ticks=innocent.identity.start_ticks - 1)
         monkeypatch.setattr(processes, "liveness", lambda _identity: processes.Liveness.ALIVE)
-        assert processes.end(before) is Ended.ALREADY_GONE
+        assert ending.end(before) is Ended.ALREADY_GONE
         assert innocent.alive()
 
 
@@ -236,7 +236,7 @@ def test_another_users_process_is_left_alone(store: Store, state_dir: Path) -> N
 def test_a_process_in_another_pid_namespace_is_left_alone(store: Store, state_dir: Path) -> None:
     """Mutant: no comparison of pid namespaces (``liveness``): the same number is somebody else here."""
     with engines.child("unshare", "--pid", "--fork", "sleep", "600") as outer, engines.orphan() as innocent:
-        (inner,) = processes.descendants(outer.pid, deep=False)
+        (inner,) = descendants.children(outer.pid)
         namespace = Path(f"/proc/{inner}/ns/pid").stat().st_ino
         assert namespace != innocent.identity.pid_namespace
         written_inside = replace(innocent.identity, pid_namespace=namespace)
@@ -349,7 +349,7 @@ def test_one_that_even_sigkill_does_not_end_stays_in_the_ledger(
     store: Store, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits in the kernel. Mutant: no ``Ended.UNKILLABLE``; it would be forgotten, and hold its memory unseen."""
-    monkeypatch.setattr(processes, "_gone_by", lambda _handle, _deadline: False)
+    monkeypatch.setattr(ending, "_gone_by", lambda _handle, _deadline: False)
     with engines.orphan() as engine:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=state_dir)
         assert orphans.end(store, registry.ledger(store), state_dir) == {engine.pid: Ended.UNKILLABLE}
@@ -371,9 +371,9 @@ def test_what_the_kernel_refuses_to_end_stops_nothing_else() -> None:
     """Root without CAP_KILL, as in a container. Mutant: no ``except PermissionError``; the worker died of it."""
     script = (
         "import sys\n"
-        "from vbatch.system import processes\n"
+        "from vbatch.system import ending, processes\n"
         "identities = [processes.identify(int(pid)) for pid in sys.argv[1:]]\n"
-        "print(*processes.end_all(identities).values())\n"
+        "print(*ending.end_all(identities).values())\n"
     )
     without = ["setpriv", "--bounding-set=-kill", sys.executable, "-c", script]
     with (

@@ -20,6 +20,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from vbatch.system import files
+
 KEPT = 20  # logs of earlier engines that stay in the folder
 TAIL = 256 * 1024  # bytes of a log that are read to find a cause
 
@@ -134,6 +136,5 @@ def _prune(folder: Path) -> None:
     """Remove the oldest logs that no engine writes any more; another worker may be doing the same."""
     logs = sorted(folder.glob("engine-*.log"))
     for path in logs[: max(0, len(logs) - KEPT)]:
-        with contextlib.suppress(OSError), path.open("rb") as file:  # locked, gone, or not ours
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's
+            files.remove_unless_locked(path)

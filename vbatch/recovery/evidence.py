@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 FOLDER = "engines"  # in the state folder
 _TITLE = re.compile(r"vbatch-([0-9a-f]{16})::")

@@ -93,7 +93,7 @@ def test_no_gpu_memory_is_needed_where_nothing_computes_on_it(
     """As ``memory_check.require``. Mutant: no look at ``needs_gpu``."""
     driver.has(leak=14 * GIB)
     monkeypatch.setenv("VBATCH_ENGINE", "echo" if engine == "echo" else "vllm")
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: engine == "echo")
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: engine == "echo")
     assert found()["gpu.memory"].level is Level.INFO
     demanded = examine(CHECKS, Facts(settings=config.load(), min_free_gb=12), Conduct()).findings
     assert [one.level for one in demanded if one.id == "gpu.memory"] == [Level.FAIL]

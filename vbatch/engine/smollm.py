@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vbatch.engine import build
+from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
 
 NAME = "SmolLM2-135M-Instruct"
@@ -37,7 +37,7 @@ NEEDED = ("torch", "transformers", "gguf", "accelerate")
 
 def flags() -> tuple[str, ...]:
     """Return the engine arguments for two cores beside other programs: no compilation, little memory."""
-    dtype = ("--dtype", "float32") if build.emulates_bfloat16() else ()
+    dtype = ("--dtype", "float32") if installed.emulates_bfloat16() else ()
     return ("--max-model-len", "2048", "--gpu-memory-utilization", "0.3", "--enforce-eager", *dtype)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch import gpu as nvml
-from vbatch.engine import Blame, EngineStartFailed, build
+from vbatch.engine import Blame, EngineStartFailed, installed
 from vbatch.gpu import Gpu, Trouble, needs
 from vbatch.gpu_memory import holders as gpu_holders
 from vbatch.gpu_memory import locks
@@ -98,7 +98,7 @@ def require(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[st
     Does nothing where vLLM does not compute on a GPU, or only vLLM knows how much it will take. Raises
     EngineStartFailed: with ``transient`` where memory may still be given back.
     """
-    if not build.computes_on_gpu():
+    if not installed.computes_on_gpu():
         return
     report = nvml.probe()
     if report.trouble is not None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vbatch import gpu as nvml
-from vbatch.engine import build
+from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
 from vbatch.gpu import GpuReport
 
@@ -46,7 +46,7 @@ def hold(state_dir: Path, gpu: int | None) -> Iterator[None]:
 
     Raises EngineUnavailable where another worker has it. Does nothing where vLLM does not compute on a GPU.
     """
-    if not build.computes_on_gpu():
+    if not installed.computes_on_gpu():
         yield
         return
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

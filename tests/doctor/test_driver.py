@@ -50,7 +50,7 @@ def found() -> dict[str, Finding]:
         ("err 15", "gpu.lost", "is lost"),
         ("err 16", "gpu.reset", "must be reset"),
         ("err 4", "gpu.permission", "may not use"),
-        ("err 999", "gpu.crashed", "driver says"),
+        ("err 999", "gpu.crashed", "driver reports"),
         ("segfault", "gpu.crashed", "SIGSEGV"),
     ],
 )

@@ -56,7 +56,7 @@ def test_nothing_is_guarded_that_no_worker_started() -> None:
         worker.kill()
         worker.wait()
         with pytest.raises(TimeoutError):
-            until(lambda: not descendants.alive(below), silence=guard.ROUND + guard.GRACE + 1)
+            until(lambda: not descendants.alive(below), silence=guard.CHECK_INTERVAL + guard.GRACE + 1)
 
 
 def test_the_guard_imports_the_standard_library_only() -> None:

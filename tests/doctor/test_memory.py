@@ -158,9 +158,9 @@ def test_only_who_is_in_the_way_is_proposed(used: list[int | None], proposed: li
     card = gpu.Gpu(
         index=0, uuid="u", name="n", total=16 * GIB, free=2 * GIB, used=14 * GIB, memory_known=True
     )
-    room = memory_check.MemoryCheck(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), ghost=0)
+    check = memory_check.MemoryCheck(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), unlisted=0)
     expected = tuple(f"kill {number}" for number in proposed)
-    assert room.remedies == (expected or ("nvidia-smi",))
+    assert check.remedies == (expected or ("nvidia-smi",))
 
 
 @pytest.mark.parametrize(

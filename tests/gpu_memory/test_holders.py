@@ -14,6 +14,7 @@ from vbatch.recovery.orphans import Suspect, Verdict
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
 from vbatch.system.processes import Description
+from vbatch.text import MIB
 
 
 def card(*listed: Listed, used: int = 0) -> Gpu:
@@ -166,13 +167,13 @@ def test_the_biggest_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "ghost"),
+    ("gpu", "unlisted"),
     [
         (card(compute(1, 2 * GIB), used=14 * GIB), 12 * GIB),
-        (card(compute(1, 2 * GIB), used=2 * GIB + (200 << 20)), 0),  # the driver's own, and contexts
+        (card(compute(1, 2 * GIB), used=2 * GIB + 200 * MIB), 0),  # the driver's own, and contexts
         (card(compute(1, None), used=14 * GIB), 0),  # it does not say how much: nothing can be told
         (card(), 0),
     ],
 )
-def test_memory_that_nobody_holds(gpu: Gpu, ghost: int) -> None:
-    assert holders.ghost(gpu) == ghost
+def test_memory_that_no_listed_process_holds(gpu: Gpu, unlisted: int) -> None:
+    assert holders.unlisted(gpu) == unlisted

@@ -1,4 +1,4 @@
-"""No engine process outlives its worker, and no signal of the worker's group reaches it."""
+"""An engine process ends with its worker, and no signal of the worker's group reaches it."""
 
 from __future__ import annotations
 

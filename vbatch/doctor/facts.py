@@ -86,7 +86,7 @@ class Facts:
 
     @cached_property
     def suspects(self) -> Sequence[orphans.Suspect] | None:
-        """The engine processes of the ledger that live, judged by the kill rules; None where it cannot be read."""
+        """The processes of the ledger that still run, each with its verdict; None if the ledger cannot be read."""
         try:
             return orphans.suspects(self.records, self.settings.state_dir)
         except (VbatchError, OtherTables):

@@ -72,7 +72,7 @@ def test_a_body_that_is_no_json_gets_an_error_object(loaded: Loaded) -> None:
 
 
 def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
-    """Mutant: without ``http.disconnect`` the sequence runs on, to 1,500 tokens for nobody."""
+    """Mutant: without ``http.disconnect`` the sequence continues to 1,500 tokens that no request gets."""
     engine = loaded.engine
 
     async def scenario() -> tuple[int, int]:
@@ -84,7 +84,7 @@ def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
         await asyncio.sleep(0.5)
         stopped_at = engine.progress
         await asyncio.sleep(1)
-        return engine.unfinished, engine.progress - stopped_at
+        return engine._llm.get_num_unfinished_requests(), engine.progress - stopped_at
 
     unfinished, steps = loaded.run(scenario())
 

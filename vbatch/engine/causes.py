@@ -42,17 +42,17 @@ def of_failed_start(log: str, *, model: str, path: str) -> Cause:
     for known in KNOWN:
         if (match := known.pattern.search(text)) is not None:
             words = {key: value for key, value in match.groupdict().items() if value is not None}
-            return _filled(known, words | {"model": model, "path": path})
+            return _fill_in(known, words | {"model": model, "path": path})
     if (match := _SIGNAL.search(text)) is not None:
         number = int(match[1])
         # SIGKILL most often comes from the kernel's out-of-memory killer.
-        return Cause(line=f"{_end(-number)} as it started", transient=number == signal.SIGKILL)
+        return Cause(line=f"{_how_it_ended(-number)} as it started", transient=number == signal.SIGKILL)
     return Cause(line=_last_exception(complaints) or "vLLM did not say why it did not start")
 
 
 def of_death(exit_codes: Sequence[int | None], log: str) -> str:
     """Return in one line why an engine died: how its first process ended, and its last exception."""
-    ends = [_end(code) for code in exit_codes if code]
+    ends = [_how_it_ended(code) for code in exit_codes if code]
     words = _last_exception(_complaints(log))
     return ": ".join(filter(None, [*ends[:1], words])) or "the engine stopped"
 
@@ -66,7 +66,7 @@ def out_of_memory_kills() -> int:
     return 0
 
 
-def _filled(known: KnownCause, words: dict[str, str]) -> Cause:
+def _fill_in(known: KnownCause, words: dict[str, str]) -> Cause:
     if "free" in words and (share := int(100 * float(words["free"]) / float(words["total"])) - 1) >= 20:
         words["fitting"] = f"{share / 100:.2f}"
     hint = None
@@ -82,7 +82,7 @@ def _filled(known: KnownCause, words: dict[str, str]) -> Cause:
     )
 
 
-def _end(code: int) -> str:
+def _how_it_ended(code: int) -> str:
     if code > 0:
         return f"the engine process exited with status {code}"
     known = -code in set(signal.valid_signals())

@@ -61,7 +61,7 @@ def prepare(cache: Path, *, report: Callable[[str], None] = lambda _text: None) 
         report(f"converting {NAME}")
         made = Path(scratch) / "model"
         _convert_in_child(gguf, made)
-        _put(made, folder)
+        _move_into_place(made, folder)
     return folder
 
 
@@ -137,7 +137,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _put(made: Path, folder: Path) -> None:
+def _move_into_place(made: Path, folder: Path) -> None:
     """Move a finished folder to its place, safe from a power cut; another process may have done it first."""
     for path in [*made.iterdir(), made]:
         _sync(path)

@@ -112,11 +112,6 @@ class VllmEngine:
         """How many steps of the engine have produced tokens."""
         return self._steps()
 
-    @property
-    def unfinished(self) -> int:
-        """How many sequences the engine has been given and not yet finished or aborted."""
-        return int(self._llm.get_num_unfinished_requests())
-
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied.
 

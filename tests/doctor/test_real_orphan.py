@@ -20,7 +20,7 @@ from vbatch.system.processes import ProcessIdentity
 # Python runs this at each start: the guard arms itself as ever, but never acts.
 _WITHOUT_THE_GUARDS_END = """
 import vbatch.engine.guard
-vbatch.engine.guard._outlive_never = lambda parent: None
+vbatch.engine.guard._end_with = lambda parent: None
 """
 
 GIB = 1 << 30

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.rigs import engines
 from vbatch.system import processes
 
 
@@ -62,3 +64,33 @@ def test_of_one_that_is_gone_there_is_nothing_to_see() -> None:
     assert processes.owner(child.pid) is None
     assert processes.age(child.pid) is None
     assert (processes.title(child.pid), processes.resident_memory(child.pid)) == ("", 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a pid namespace")
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_container_is_known_by_its_pid_namespace(inside: bool) -> None:
+    """Mutant: ``among_all`` that is always true; NVML's host pids would name innocents there."""
+    asked = [sys.executable, "-c", "from vbatch.system import processes; print(processes.among_all())"]
+    command = ["unshare", "--pid", "--fork", "--mount-proc", *asked] if inside else asked
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not inside)
+
+
+def test_those_above() -> None:
+    above = processes.ancestors(os.getpid())
+    assert above is not None
+    assert above[:1] == [pid for pid in [os.getppid()] if pid]
+    assert (
+        psutil.Process(above[-1] if above else os.getpid()).ppid() == 0
+    )  # of init, or of who came in from outside
+    assert processes.ancestors(engines.dead_identity().pid) is None
+
+
+@pytest.mark.parametrize(("line", "condemned"), [("ShdPnd:\t0000000000000100", True), ("ShdPnd:\t0", False)])
+def test_a_process_that_was_killed_and_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, condemned: bool
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text(f"Name:\tpython\n{line}\n")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert processes.is_condemned(7) is condemned

@@ -33,7 +33,7 @@ def demo() -> int:
     """Run the demo and return the exit code: 0 when everything was answered but the one wrong request."""
     output = Output()
     settings = load_settings(output, engine="vllm")
-    model = smollm.prepare(settings.cache_dir, tell=output.note)
+    model = smollm.prepare(settings.cache_dir, report=output.note)
     for name, value in smollm.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = _fresh_folder(settings.cache_dir / "demo")

@@ -1,1 +1,1 @@
-"""What dead workers left: their chunks, and the engine processes that vbatch can prove to be its own."""
+"""Recover from dead workers: return their chunks to the queue, and end the engine processes that they left behind."""

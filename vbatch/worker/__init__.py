@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vbatch import gpu
-from vbatch.engine import build, vllm
+from vbatch.engine import installed, vllm
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
 from vbatch.gpu_memory import locks as gpu_locks
@@ -104,7 +104,7 @@ def _beat(store: Store, worker: str, now: Snapshot) -> None:
 @contextmanager
 def _gpu_shown(options: WorkerOptions, view: View) -> Iterator[None]:
     """Show the GPU's state beside the worker's, where vLLM computes on one."""
-    if not build.computes_on_gpu():
+    if not installed.computes_on_gpu():
         yield
         return
     with gpu.watched(

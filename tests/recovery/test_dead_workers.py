@@ -19,7 +19,7 @@ from vbatch.system import ending, processes
 
 
 class Clock:
-    """Monotonic time that passes when it is told to."""
+    """Monotonic time that passes when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -63,7 +63,7 @@ def test_a_beat_that_rises_begins_a_new_lease(clock: Clock, other: Worker) -> No
 
 
 def test_who_could_not_look_for_a_while_begins_anew(clock: Clock, other: Worker) -> None:
-    """The store was away for an hour: nobody could beat. Mutant: Watch without ``last``."""
+    """The store was unreachable for an hour: no worker could beat. Mutant: Watch without ``last``."""
     watch = dead_workers.Watch(timedelta(seconds=90))
     looks(watch, clock, other, seconds=20)
     clock.now += 3600
@@ -118,7 +118,7 @@ def test_one_that_dies_a_moment_later_is_seen(store: Store, accused: str) -> Non
 
 
 def test_a_signal_to_another_worker_in_those_seconds_acquits(store: Store, accused: str) -> None:
-    """Somebody ends them all; one had no time to obey. Mutant: no look for signals before a request is blamed."""
+    """A person ends them all; one had no time to obey. Mutant: no look for signals before a request is blamed."""
     with engines.child() as process:
         registry.stopping(store, worker=worker(store, identity=process.identity))
         dead_workers.release_chunks(store)

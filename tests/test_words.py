@@ -45,8 +45,6 @@ NOT_YET = frozenset(
     {
         "CHANGELOG.md",
         "vbatch/cli/output.py",
-        "vbatch/config.py",
-        "vbatch/docs/settings.md",
         "vbatch/engine/__init__.py",
         "vbatch/engine/asgi.py",
         "vbatch/engine/capture.py",
@@ -63,7 +61,6 @@ NOT_YET = frozenset(
         "vbatch/jsonl/reading.py",
         "vbatch/jsonl/validation.py",
         "vbatch/jsonl/writing.py",
-        "vbatch/logs.py",
         "vbatch/recovery/dead_workers.py",
         "vbatch/recovery/evidence.py",
         "vbatch/recovery/orphans.py",
@@ -77,17 +74,6 @@ NOT_YET = frozenset(
         "vbatch/system/disks.py",
         "vbatch/system/identity.py",
         "vbatch/system/processes.py",
-        "vbatch/worker/background.py",
-        "vbatch/worker/context.py",
-        "vbatch/worker/figures.py",
-        "vbatch/worker/inflight.py",
-        "vbatch/worker/loop.py",
-        "vbatch/worker/metrics.py",
-        "vbatch/worker/notify.py",
-        "vbatch/worker/options.py",
-        "vbatch/worker/pulse.py",
-        "vbatch/worker/serving.py",
-        "vbatch/worker/unloadable.py",
     }
 )
 

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a worker: its figures and vLLM's own on ``/metrics``, its pulse on ``/health``.
+"""What Prometheus sees of a worker: its figures and vLLM's own on ``/metrics``, its health on ``/health``.
 
 Served from a thread of its own, on the loopback interface: a worker whose loop hangs still answers, and says
 so. Nothing is counted here; each scrape asks the worker for its figures.
@@ -49,7 +49,7 @@ class Figures:
     prompt_tokens: int
     completion_tokens: int
     engine_loads: int
-    engine_deaths: int
+    engine_crashes: int
     outages: int
     outage_seconds: float
     progress_age_seconds: float
@@ -107,7 +107,7 @@ class _WorkerCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of ours."""
+        """Yield every metric of vbatch's own."""
         now = self._figures()
         yield InfoMetricFamily("vbatch_worker", "Version, kind of state, model.", value=_labels(now))
         yield _gauge("vbatch_up", "1 while the worker makes progress or has nothing to do.", int(now.healthy))
@@ -131,7 +131,7 @@ class _WorkerCollector(Collector):
             {"prompt": now.prompt_tokens, "completion": now.completion_tokens},
         )
         yield _counter("vbatch_engine_loads", "Models loaded.", now.engine_loads)
-        yield _counter("vbatch_engine_deaths", "Engines that died under requests.", now.engine_deaths)
+        yield _counter("vbatch_engine_deaths", "Engines that crashed under requests.", now.engine_crashes)
         yield _counter("vbatch_store_outages", "Times that the store was out of reach.", now.outages)
         yield _gauge(
             "vbatch_store_outage_seconds", "How long the store has been out of reach.", now.outage_seconds

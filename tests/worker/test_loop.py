@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -150,6 +152,32 @@ def test_a_fault_that_is_not_known_to_be_a_models_fails_no_request(
     code = ExitCode.MISCONFIGURED if blame is Blame.FLAGS else ExitCode.ENGINE_UNAVAILABLE
     assert failure.value.exit_code is code
     assert [counts(store, pk) for pk in pks] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("blame", list(Blame))
+def test_a_failed_load_shows_where_the_engines_log_is(
+    context: Context,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    blame: Blame,
+) -> None:
+    """Mutant: the cause alone, in any event or in the error that ends the worker."""
+    path = "/logs/engine-bad.log"
+
+    async def load(load: Load) -> Engine:
+        raise EngineStartFailed("it is wrong", transient=False, blame=blame, log=path)
+
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
+    batch_of(context.store, tmp_path, "bad")
+    ended = nullcontext() if blame is Blame.MODEL else pytest.raises(VbatchError, match=path)
+    with caplog.at_level(logging.WARNING, logger="vbatch"), ended:
+        work(context)
+    events = [line for record in caplog.records if "cause=" in (line := record.getMessage())]
+    assert events[0].startswith("engine.start_failed")
+    assert [line for line in events if path not in line] == []
+    if blame is Blame.MODEL:
+        assert path in (context.view.snapshot.trouble or "")
 
 
 @pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])

@@ -94,8 +94,8 @@ class Heartbeat:
                     self._report()
                 except Interrupted:  # a stop ends the waiting for a store that is unreachable
                     return
-                except Exception:
-                    log.exception("worker.heartbeat_failed")
+                except Exception as error:
+                    log.exception("worker.heartbeat_failed error=%s", error)
             else:
                 log.error("worker.hung silent_seconds=%.0f", self._watchdog.silent_seconds)
 

@@ -25,7 +25,7 @@ class Inflight:
     """Keeps the engine busy with up to ``limit`` requests and collects their results.
 
     There is no barrier between chunks: the next request starts when any one ends. The exception is a lease that
-    the store wants to run alone (``vbatch.store.suspects``), so that a further crash says something about it.
+    the store wants to run alone (``vbatch.store.suspects``), so that a further crash is evidence against it.
     """
 
     def __init__(self, engine: Engine, *, limit: int, request_timeout: timedelta | None) -> None:

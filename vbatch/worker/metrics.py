@@ -1,7 +1,7 @@
 """What Prometheus sees of a worker: its figures and vLLM's own on ``/metrics``, its health on ``/health``.
 
-Served from a thread of its own, on the loopback interface: a worker whose loop hangs still answers, and says
-so. Nothing is counted here; each scrape asks the worker for its figures.
+Served from a thread of its own, on the loopback interface: a worker whose loop hangs still answers, and
+reports it. Nothing is counted here; each scrape asks the worker for its figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 class Figures:
     """A worker at one moment. Counts are since its start, except those of the queue; sizes are bytes.
 
-    ``outage_seconds`` is how long the store has been out of reach, 0 while it answers. ``healthy`` is false
+    ``outage_seconds`` is how long the store has been unreachable, 0 while it answers. ``healthy`` is false
     for a worker that hangs; waiting for the store or for work is healthy. What cannot be known is None or
     left out.
     """
@@ -132,9 +132,9 @@ class _WorkerCollector(Collector):
         )
         yield _counter("vbatch_engine_loads", "Models loaded.", now.engine_loads)
         yield _counter("vbatch_engine_deaths", "Engines that crashed under requests.", now.engine_crashes)
-        yield _counter("vbatch_store_outages", "Times that the store was out of reach.", now.outages)
+        yield _counter("vbatch_store_outages", "Times that the store was unreachable.", now.outages)
         yield _gauge(
-            "vbatch_store_outage_seconds", "How long the store has been out of reach.", now.outage_seconds
+            "vbatch_store_outage_seconds", "How long the store has been unreachable.", now.outage_seconds
         )
         yield _gauge(
             "vbatch_progress_age_seconds", "Time since a result was recorded.", now.progress_age_seconds

@@ -78,7 +78,7 @@ class Finalizer:
                 self._pauses[batch.pk] = (min(pause * 2, LONGEST_PAUSE), now + pause)
                 log.error("batch.output_refused batch=%s error=%s retry_seconds=%.0f", batch.id, error, pause)
                 context.view.update(
-                    trouble=f"cannot write the output of {batch.id}: {error}; it is tried again and again "
+                    trouble=f"cannot write the output of {batch.id}: {error}; vbatch keeps trying "
                     f"(vbatch results {batch.id} -o FILE writes it elsewhere)"
                 )
                 continue

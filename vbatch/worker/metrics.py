@@ -142,7 +142,7 @@ class _WorkerCollector(Collector):
         if now.gpu_memory_used is not None and now.gpu_memory_total is not None:
             sizes = {"used": now.gpu_memory_used, "total": now.gpu_memory_total}
             yield _gauges("vbatch_gpu_memory_bytes", "Memory of the worker's GPU.", "kind", sizes)
-        yield _gauges("vbatch_disk_free_bytes", "Room where the worker writes.", "place", now.disk_free)
+        yield _gauges("vbatch_disk_free_bytes", "Free space where the worker writes.", "place", now.disk_free)
 
 
 # The words that a worker's state begins with; what follows may be any model's name, which would make a

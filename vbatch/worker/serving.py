@@ -221,10 +221,8 @@ class Serving:
         self.crash_cause = cause
         suspects = await self._inflight.abandon()
         if suspend.since_boot() - self._slept_before > suspend.NAP:
-            log.warning(
-                "machine.slept accused=0"
-            )  # a driver that does not survive a suspend is no request's fault
-            suspects = {}
+            log.warning("machine.slept accused=0")
+            suspects = {}  # the driver did not survive the suspend: no request is the cause
         await self._settle(crashed=suspects)
         return Ended.CRASHED
 

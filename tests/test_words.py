@@ -44,22 +44,9 @@ PHRASES = re.compile(
 NOT_YET = frozenset(
     {
         "vbatch/cli/output.py",
-        "vbatch/config.py",
-        "vbatch/docs/settings.md",
         "vbatch/store/queue.py",
         "vbatch/store/registry.py",
         "vbatch/store/suspects.py",
-        "vbatch/worker/background.py",
-        "vbatch/worker/context.py",
-        "vbatch/worker/figures.py",
-        "vbatch/worker/inflight.py",
-        "vbatch/worker/loop.py",
-        "vbatch/worker/metrics.py",
-        "vbatch/worker/notify.py",
-        "vbatch/worker/options.py",
-        "vbatch/worker/pulse.py",
-        "vbatch/worker/serving.py",
-        "vbatch/worker/unloadable.py",
     }
 )
 

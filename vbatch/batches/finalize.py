@@ -10,8 +10,8 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
+from vbatch import recovery
 from vbatch.batches.results import output_line, succeeded
-from vbatch.batches.workers import live_workers
 from vbatch.errors import VbatchError
 from vbatch.store import Store, catalog, finalization, results
 from vbatch.store.records import Batch
@@ -45,7 +45,7 @@ def finalize_here(store: Store, batch: Batch) -> Batch:
 
     Raises OSError when the disk refuses.
     """
-    if live_workers(store):
+    if recovery.alive(store):
         return batch
     return finalize(store, batch, by=_this_command()) or catalog.by_pk(store, pk=batch.pk)
 

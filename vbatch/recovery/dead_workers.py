@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from vbatch import recovery
 from vbatch.recovery import orphans
 from vbatch.store import Store, deaths, registry, staging
 from vbatch.store.records import Worker
@@ -61,17 +62,12 @@ def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     """
     orphans.clear(store, state_dir)
     chunks = release_chunks(store)
-    for worker in registry.live(store):
+    for worker in recovery.alive(store):
         if worker.id != me and watch.lapsed(worker):
             reclaimed = deaths.reclaim(store, worker=worker.id, beat=worker.beat)
             log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
             chunks += reclaimed
     return chunks
-
-
-def gone(store: Store) -> list[Worker]:
-    """Return the workers that crashed: not stopped in the store, but without a process."""
-    return [worker for worker in registry.live(store) if processes.is_gone(worker.identity)]
 
 
 def release_chunks(store: Store) -> int:
@@ -81,11 +77,11 @@ def release_chunks(store: Store) -> int:
     request is blamed, the workers are checked a second time, and also the signals that others got in those seconds.
     """
     here = processes.current()
-    dead = gone(store)
+    dead = recovery.dead(store)
     at_stake = deaths.at_stake(store, workers=[worker.id for worker in dead])
     if at_stake:
         time.sleep(LOOK_AGAIN.total_seconds())
-        dead = gone(store)
+        dead = recovery.dead(store)
     several = sum(_same_boot(worker, here) for worker in dead) > 1
     chunks = 0
     # First those at stake: a worker that checks at the same time must not find one of them as the only dead one.

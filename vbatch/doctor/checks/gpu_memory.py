@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from vbatch import gpu as nvml
+from vbatch import recovery
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed
 from vbatch.engine.kinds import KINDS
@@ -19,7 +20,7 @@ from vbatch.gpu_memory.check import MemoryCheck
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Verdict
-from vbatch.store import queue, registry
+from vbatch.store import queue
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
 from vbatch.system.ending import Ended
@@ -122,13 +123,11 @@ def _worker_on(facts: Facts, card: Gpu) -> bool:
     """Whether a live worker has this GPU: in a container and on WSL the driver lists no process."""
     pid = gpu_locks.last_worker_pid(facts.settings.state_dir, card.index)
     try:
-        workers = registry.live(facts.records) if pid is not None else ()
+        workers = recovery.alive(facts.records) if pid is not None else ()
     except (VbatchError, NothingStored):
         return False
-    return any(
-        worker.identity.pid == pid and processes.liveness(worker.identity) is Liveness.ALIVE
-        for worker in workers
-    )
+    occupant = processes.identify(pid) if pid is not None else None
+    return any(worker.identity == occupant for worker in workers)
 
 
 def _orphan(facts: Facts, found: Sequence[EngineProcess]) -> Finding:

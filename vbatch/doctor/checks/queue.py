@@ -6,16 +6,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vbatch import recovery
 from vbatch.doctor.checks import service
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair
 from vbatch.engine import kinds
 from vbatch.protocol import BatchStatus
 from vbatch.recovery import dead_workers
-from vbatch.store import catalog, overview, registry
+from vbatch.store import catalog, overview
 from vbatch.store.records import Batch
-from vbatch.system import disks, files, processes
-from vbatch.system.processes import Liveness
+from vbatch.system import disks, files
 from vbatch.text import harmless
 
 RECENT = 50  # batches whose files are looked for
@@ -69,11 +69,7 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
     if len(batches) > SHOWN:
         more = f"{len(batches) - SHOWN}{' or more' if len(batches) == RECENT else ''} others"
         yield UNFINISHED.info(f"{more} are not finished either", why="")
-    alive = [
-        worker
-        for worker in registry.live(facts.records)
-        if processes.liveness(worker.identity) is not Liveness.GONE
-    ]
+    alive = recovery.alive(facts.records)
     engines = [worker.engine for worker in alive] + [facts.settings.engine] * facts.of_service
     unserved = [
         backlog.model
@@ -121,7 +117,7 @@ def _progress(batch: Batch) -> str:
 
 def _stale(facts: Facts) -> Iterator[Finding]:
     """Look for chunks of workers whose processes have provably ended."""
-    dead = dead_workers.gone(facts.records)
+    dead = recovery.dead(facts.records)
     chunks = overview.running(facts.records, workers=[worker.id for worker in dead])
     if not chunks:
         yield STALE.ok("no chunk is leased to a dead worker")

@@ -44,6 +44,17 @@ def test_models(file: Path) -> None:
     assert settings.defaults.args == ("--x",)
     assert settings.models["org/name"].args == ("--y", "1")
     assert settings.models["org/name"].path == "~/m"
+    assert settings.engine_args("org/name") == ("--x", "--y", "1")
+    assert settings.engine_args("another") == ("--x",)
+
+
+def test_a_models_files_are_where_it_says_in_the_cache_or_in_the_hub(file: Path, tmp_path: Path) -> None:
+    """Mutants: a cached model is downloaded again; a ``~`` is taken for a folder's name."""
+    file.write_text('[models."mine"]\npath = "~/mine"\n')
+    settings = config.load(cache_dir=tmp_path)
+    (tmp_path / "models" / "cached").mkdir(parents=True)
+    paths = [settings.model_path(model) for model in ("mine", "cached", "org/name")]
+    assert paths == [str(Path.home() / "mine"), str(tmp_path / "models" / "cached"), "org/name"]
 
 
 def test_never(file: Path) -> None:

@@ -33,7 +33,7 @@ PREFIX = "VBATCH_"
 SYSTEM_FILE = Path("/etc/vbatch/config.toml")
 FILE_VARIABLE = "VBATCH_CONFIG"
 
-# Variables of ours that are no settings: which file to read, and tracebacks for a bug report.
+# Variables of vbatch that are not settings: which file to read, and tracebacks for a bug report.
 OTHER_VARIABLES = frozenset({FILE_VARIABLE, "VBATCH_DEBUG"})
 
 # Tables of config.toml; a variable could only hold them as JSON, so there is none.
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         timedelta(minutes=15), description="the engine is unloaded after this time without work"
     )
     engine_stall: Duration = Field(
-        timedelta(minutes=10), description="an engine without progress for this time is started anew"
+        timedelta(minutes=10), description="an engine without progress for this time is restarted"
     )
     drain_limit: Duration = Field(
         timedelta(minutes=5), description="at a stop, running requests may take this long to finish"
@@ -146,17 +146,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Say where settings come from, strongest first."""
+        """Return where settings come from, strongest first."""
         return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, _read_file()[1])
 
     @property
     def echo_latency(self) -> timedelta:
-        """``echo_latency_ms`` as a duration; zero is one, too."""
+        """``echo_latency_ms`` as a duration; it may be zero."""
         return timedelta(milliseconds=self.echo_latency_ms)
 
     @property
     def store_url(self) -> str:
-        """The store's URL, password included: for the store alone, never for a person's eyes."""
+        """The store's URL, password included: for the store only, never printed."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{quote(str(self.data_dir / 'vbatch.db'))}"
@@ -241,7 +241,7 @@ def user_file() -> Path:
 
 
 def _describe(detail: ErrorDetails, flags: Collection[str]) -> VbatchError:
-    """Say which source holds the wrong value. The value itself may be a secret: it is left out."""
+    """Name the source of the wrong value. The value itself may be a secret: it is left out."""
     location = [str(part) for part in detail["loc"]]
     name = location[0]
     message = detail["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Logging: one event a line, an event name and then key=value words, nothing a terminal would obey.
+"""Logging: one event per line, an event name and then key=value words, without control characters.
 
 A call such as ``log.info("engine.loaded model=%s", model)`` is the whole interface: the formatter quotes
 the arguments, so that a value with spaces stays one word.
@@ -26,7 +26,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 def configure(level: str, stream: TextIO | None = None) -> None:
     """Send every event of this level or above to ``stream`` (default: stderr).
 
-    Of libraries, warnings and errors alone.
+    Of libraries, only warnings and errors.
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
@@ -63,21 +63,21 @@ class EventFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, always; a traceback is one more quoted word of it."""
-        line = self._prefix(record) + _event(record)
+        line = self._prefix(record) + self.event(record)
         if record.exc_info:
             line += " traceback=" + _word(self.formatException(record.exc_info))
         return line
 
-
-def _event(record: logging.LogRecord) -> str:
-    if record.name.partition(".")[0] != "vbatch":
-        return f"library.event logger={_word(record.name)} message={_word(record.getMessage())}"
-    arguments = record.args
-    if isinstance(arguments, tuple):
-        return str(record.msg) % tuple(_quoted(argument) for argument in arguments)
-    if isinstance(arguments, Mapping):
-        return str(record.msg) % {key: _quoted(argument) for key, argument in arguments.items()}
-    return str(record.msg)
+    def event(self, record: logging.LogRecord) -> str:
+        """Return what the record reports, without prefix and traceback."""
+        if record.name.partition(".")[0] != "vbatch":
+            return f"library.event logger={_word(record.name)} message={_word(record.getMessage())}"
+        arguments = record.args
+        if isinstance(arguments, tuple):
+            return str(record.msg) % tuple(_quoted(argument) for argument in arguments)
+        if isinstance(arguments, Mapping):
+            return str(record.msg) % {key: _quoted(argument) for key, argument in arguments.items()}
+        return str(record.msg)
 
 
 def _quoted(argument: object) -> object:
@@ -91,7 +91,7 @@ def _word(text: str) -> str:
 
 
 def is_journal(stream: TextIO) -> bool:
-    """Say whether this stream goes straight to the journal ($JOURNAL_STREAM, systemd.exec(5))."""
+    """Return whether this stream goes straight to the journal ($JOURNAL_STREAM, systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):

@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from datetime import timedelta
 from pathlib import Path
 
 from tests.rigs.commands import chats
@@ -33,7 +32,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency", type=int, default=50, help="ms that the engine takes for an answer")
     options = parser.parse_args()
-    latency = timedelta(milliseconds=options.latency)
     with tempfile.TemporaryDirectory(prefix="vbatch-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -41,12 +39,14 @@ def main() -> None:
         server.start()
         try:
             for url in (f"sqlite:///{folder / 'vbatch.db'}", server.url()):
-                _compare(url, folder, requests=options.requests, rounds=options.rounds, latency=latency)
+                _compare(
+                    url, folder, requests=options.requests, rounds=options.rounds, latency_ms=options.latency
+                )
         finally:
             server.stop()
 
 
-def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency: timedelta) -> None:
+def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency_ms: int) -> None:
     store = Store(url)
     store.prepare()
     kind = "SQLite" if store.file is not None else "PostgreSQL"
@@ -55,7 +55,7 @@ def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency: tim
         for workers, seen in rates.items():
             work = folder / f"{kind}-{round_}-{workers}"
             work.mkdir()
-            seen.append(_rate(store, work, requests=requests, workers=workers, latency=latency))
+            seen.append(_rate(store, work, requests=requests, workers=workers, latency_ms=latency_ms))
     store.close()
     one, many = (statistics.median(seen) for seen in rates.values())
     print(
@@ -63,10 +63,10 @@ def _compare(url: str, folder: Path, *, requests: int, rounds: int, latency: tim
     )
 
 
-def _rate(store: Store, folder: Path, *, requests: int, workers: int, latency: timedelta) -> float:
+def _rate(store: Store, folder: Path, *, requests: int, workers: int, latency_ms: int) -> float:
     """Return how many requests a second so many workers answer together."""
     batch = queued(store, folder, chats(requests))
-    running = [start_worker(batch.url, folder, echo_latency=latency) for _ in range(workers)]
+    running = [start_worker(batch.url, folder, echo_latency_ms=latency_ms) for _ in range(workers)]
     try:
         until(lambda: batch.batch.counts.completed > 0, pause=0.01)
         began, before = time.monotonic(), batch.batch.counts.completed

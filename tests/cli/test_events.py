@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from vbatch.cli.events import SENTENCES, SentenceFormatter
 
 PACKAGE = Path(vbatch.__file__).parent
 SAMPLES = {"s": "x", "d": 1, "f": 75.0}
-SHOWN = {"info", "warning", "error"}
+SHOWN = {"info", "warning", "error", "exception"}
 
 
 def events() -> Iterator[str]:
@@ -68,6 +69,26 @@ def test_every_event_has_a_sentence(message: str) -> None:
 def test_sentences(message: str, arguments: list[object], sentence: str) -> None:
     """Control characters are harmless; what has no sentence, or lacks a value of it, stays ``event key=value``."""
     assert formatted(message, *arguments) == sentence
+
+
+def test_a_defect_keeps_its_traceback_behind_the_sentence() -> None:
+    """Mutant: the sentence alone, so that nobody can find the defect."""
+    try:
+        raise ZeroDivisionError("by zero")
+    except ZeroDivisionError:
+        record = logging.LogRecord(
+            "vbatch.worker",
+            logging.ERROR,
+            "",
+            0,
+            "worker.heartbeat_failed error=%s",
+            ("by zero",),
+            sys.exc_info(),
+        )
+    line = SentenceFormatter().format(record)
+    assert line.startswith("the store did not record the heartbeat: by zero traceback=")
+    assert "test_events.py" in line
+    assert "\n" not in line
 
 
 def test_a_library_speaks_for_itself() -> None:

@@ -28,7 +28,7 @@ CHECKS = (*driver_checks.CHECKS, *gpu_memory.CHECKS)
 @pytest.fixture(autouse=True)
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a build that computes on a GPU needs its memory."""
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: True)
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def found() -> dict[str, Finding]:
         ("err 15", "gpu.lost", "is lost"),
         ("err 16", "gpu.reset", "must be reset"),
         ("err 4", "gpu.permission", "may not use"),
-        ("err 999", "gpu.crashed", "driver says"),
+        ("err 999", "gpu.crashed", "driver reports"),
         ("segfault", "gpu.crashed", "SIGSEGV"),
     ],
 )
@@ -73,9 +73,9 @@ def test_a_missing_library_is_no_fault_without_a_gpu_build(monkeypatch: pytest.M
     """The other way round it is one. Mutant: not asking which vLLM is installed."""
     missing = gpu.GpuReport(trouble=gpu.Trouble(code="library_missing", message="no library"))
     monkeypatch.setattr(gpu, "probe", lambda: missing)
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: False)
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: False)
     assert found()["gpu.none"].level is Level.SKIP
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: True)
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: True)
     assert found()["gpu.library"].level is Level.FAIL
 
 
@@ -132,5 +132,5 @@ def test_a_driver_that_knows_no_gpu(driver: StandInDriver, monkeypatch: pytest.M
     with pytest.raises(EngineStartFailed) as refused:
         memory_check.require(Store("sqlite:////nowhere"), state_dir=Path(), gpu=None, args=())
     assert refused.value.transient
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: False)
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: False)
     assert found()["gpu.none"].level is Level.SKIP

@@ -22,7 +22,7 @@ from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import locks as gpu_locks
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.store import Store, registry
-from vbatch.system.processes import Ended
+from vbatch.system.ending import Ended
 
 
 def test_memory_that_is_not_told_is_left_to_vllm(driver: StandInDriver) -> None:
@@ -93,7 +93,7 @@ def test_no_gpu_memory_is_needed_where_nothing_computes_on_it(
     """As ``memory_check.require``. Mutant: no look at ``needs_gpu``."""
     driver.has(leak=14 * GIB)
     monkeypatch.setenv("VBATCH_ENGINE", "echo" if engine == "echo" else "vllm")
-    monkeypatch.setattr("vbatch.engine.build.computes_on_gpu", lambda: engine == "echo")
+    monkeypatch.setattr("vbatch.engine.installed.computes_on_gpu", lambda: engine == "echo")
     assert found()["gpu.memory"].level is Level.INFO
     demanded = examine(CHECKS, Facts(settings=config.load(), min_free_gb=12), Conduct()).findings
     assert [one.level for one in demanded if one.id == "gpu.memory"] == [Level.FAIL]
@@ -158,9 +158,9 @@ def test_only_who_is_in_the_way_is_proposed(used: list[int | None], proposed: li
     card = gpu.Gpu(
         index=0, uuid="u", name="n", total=16 * GIB, free=2 * GIB, used=14 * GIB, memory_known=True
     )
-    room = memory_check.MemoryCheck(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), ghost=0)
+    check = memory_check.MemoryCheck(gpu=card, needed=12 * GIB, reason="r", holders=tuple(held), unlisted=0)
     expected = tuple(f"kill {number}" for number in proposed)
-    assert room.remedies == (expected or ("nvidia-smi",))
+    assert check.remedies == (expected or ("nvidia-smi",))
 
 
 @pytest.mark.parametrize(

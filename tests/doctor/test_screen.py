@@ -121,7 +121,7 @@ def test_one_line_a_check_and_the_next_command_last(home: Home, driver: StandInD
     )
     assert lines[-2] == "1 problem"
     assert (
-        lines[-1] == f"next: kill {holder.pid}   # if it is yours to end; it belongs to {getpass.getuser()}"
+        lines[-1] == f"next: kill {holder.pid}   # only if you may end it: it belongs to {getpass.getuser()}"
     )
 
 

@@ -102,7 +102,7 @@ def test_cancelling_hangs_up_and_waits_for_the_handler() -> None:
 
 
 def test_cancelling_ends_a_handler_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "HANG_UP_GRACE", 0.05)
+    monkeypatch.setattr(asgi, "DISCONNECT_GRACE", 0.05)
     ended: list[str] = []
 
     async def app(_scope: Any, _receive: Any, _send: Any) -> None:

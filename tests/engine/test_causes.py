@@ -29,7 +29,7 @@ def test_the_incidents_own_error() -> None:
     cause = of_failed_start(log)
 
     assert cause.line == (
-        "the GPU has 1.2 of 15.57 GiB free, and vLLM is to use 14.01 GiB (gpu_memory_utilization 0.9)"
+        "the GPU has 1.2 of 15.57 GiB free, but vLLM is set to use 14.01 GiB (gpu_memory_utilization 0.9)"
     )
     assert cause.transient
     assert cause.blame is Blame.MACHINE
@@ -54,24 +54,24 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
 
     cause = of_failed_start(log)
 
-    assert cause.line == "6.6 of 8.71 GiB of memory are free, and vLLM's KV cache is to have 400.0 GiB"
+    assert cause.line == "6.6 of 8.71 GiB of memory are free, but vLLM's KV cache is set to take 400.0 GiB"
     assert not cause.transient
 
 
 @pytest.mark.parametrize(
-    ("said", "line", "hint", "going_on"),
+    ("said", "line", "hint", "consequence"),
     [
         (
             "ValueError: Available memory on node 0 (6.8/9.46 GiB) on startup is less than desired CPU memory "
             "utilization (0.99, 9.37 GiB). On the CPU backend, the `--gpu-memory-utilization` flag controls",
-            "6.8 of 9.46 GiB of memory are free, and vLLM is to use 9.37 GiB",
+            "6.8 of 9.46 GiB of memory are free, but vLLM is set to use 9.37 GiB",
             "--gpu-memory-utilization 0.70",
             "transient machine",
         ),
         (
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity "
             "of 15.57 GiB of which 1.01 GiB is free.",
-            "the GPU ran out of memory (another 2.00 GiB were needed)",
+            "the GPU ran out of memory (it needed another 2.00 GiB)",
             "vbatch doctor",
             "transient model",
         ),
@@ -101,7 +101,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
             "  Value error, User-specified max_model_len (100000) is greater than the derived max_model_len "
             "(max_position_embeddings=8192.0 or model_max_length=None in model's config.json). [type=value_error]",
-            "--max-model-len 100000 is more than the 8192 tokens that the model was made for",
+            "--max-model-len 100000 is more than the 8192 tokens that the model supports",
             "vbatch run-worker -- --max-model-len 8192",
             "model",
         ),
@@ -121,7 +121,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         ),
         (
             "vbatch.engine.server.UnexpectedArgument: nonsense\nvbatch.engine.server.SharedFlagsRefused",
-            "vLLM does not accept its flags: nonsense belongs to none of them",
+            "vLLM does not accept its flags: nonsense belongs to no flag",
             "vllm serve --help=all",
             "flags",
         ),
@@ -143,14 +143,14 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         (
             f"{ERROR}AssertionError: Error in memory profiling. Initial free memory 14.1 GiB, current free memory "
             "14.9 GiB. This happens when other processes sharing the same container release GPU memory",
-            "another program gave back GPU memory while vLLM measured it",
+            "another program freed GPU memory while vLLM measured it",
             "try again",
             "transient machine",
         ),
         (
             "  Value error, World size (2) is larger than the number of available GPUs (1) in this node. If this "
             "is intentional and you are using: [type=value_error, input_value=1, input_type=int]",
-            "vLLM is to spread the model over 2 GPUs, and is given 1",
+            "vLLM is set to use 2 GPUs for the model, but this worker has only 1",
             "without --gpu",
             "machine",
         ),
@@ -171,7 +171,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before "
             "calling NumCudaDevices() that might have already set an error? Error 803: system has unsupported "
             "display driver / cuda driver combination",
-            "the NVIDIA driver was updated, and the old one still runs",
+            "the NVIDIA driver was updated, but the old version is still loaded",
             "sudo reboot",
             "machine",
         ),
@@ -183,13 +183,13 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         ),
         (
             f"{ERROR}RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
-            "the GPUs cannot talk to each other: NCCL error: unhandled system error",
+            "the GPUs cannot communicate with each other: NCCL error: unhandled system error",
             "NCCL_DEBUG=INFO",
             "machine",
         ),
         (
             f"{ERROR}RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
-            "vLLM compiles code for this GPU, and there is no compiler for it",
+            "vLLM must compile code for this GPU, but no compiler is installed",
             "build-essential",
             "machine",
         ),
@@ -203,20 +203,20 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         (
             "  Value error, Model architecture MotifForCausalLM was supported in vLLM until v0.10.2, and is not "
             "supported anymore. [type=value_error, input_value=1, input_type=int]",
-            "this vLLM does not know the architecture MotifForCausalLM any more",
+            "this vLLM no longer supports the architecture MotifForCausalLM",
             "None",
             "model",
         ),
         (
             "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 "
             "GPU has compute capability 7.5.",
-            "owner/name computes in bfloat16, which this GPU cannot",
+            "owner/name uses bfloat16, which this GPU does not support",
             "--dtype half",
             "model",
         ),
         (
             "RuntimeError: operator torchvision::nms does not exist",
-            "torchvision, torchaudio or torchcodec do not fit the installed torch",
+            "torchvision, torchaudio or torchcodec do not match the installed torch",
             "pip uninstall --yes torchvision torchaudio torchcodec",
             "machine",
         ),
@@ -235,7 +235,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         ),
         (
             "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-6)",
-            "the model hub knows no model owner/name, or only for those who log in",
+            "the model hub has no model owner/name, or shows it only to users who are logged in",
             "hf auth login",
             "model",
         ),
@@ -249,34 +249,34 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         (
             "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder "
             "for the specified revision on the local disk and outgoing traffic has been disabled.",
-            "owner/name is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            "owner/name is not on this machine, and HF_HUB_OFFLINE prevents the download",
             "HF_HUB_OFFLINE=0 hf download owner/name",
             "model",
         ),
         (
             "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
             "in the cached files.",
-            "owner/name is not whole on this machine, and the model hub does not answer",
+            "owner/name is not complete on this machine, and the model hub does not answer",
             "check the network",
             "transient unknown",
         ),
         (
             "httpx.ReadTimeout: The read operation timed out",
-            "owner/name is not whole on this machine, and the model hub does not answer",
+            "owner/name is not complete on this machine, and the model hub does not answer",
             "check the network",
             "transient unknown",
         ),
         (
             "  Value error, Model architectures ['FooForCausalLM'] are not supported for now. Supported "
             "architectures: dict_keys(['A', 'B']) [type=value_error, input_value=1, input_type=int]",
-            "this vLLM does not know the architecture 'FooForCausalLM'",
+            "this vLLM does not support the architecture 'FooForCausalLM'",
             "pip install --upgrade vllm",
             "model",
         ),
         (
             "  Value error, The checkpoint you are trying to load has model type `foo` but Transformers does not "
             "recognize this architecture. This could be because of an issue with the checkpoint",
-            "this transformers does not know the model type foo",
+            "this version of transformers does not support the model type foo",
             "pip install --upgrade vllm transformers",
             "model",
         ),
@@ -284,7 +284,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "RuntimeError: Failed to load the model config. If the model is a custom model not yet available in "
             "the HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM or using the "
             "`--trust-remote-code` flag in the CLI.",
-            "owner/name brings code of its own, which vLLM runs only when told so",
+            "owner/name contains Python code of its own, which vLLM runs only with --trust-remote-code",
             "vbatch run-worker -- --trust-remote-code",
             "model",
         ),
@@ -309,12 +309,12 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
         ("OSError: [Errno 28] No space left on device", "the disk is full", "df -h", "machine"),
     ],
 )
-def test_known_causes(said: str, line: str, hint: str, going_on: str) -> None:
+def test_known_causes(said: str, line: str, hint: str, consequence: str) -> None:
     cause = of_failed_start(f"{said}\n{FAILED}\n")
 
     assert cause.line.startswith(line)
     assert hint in str(cause.hint)
-    assert f"{'transient ' * cause.transient}{cause.blame}" == going_on
+    assert f"{'transient ' * cause.transient}{cause.blame}" == consequence
 
 
 def test_a_line_that_only_informs_is_no_cause() -> None:
@@ -360,7 +360,7 @@ def test_an_empty_log() -> None:
     assert of_failed_start("").line == "vLLM did not say why it did not start"
 
 
-def test_a_death_is_told_by_its_signal_and_last_words() -> None:
+def test_a_death_is_reported_by_its_signal_and_last_exception() -> None:
     echo = "(MainProcess pid=1) ERROR 11-23 19:34:18 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: x"
 
     assert causes.of_death([-signal.SIGKILL], echo) == "the engine process was ended by SIGKILL"

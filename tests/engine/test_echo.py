@@ -33,7 +33,7 @@ def ask(url: str, **body: object) -> tuple[Reply, Any]:
     return reply, msgspec.json.decode(reply.body)
 
 
-def misdeed(word: str) -> bytes:
+def fault(word: str) -> bytes:
     return msgspec.json.encode(
         {"model": "echo", "messages": [{"role": "user", "content": "x"}], "metadata": {"vbatch_echo": word}}
     )
@@ -41,7 +41,7 @@ def misdeed(word: str) -> bytes:
 
 def test_another_model_is_refused() -> None:
     """And it is not the model's fault: no request fails for it. Mutant: ``load`` without the check."""
-    with pytest.raises(EngineStartFailed, match="serves the model echo alone") as refusal:
+    with pytest.raises(EngineStartFailed, match="serves only the model echo") as refusal:
         asyncio.run(echo.load(model="qwen-8b"))
     assert (refusal.value.transient, refusal.value.blame) == (False, Blame.FLAGS)
 
@@ -122,9 +122,9 @@ def test_a_body_that_is_no_json_gets_an_error_object() -> None:
 def test_errors_on_demand() -> None:
     async def scenario() -> None:
         engine = await echo.load(model="echo")
-        assert (await engine.post(CHAT, misdeed("error400"))).status == 400
-        assert [(await engine.post(CHAT, misdeed("error500"))).status for _ in range(4)] == [500] * 4
-        assert [(await engine.post(CHAT, misdeed("error500:2"))).status for _ in range(3)] == [500, 500, 200]
+        assert (await engine.post(CHAT, fault("error400"))).status == 400
+        assert [(await engine.post(CHAT, fault("error500"))).status for _ in range(4)] == [500] * 4
+        assert [(await engine.post(CHAT, fault("error500:2"))).status for _ in range(3)] == [500, 500, 200]
 
     asyncio.run(scenario())
 
@@ -133,7 +133,7 @@ def test_latency_and_slowness_delay_an_answer() -> None:
     async def scenario() -> None:
         engine = await echo.load(model="echo", latency=timedelta(milliseconds=30))
         before = time.monotonic()
-        await engine.post(CHAT, misdeed("slow:0.05"))
+        await engine.post(CHAT, fault("slow:0.05"))
         assert time.monotonic() - before >= 0.08
 
     asyncio.run(scenario())
@@ -142,16 +142,16 @@ def test_latency_and_slowness_delay_an_answer() -> None:
 def test_exit_kills_the_engine_under_all_that_runs() -> None:
     async def scenario() -> None:
         engine = await echo.load(model="echo", latency=timedelta(seconds=30))
-        running = [asyncio.create_task(engine.post(CHAT, misdeed(word))) for word in ("hang", "slow:30")]
-        running.append(asyncio.create_task(engine.post(CHAT, misdeed("error500:0"))))
+        running = [asyncio.create_task(engine.post(CHAT, fault(word))) for word in ("hang", "slow:30")]
+        running.append(asyncio.create_task(engine.post(CHAT, fault("error500:0"))))
         await asyncio.sleep(0.01)
         with pytest.raises(EngineDied):
-            await engine.post(CHAT, misdeed("exit"))
+            await engine.post(CHAT, fault("exit"))
         results = await asyncio.gather(*running, return_exceptions=True)
         assert all(isinstance(result, EngineDied) for result in results)
-        assert engine.died == "the echo engine was told to exit"
+        assert engine.died == "the echo engine exited, as vbatch_echo asked"
         with pytest.raises(EngineDied):
-            await engine.post(CHAT, misdeed("error400"))
+            await engine.post(CHAT, fault("error400"))
 
     asyncio.run(scenario())
 
@@ -161,7 +161,7 @@ def test_a_hanging_request_can_be_cancelled() -> None:
         engine = await echo.load(model="echo")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
-                await engine.post(CHAT, misdeed("hang"))
+                await engine.post(CHAT, fault("hang"))
         assert engine.died is None
 
     asyncio.run(scenario())
@@ -170,7 +170,7 @@ def test_a_hanging_request_can_be_cancelled() -> None:
 def test_kill_ends_the_whole_process() -> None:
     script = (
         "import asyncio; from vbatch.engine import echo; "
-        f"asyncio.run(asyncio.run(echo.load(model='echo')).post({CHAT!r}, {misdeed('kill')!r}))"
+        f"asyncio.run(asyncio.run(echo.load(model='echo')).post({CHAT!r}, {fault('kill')!r}))"
     )
 
     done = subprocess.run([sys.executable, "-c", script], check=False)
@@ -181,9 +181,9 @@ def test_kill_ends_the_whole_process() -> None:
 def test_progress_rises_with_answers_alone() -> None:
     async def scenario(check: Callable[[bool], None]) -> None:
         engine = await echo.load(model="echo")
-        await engine.post(CHAT, misdeed("error400"))
+        await engine.post(CHAT, fault("error400"))
         before = engine.progress
-        hanging = asyncio.create_task(engine.post(CHAT, misdeed("hang")))
+        hanging = asyncio.create_task(engine.post(CHAT, fault("hang")))
         await asyncio.sleep(0.01)
         check(before > 0 and engine.progress == before)
         hanging.cancel()

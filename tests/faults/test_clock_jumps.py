@@ -35,7 +35,7 @@ def test_a_wall_clock_that_jumps_decides_nothing(store: Store, tmp_path: Path) -
     """
     expected = chats(4000)
     batch = queued(store, tmp_path, expected)
-    options: dict[str, Any] = {"lease": LEASE, "echo_latency": timedelta(seconds=1), "max_inflight": 40}
+    options: dict[str, Any] = {"lease": LEASE, "echo_latency_ms": 1000, "max_inflight": 40}
     clock = WallClock(tmp_path / "clock")
     clock.set_off(timedelta(0))
     observer = start_worker(batch.url, tmp_path, clock=clock, **options)

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def test_backends_are_terminated_all_the_time(
             time.sleep(0.5)
         assert batch.batch.status == "in_progress", "it ended before the mistreatment did"
 
-    log = run_through(batch, tmp_path, batch.url, mistreat, echo_latency=timedelta(milliseconds=100))
+    log = run_through(batch, tmp_path, batch.url, mistreat, echo_latency_ms=100)
     print(f"outages met: {log.count('store.waiting')}")
     assert log.count("store.waiting") > seconds // 2
     assert_whole(batch, expected, tmp_path)

@@ -24,8 +24,8 @@ from tests.rigs.waiting import SILENCE, output, until
 from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
 from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
-from vbatch.jsonl import atomic_file
 from vbatch.store import Patience, Store, catalog
+from vbatch.system.files import atomic_file
 
 CUTS = 6
 
@@ -63,7 +63,7 @@ def test_what_was_acknowledged_survives_power_cuts(disk: Disk, tmp_path: Path) -
     disk.cut_power()
     assert home.batch(batch_id)["request_counts"] == {"total": 6000, "completed": 0, "failed": 0}
     for cut in range(CUTS):
-        worker = start_worker(url, tmp_path, max_inflight=32, echo_latency=timedelta(milliseconds=20))
+        worker = start_worker(url, tmp_path, max_inflight=32, echo_latency_ms=20)
         before = home.finished(batch_id)
         until(partial(_has_more, home, batch_id, than=before))
         acknowledged = home.finished(batch_id)

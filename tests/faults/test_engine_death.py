@@ -50,7 +50,7 @@ def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -
     first[290] = chat("poison-2", "x", echo="exit")
     second[5] = chat("poison-3", "x", echo="exit")
     batches = [queued(store, tmp_path, first, name="a"), queued(store, tmp_path, second, name="b")]
-    drain(batches[0].url, tmp_path, echo_latency=timedelta(milliseconds=30))
+    drain(batches[0].url, tmp_path, echo_latency_ms=30)
     assert batches[0].lines().errors.keys() == {"poison-1", "poison-2"}
     assert batches[1].lines().errors.keys() == {"poison-3"}
     for batch, lines in zip(batches, (first, second), strict=True):
@@ -168,7 +168,7 @@ def test_a_request_to_be_tried_again_waits_without_a_place_in_the_engine(
         drain=True,
         max_inflight=1,
         flush_interval=timedelta(milliseconds=20),
-        echo_latency=timedelta(milliseconds=20),
+        echo_latency_ms=20,
     )
     try:
         until(lambda: batch.batch.counts.completed + batch.failed() > 0, pause=0.01)
@@ -236,9 +236,9 @@ def test_how_an_engine_died_is_told(home: Home) -> None:
         until(lambda: home.finished(poison) == 5)
         batch_id = home.submit([chat("slow", "x", echo="slow:60")])
         (worker,) = json.loads(home.run("status", batch_id, "--json").stdout)["workers"]
-        assert re.match(r"the engine died \d times, the last time: .*exit", worker["note"])
+        assert re.match(r"the engine crashed \d times, the last time: .*exit", worker["note"])
         until(lambda: home.worker_log.count("engine.loaded") > home.worker_log.count("engine.died"))
-        assert "the engine died" in home.run("status", batch_id).stdout
+        assert "the engine crashed" in home.run("status", batch_id).stdout
 
 
 def test_idle_engine_is_unloaded_and_loaded_again(store: Store, tmp_path: Path) -> None:
@@ -260,6 +260,6 @@ def test_idle_engine_is_unloaded_and_loaded_again(store: Store, tmp_path: Path) 
 def test_what_expired_while_no_worker_ran_is_not_begun(store: Store, tmp_path: Path) -> None:
     """Mutant: the loop looks for deadlines only after its first pause of ten seconds."""
     batch = queued(store, tmp_path, chats(2000), expires_in=timedelta(milliseconds=1))
-    drain(batch.url, tmp_path, echo_latency=timedelta(seconds=3))
+    drain(batch.url, tmp_path, echo_latency_ms=3000)
     assert batch.batch.status == "expired"
     assert batch.batch.counts.completed == 0

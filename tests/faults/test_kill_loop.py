@@ -36,7 +36,7 @@ def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, s
     dice = random.Random(seed)
     options: dict[str, Any] = {
         "lease": LEASE,
-        "echo_latency": timedelta(milliseconds=250),
+        "echo_latency_ms": 250,
         "max_inflight": 64,
     }
     workers = [start_worker(url, folder, **options) for _ in range(2)]

@@ -14,6 +14,7 @@ from vbatch.recovery.orphans import Suspect, Verdict
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
 from vbatch.system.processes import Description
+from vbatch.text import MIB
 
 
 def card(*listed: Listed, used: int = 0) -> Gpu:
@@ -82,7 +83,7 @@ def test_titles_of_strangers_are_made_harmless(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("title", [engines.TITLE, engines.FOREIGN_TITLE])
-def test_a_vllm_engine_without_a_parent_is_somebodys_left_over(title: str) -> None:
+def test_a_vllm_engine_without_a_parent_was_left_behind(title: str) -> None:
     """Mutant: knowing only what vLLM's own server calls it; another account's vbatch leaves one, too."""
     with engines.orphan(title=title) as foreign:
         (holder,) = holders.holders(card(compute(foreign.pid)), [])
@@ -99,7 +100,7 @@ def test_a_vllm_engine_without_a_parent_is_somebodys_left_over(title: str) -> No
         (Verdict.WORKER_UNKNOWN, Kind.PROCESS),
     ],
 )
-def test_the_ledger_decides_what_is_ours(verdict: Verdict, kind: Kind) -> None:
+def test_the_ledger_decides_what_is_vbatchs(verdict: Verdict, kind: Kind) -> None:
     with engines.child() as process:
         entry = EngineProcess(worker="worker_1", identity=process.identity, title="")
         (holder,) = holders.holders(card(compute(process.pid)), [Suspect(process=entry, verdict=verdict)])
@@ -116,7 +117,7 @@ def test_in_a_container_the_drivers_pids_are_strangers(monkeypatch: pytest.Monke
     assert not any("kill" in command for command in holder.remedies)
 
 
-def test_without_the_ledger_an_engine_may_be_ours() -> None:
+def test_without_the_ledger_an_engine_may_be_vbatchs() -> None:
     """Mutant: taking a ledger that cannot be read for an empty one."""
     with engines.orphan() as engine, engines.child() as other:
         first, second = holders.holders(card(compute(engine.pid, 2 * GIB), compute(other.pid)), None)
@@ -124,7 +125,7 @@ def test_without_the_ledger_an_engine_may_be_ours() -> None:
     assert first.remedies == ("vbatch doctor store --wait 60s   # then: vbatch doctor --fix",)
 
 
-def test_an_engine_below_somebody_who_lives_was_not_left_behind() -> None:
+def test_an_engine_below_a_running_process_was_not_left_behind() -> None:
     """Mutant: ``left_behind = True``."""
     with engines.child("bash", "-c", f"exec -a {engines.TITLE} sleep 600") as engine:
         (holder,) = holders.holders(card(compute(engine.pid)), [])
@@ -143,7 +144,7 @@ def test_a_desktop_is_never_proposed(monkeypatch: pytest.MonkeyPatch, name: str,
 
 
 @pytest.mark.parametrize(("me", "command"), [(0, "kill"), (1000, "sudo kill")])
-def test_who_may_not_end_it_is_told_so(monkeypatch: pytest.MonkeyPatch, me: int, command: str) -> None:
+def test_a_user_who_may_not_end_it_gets_sudo(monkeypatch: pytest.MonkeyPatch, me: int, command: str) -> None:
     with engines.child() as process:
         monkeypatch.setattr("os.geteuid", lambda: me)
         monkeypatch.setattr(processes, "owner", lambda _pid: 4242)
@@ -166,13 +167,16 @@ def test_the_biggest_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "ghost"),
+    ("gpu", "unlisted"),
     [
         (card(compute(1, 2 * GIB), used=14 * GIB), 12 * GIB),
-        (card(compute(1, 2 * GIB), used=2 * GIB + (200 << 20)), 0),  # the driver's own, and contexts
-        (card(compute(1, None), used=14 * GIB), 0),  # it does not say how much: nothing can be told
+        (card(compute(1, 2 * GIB), used=2 * GIB + 200 * MIB), 0),  # the driver's own, and contexts
+        (
+            card(compute(1, None), used=14 * GIB),
+            0,
+        ),  # the driver does not report how much: nothing can be known
         (card(), 0),
     ],
 )
-def test_memory_that_nobody_holds(gpu: Gpu, ghost: int) -> None:
-    assert holders.ghost(gpu) == ghost
+def test_memory_that_no_listed_process_holds(gpu: Gpu, unlisted: int) -> None:
+    assert holders.unlisted(gpu) == unlisted

@@ -20,7 +20,7 @@ from vbatch.recovery import evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 TOKEN = "0123456789abcdef"
 TITLE = f"vbatch-{TOKEN}::EngineCore"  # as tests/engine/test_vllm.py finds the real one
@@ -33,7 +33,7 @@ print("ready", flush=True)
 time.sleep(600)
 """
 
-# A parent that starts the sleeper in a session of its own, tells its pid, and goes: an orphan, as after a SIGKILL.
+# A parent that starts the sleeper in a session of its own, prints its pid, and ends: an orphan, as after a SIGKILL.
 _PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.argv[1], *sys.argv[2:]], stdout=subprocess.PIPE, start_new_session=True)
@@ -44,7 +44,7 @@ print(child.pid, flush=True)
 
 @dataclass(frozen=True)
 class Process:
-    """A real process of a test, and who it is."""
+    """A real process of a test, with its identity."""
 
     pid: int
     identity: ProcessIdentity
@@ -62,7 +62,7 @@ def of(pid: int) -> Process:
 
 @contextlib.contextmanager
 def orphan(*how: str, title: str = TITLE) -> Iterator[Process]:
-    """Keep a process whose parent is gone; it is called as vLLM calls its engine."""
+    """Keep a process whose parent has ended; its title is that of vLLM's engine."""
     done = subprocess.run(
         [sys.executable, "-c", _PARENT, *command(*how, title=title)],
         stdout=subprocess.PIPE,
@@ -94,7 +94,7 @@ def child(*words: str) -> Iterator[Process]:
 
 
 def dead_identity() -> ProcessIdentity:
-    """Return who a process was that is gone."""
+    """Return the identity of a process that has ended."""
     with child() as process:
         pass
     return process.identity

@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
-from datetime import timedelta
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -22,18 +20,20 @@ from typing import Any
 
 from tests.rigs.misfortune import Misfortune, WallClock, preloaded
 from tests.rigs.waiting import cpu_seconds, until
+from vbatch.config import Settings
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.dialects.sqlite"])
 
 
 def _work(
-    url: str, folder: str, misfortune: Misfortune | None, clock: WallClock | None, options: Mapping[str, Any]
+    url: str, settings: Settings, misfortune: Misfortune | None, clock: WallClock | None, *, drain: bool
 ) -> None:
     from tests.rigs import parrot
     from vbatch.store import WORKER_PATIENCE, Store
-    from vbatch.worker import Stop, View, WorkerOptions, run
+    from vbatch.worker import Stop, View, loop, run
 
+    folder = settings.state_dir
     logging.basicConfig(
         filename=f"{folder}/worker-{os.getpid()}.log", level=logging.INFO, format="%(asctime)s %(message)s"
     )
@@ -41,21 +41,26 @@ def _work(
         clock.show()
     if misfortune is not None:
         misfortune.arm()
-    if options.get("engine") == parrot.NAME:
+    if settings.engine == parrot.NAME:
         parrot.let_in()
+    loop.RELOAD_PAUSE = 0.02
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
-    quick: dict[str, Any] = {
-        "engine": "echo",
-        "cache_dir": Path(folder),
-        "state_dir": Path(folder),
-        "reload_pause": timedelta(milliseconds=20),
-    }
     try:
-        run(store, WorkerOptions(**(quick | dict(options))), view=View(), stop=stop)
+        run(store, settings, view=View(), stop=stop, drain=drain)
     except Exception:
         logging.exception("worker.failed")
         raise
+
+
+def settings_in(folder: Path, *, engine: str = "echo", **changes: Any) -> Settings:
+    """Return settings with all files in one folder; no variable and no file of the user is read.
+
+    Nothing is validated: the engine may be a kind that only a test knows.
+    """
+    return Settings.model_construct(
+        engine=engine, data_dir=folder, cache_dir=folder, state_dir=folder, **changes
+    )
 
 
 def start_worker(
@@ -64,17 +69,19 @@ def start_worker(
     *,
     misfortune: Misfortune | None = None,
     clock: WallClock | None = None,
-    **options: Any,
+    drain: bool = False,
+    **changes: Any,
 ) -> ForkServerProcess:
-    """Start a worker on the echo engine; ``options`` are fields of WorkerOptions."""
+    """Start a worker on the echo engine; ``changes`` are fields of its settings."""
     _start_server()
-    process = _context.Process(target=_work, args=(url, str(folder), misfortune, clock, options), daemon=True)
+    arguments = (url, settings_in(folder, **changes), misfortune, clock)
+    process = _context.Process(target=_work, args=arguments, kwargs={"drain": drain}, daemon=True)
     with _polling:
         process.start()
     return process
 
 
-# Every start looks after all processes of ours; of two threads that look at one, one alone learns how it ended.
+# Every start looks after all of our processes; of two threads that look at one, one alone learns how it ended.
 _polling = threading.Lock()
 
 
@@ -113,15 +120,15 @@ def exit_code(process: ForkServerProcess) -> int:
     return process.exitcode
 
 
-def drain(url: str, folder: Path, **options: Any) -> str:
+def drain(url: str, folder: Path, **changes: Any) -> str:
     """Run a worker until the queue is empty; return what it logged."""
-    process = start_worker(url, folder, drain=True, **options)
+    process = start_worker(url, folder, drain=True, **changes)
     log = folder / f"worker-{process.pid}.log"
     try:
         code = exit_code(process)
     except TimeoutError:
         kill(process)
         raise AssertionError(f"the queue was not drained:\n{log.read_text()[-4000:]}") from None
-    told = log.read_text()
-    assert code == 0, f"{code}: {told[-4000:]}"
-    return told
+    logged = log.read_text()
+    assert code == 0, f"{code}: {logged[-4000:]}"
+    return logged

@@ -12,11 +12,11 @@ import pytest
 
 from tests.rigs.commands import Home, chats
 from tests.rigs.waiting import SILENCE, exit_code
-from vbatch.worker import announce
-from vbatch.worker.announce import announced
+from vbatch.worker import systemd as notifications
 from vbatch.worker.progress import View
+from vbatch.worker.systemd import announced
 
-ROUND = timedelta(milliseconds=5)
+PAUSE = timedelta(milliseconds=5)
 FOREVER = timedelta(hours=1)
 
 
@@ -54,7 +54,7 @@ def listening(folder: Path) -> Iterator[tuple[str, Listener]]:
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     with listening(tmp_path) as (address, listener):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        monkeypatch.setattr(announce, "ROUND", ROUND)
+        monkeypatch.setattr(notifications, "PAUSE", PAUSE)
         yield listener
 
 
@@ -73,7 +73,7 @@ def test_a_start_is_extended_while_it_lasts(systemd: Listener) -> None:
 def test_a_start_that_says_nothing_for_too_long_is_not(
     systemd: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "LONGEST_MIGRATION", 3 * ROUND)
+    monkeypatch.setattr(notifications, "LONGEST_MIGRATION", 3 * PAUSE)
     with announced(View(), stopping=lambda: False, drain_limit=FOREVER):
         systemd.until_silent(messages=10)
     assert len(systemd.heard) == 3  # two extensions and one status
@@ -85,10 +85,10 @@ def test_a_stop_is_extended_up_to_the_drain_limit_and_the_last_writes(
     """Mutants: no extension at a stop: the unit's TimeoutStopSec, of the drain limit at its installation,
     cuts a longer one off. An extension without end: a worker that hangs in its stop is never ended.
     """
-    monkeypatch.setattr(announce, "AFTER_DRAIN", 4 * ROUND)
+    monkeypatch.setattr(notifications, "AFTER_DRAIN", 4 * PAUSE)
     view = View()
     view.update(state="working")
-    with announced(view, stopping=lambda: True, drain_limit=6 * ROUND):
+    with announced(view, stopping=lambda: True, drain_limit=6 * PAUSE):
         systemd.until_silent(messages=20)
     assert systemd.heard.count("EXTEND_TIMEOUT_USEC=60000000") == 9
     assert systemd.heard[-1] != "STATUS=working"

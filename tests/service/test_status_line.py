@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vbatch.worker.announce import status
 from vbatch.worker.progress import Snapshot
+from vbatch.worker.systemd import status
 
 WORKING = Snapshot(
     state="working", batch="batch_12ab", total=3000, completed=1340, failed=10, requests_per_second=160.0

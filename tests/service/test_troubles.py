@@ -14,14 +14,14 @@ pytestmark = pytest.mark.root
 
 SLOW = {"VBATCH_ECHO_LATENCY_MS": "1000", "VBATCH_MAX_INFLIGHT": "16"}
 
-# Blocks the event loop for ever at SIGUSR1, and shortens the time after which the pulse is not believed, so
-# that the test need not take a minute. The threads of the worker go on, as they would in a real hang.
+# Blocks the event loop for ever at SIGUSR1, and shortens the time after which the worker counts as hung, so
+# that the test need not take a minute. The threads of the worker continue, as they would in a real hang.
 HANG = """
 import signal, time
 def impatient(*_):
     from datetime import timedelta
-    import vbatch.worker.pulse
-    vbatch.worker.pulse.STALLED = timedelta(seconds=2)
+    import vbatch.worker.heartbeat
+    vbatch.worker.heartbeat.STALLED = timedelta(seconds=2)
 def hang(*_):
     impatient()
     time.sleep(3600)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from tests.rigs.parrot import PARROT, parrot
 from tests.rigs.waiting import SILENCE
+from tests.rigs.workers import settings_in
 from tests.store.filling import answers_to, claim, rows, take_in, worker
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.engine.kinds import KINDS, Load
@@ -20,26 +23,26 @@ from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import WORKER_PATIENCE, Store, catalog, queue, registry
 from vbatch.system import processes
-from vbatch.worker import Stop, View, WorkerOptions, models
+from vbatch.worker import Stop, View, models
 from vbatch.worker.context import Context
+from vbatch.worker.heartbeat import Watchdog
 from vbatch.worker.loop import WorkLoop
-from vbatch.worker.pulse import Pulse
 from vbatch.worker.serving import Ended, Serving
 
 
 @pytest.fixture
 def context(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
-    """A worker's surroundings, its options those of a drain on an engine that echoes for any model."""
+    """A worker's surroundings, its settings those of a drain on an engine that echoes for any model."""
     monkeypatch.setitem(KINDS, PARROT.name, PARROT)
-    options = WorkerOptions(cache_dir=tmp_path, state_dir=tmp_path, engine=PARROT.name, drain=True)
     me = registry.register(store, identity=processes.current(), engine=PARROT.name)
     context = Context(
         store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
-        options=options,
+        settings=settings_in(tmp_path, engine=PARROT.name),
+        drain=True,
         worker=me,
         view=View(),
         stop=Stop(),
-        pulse=Pulse(),
+        watchdog=Watchdog(),
     )
     yield context
     context.close()
@@ -51,7 +54,7 @@ def work(context: Context, *beside: Coroutine[None, None, None]) -> None:
 
     async def drain() -> None:
         context.stop.attach(asyncio.get_running_loop())
-        context.pulse.begin()
+        context.watchdog.attach()
         async with asyncio.timeout(SILENCE):
             await asyncio.gather(WorkLoop(context).run(), *beside)
 
@@ -59,7 +62,7 @@ def work(context: Context, *beside: Coroutine[None, None, None]) -> None:
 
 
 @pytest.fixture
-def unloadable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
+def broken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Blame]:
     """Models that do not load, and whose fault that is; all others do. Only loading is staged, nothing else."""
     faults: dict[str, Blame] = {}
 
@@ -89,13 +92,13 @@ def counts(store: Store, pk: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
 def test_a_model_that_cannot_be_loaded_fails_alone(
-    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame], blame: Blame
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], blame: Blame
 ) -> None:
     """Where nobody can tell whose fault it is, it is the model's as soon as another one loads.
 
     Mutants: a worker that gives up over it, so that the queue behind it waits for ever; one that does not try others.
     """
-    unloadable["bad"] = blame
+    broken["bad"] = blame
     bad, good = batch_of(store, tmp_path, "bad"), batch_of(store, tmp_path, "good")
     work(context)
     assert counts(store, bad) == (0, 10)
@@ -104,22 +107,22 @@ def test_a_model_that_cannot_be_loaded_fails_alone(
 
 
 def test_a_fault_after_another_model_was_loaded_is_the_models(
-    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame]
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
 ) -> None:
-    unloadable["bad"] = Blame.UNKNOWN
+    broken["bad"] = Blame.UNKNOWN
     good, bad = batch_of(store, tmp_path, "good"), batch_of(store, tmp_path, "bad")
     work(context)
     assert (counts(store, good), counts(store, bad)) == ((10, 0), (0, 10))
 
 
 def test_a_model_that_is_left_to_others_holds_nothing_up(
-    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame]
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
 ) -> None:
     """Another worker has it loaded, and its batch goes first.
 
     Mutant: an engine that is not given work because the best that waits is for a model that is not loaded here.
     """
-    unloadable["bad"] = Blame.MODEL
+    broken["bad"] = Blame.MODEL
     body = b'{"model": "bad", "messages": [{"role": "user", "content": "hello"}]}'
     elsewhere = take_in(store, ["bad"] * 600, body=body, priority=1).pk
     claim(store, worker(store), model="bad")
@@ -136,19 +139,45 @@ def test_a_model_that_is_left_to_others_holds_nothing_up(
 
 @pytest.mark.parametrize("blame", [Blame.MACHINE, Blame.UNKNOWN, Blame.FLAGS])
 def test_a_fault_that_is_not_known_to_be_a_models_fails_no_request(
-    context: Context, store: Store, tmp_path: Path, unloadable: dict[str, Blame], blame: Blame
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], blame: Blame
 ) -> None:
     """A wrong flag, a driver that is too old: a person must look, and the queue waits.
 
     Mutant: every fault is the model's; a night's queue then ends as error lines.
     """
-    unloadable |= {"one": blame, "two": blame}
+    broken |= {"one": blame, "two": blame}
     pks = [batch_of(store, tmp_path, model) for model in ("one", "two")]
     with pytest.raises(VbatchError, match="is wrong") as failure:
         work(context)
     code = ExitCode.MISCONFIGURED if blame is Blame.FLAGS else ExitCode.ENGINE_UNAVAILABLE
     assert failure.value.exit_code is code
     assert [counts(store, pk) for pk in pks] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("blame", list(Blame))
+def test_a_failed_load_shows_where_the_engines_log_is(
+    context: Context,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    blame: Blame,
+) -> None:
+    """Mutant: the cause alone, in any event or in the error that ends the worker."""
+    path = "/logs/engine-bad.log"
+
+    async def load(load: Load) -> Engine:
+        raise EngineStartFailed("it is wrong", transient=False, blame=blame, log=path)
+
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
+    batch_of(context.store, tmp_path, "bad")
+    ended = nullcontext() if blame is Blame.MODEL else pytest.raises(VbatchError, match=path)
+    with caplog.at_level(logging.WARNING, logger="vbatch"), ended:
+        work(context)
+    events = [line for record in caplog.records if "cause=" in (line := record.getMessage())]
+    assert events[0].startswith("engine.start_failed")
+    assert [line for line in events if path not in line] == []
+    if blame is Blame.MODEL:
+        assert path in (context.view.snapshot.trouble or "")
 
 
 @pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
@@ -185,7 +214,7 @@ def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
     slept = timedelta()
     monkeypatch.setattr("vbatch.system.suspend.since_boot", lambda: slept)
     deaths = 0
-    died = Serving._died
+    died = Serving._crashed
 
     async def sleep_and_die(serving: Serving, cause: str) -> Ended:
         nonlocal slept, deaths
@@ -193,7 +222,7 @@ def test_an_engine_that_dies_of_a_suspend_accuses_nobody(
         deaths += 1
         return await died(serving, cause)
 
-    monkeypatch.setattr(Serving, "_died", sleep_and_die)
+    monkeypatch.setattr(Serving, "_crashed", sleep_and_die)
     body = (
         b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": {"vbatch_echo": "exit"}}'
     )
@@ -216,7 +245,7 @@ def test_what_fails_beside_the_work_is_not_left_for_the_morning(
     async def load(context: Context, model: str) -> Engine:
         return parrot(model, latency=timedelta(seconds=20))
 
-    monkeypatch.setattr(WorkLoop, "_recover_now_and_then", fail)
+    monkeypatch.setattr(WorkLoop, "_recover_regularly", fail)
     monkeypatch.setattr(models, "load", load)
     pk = batch_of(store, tmp_path, "good")
     with pytest.raises(ZeroDivisionError):
@@ -293,7 +322,7 @@ def test_a_chunk_that_nobody_holds_goes_back_to_the_queue(
 
 def test_a_drain_waits_for_what_another_worker_runs(context: Context, store: Store, tmp_path: Path) -> None:
     """And not for what its engine does not serve. Mutant: a drain that looks at what is ready alone."""
-    other = replace(context, options=replace(context.options, engine="echo"))
+    other = replace(context, settings=settings_in(tmp_path))
     pk, left = batch_of(store, tmp_path, "echo"), batch_of(store, tmp_path, "qwen-8b")
     elsewhere = worker(store)
     (lease,) = claim(store, elsewhere, model="echo")
@@ -309,19 +338,19 @@ def test_a_drain_waits_for_what_another_worker_runs(context: Context, store: Sto
 
 
 def test_what_goes_on_beside_the_work_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutant: a pulse that any task may turn; a worker whose engine hangs as it is loaded then beats for ever."""
+    """Mutant: a watchdog that any task may reset; a worker whose engine hangs as it is loaded then lives for ever."""
     later = time.monotonic() + 100
 
-    async def beside(pulse: Pulse) -> None:
-        pulse.wait()
+    async def beside(watchdog: Watchdog) -> None:
+        watchdog.waiting()
 
     async def scene() -> None:
-        pulse = Pulse()
-        pulse.begin()
-        monkeypatch.setattr("vbatch.worker.pulse.time.monotonic", lambda: later)
-        await asyncio.create_task(beside(pulse))
-        assert not pulse.alive
-        pulse.wait()
-        assert pulse.alive
+        watchdog = Watchdog()
+        watchdog.attach()
+        monkeypatch.setattr("vbatch.worker.heartbeat.time.monotonic", lambda: later)
+        await asyncio.create_task(beside(watchdog))
+        assert not watchdog.alive
+        watchdog.waiting()
+        assert watchdog.alive
 
     asyncio.run(scene())

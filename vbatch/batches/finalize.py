@@ -10,13 +10,13 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 
+from vbatch import recovery
 from vbatch.batches.results import output_line, succeeded
-from vbatch.batches.workers import live_workers
 from vbatch.errors import VbatchError
-from vbatch.jsonl import AtomicFile, atomic_file
 from vbatch.store import Store, catalog, finalization, results
 from vbatch.store.records import Batch
 from vbatch.system import processes
+from vbatch.system.files import AtomicFile, atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def finalize_here(store: Store, batch: Batch) -> Batch:
 
     Raises OSError when the disk refuses.
     """
-    if live_workers(store):
+    if recovery.alive(store):
         return batch
     return finalize(store, batch, by=_this_command()) or catalog.by_pk(store, pk=batch.pk)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vbatch import config
+from vbatch import config, recovery
 from vbatch.engine import kinds
-from vbatch.store import Store, overview, registry
+from vbatch.store import Store, overview
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Batch, Worker
-from vbatch.system import processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +24,9 @@ class AtWork:
     command: str
 
 
-def live_workers(store: Store) -> list[Worker]:
-    """Return the workers that are alive, as far as that can be known from here."""
-    return [worker for worker in registry.live(store) if not processes.is_gone(worker.identity)]
-
-
 def at_work(store: Store, batch: Batch) -> AtWork:
     """Return the workers that are alive, and what of this batch waits for another kind of worker."""
-    workers = live_workers(store)
+    workers = recovery.alive(store)
     waiting = [backlog.model for backlog in overview.left(store, pk=batch.pk).models if backlog.waiting]
     unserved = [
         model for model in waiting if not any(kinds.may_serve(worker.engine, model) for worker in workers)

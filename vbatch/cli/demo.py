@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import SecretStr
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
@@ -20,10 +21,10 @@ from vbatch.batches import Batch, InputFile, Store, SubmitOptions
 from vbatch.cli.output import Output
 from vbatch.cli.startup import settings as load_settings
 from vbatch.cli.worker import work
+from vbatch.config import DefaultSettings, ModelSettings
 from vbatch.engine import smollm
 from vbatch.errors import ExitCode
 from vbatch.text import count, duration, harmless
-from vbatch.worker import ModelOptions, WorkerOptions
 
 INPUTS = ("chat.jsonl", "completions.jsonl")
 WRONG_ON_PURPOSE = "too-long"  # the custom_id of the request that the model has to refuse
@@ -33,7 +34,7 @@ def demo() -> int:
     """Run the demo and return the exit code: 0 when everything was answered but the one wrong request."""
     output = Output()
     settings = load_settings(output, engine="vllm")
-    model = smollm.prepare(settings.cache_dir, tell=output.note)
+    model = smollm.prepare(settings.cache_dir, report=output.note)
     for name, value in smollm.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = _fresh_folder(settings.cache_dir / "demo")
@@ -44,13 +45,14 @@ def demo() -> int:
         output.note(
             f"{count(requests, 'request')} accepted; loading {smollm.NAME}, a real model, but a tiny one"
         )
-        options = replace(
-            WorkerOptions.of(settings, drain=True),
-            preload=None,
-            default_args=(),
-            models={smollm.NAME: ModelOptions(path=str(model), args=smollm.flags())},
-        )
-        ended = work(output, url, options, log_level="error")
+        of_demo = {
+            "database_url": SecretStr(url),
+            "preload": None,
+            "defaults": DefaultSettings(),
+            "models": {smollm.NAME: ModelSettings(path=str(model), args=smollm.flags())},
+            "log_level": "error",
+        }
+        ended = work(output, settings.model_copy(update=of_demo), drain=True)
         finished = [batches.find(store, batch.id) for batch in submitted]
     if ended.stopped:
         return ExitCode.INTERRUPTED

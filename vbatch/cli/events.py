@@ -39,6 +39,7 @@ SENTENCES = {
     "store.waiting": "waiting for the store: {reason} ({seconds:time})",
     "submit.swept": "removed what {abandoned:submit} that crashed left in the store",
     "worker.draining": "stopping: {running:request} still running",
+    "worker.heartbeat_failed": "the store did not record the heartbeat: {error}",
     "worker.hung": "no progress for {silent_seconds:time}: the leases are no longer renewed",
     "worker.interrupted": "interrupted",
     "worker.ready": "worker started ({engine} engine)",
@@ -51,22 +52,22 @@ _ARGUMENT = re.compile(r"(?:(\w+)=)?%[.\d]*[sdf]")  # of a message such as "engi
 
 
 class SentenceFormatter(logs.EventFormatter):
-    """Formats a record as its sentence; one without a sentence, or with a traceback, as ``event key=value``."""
+    """Formats a record as its sentence; one without a sentence as ``event key=value``."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line, always."""
+    def event(self, record: logging.LogRecord) -> str:
+        """Return the sentence of this event."""
         arguments = record.args if isinstance(record.args, tuple) else ()
         event = str(record.msg).partition(" ")[0]
         event %= arguments[: event.count("%s")]
         sentence = SENTENCES.get(event)
         names = _ARGUMENT.findall(str(record.msg))
         values = {name: _Value(argument) for name, argument in zip(names, arguments, strict=False)}
-        if sentence is None or record.exc_info:
-            return super().format(record)
+        if sentence is None:
+            return super().event(record)
         try:
             return sentence.format_map(values)
         except KeyError:  # a value was renamed: its plain line is better than none
-            return super().format(record)
+            return super().event(record)
 
 
 class _Value:

@@ -110,9 +110,8 @@ def _pace(now: Snapshot) -> RenderableType:
 def shown(screen: Screen, console: Console, *, level: str) -> Iterator[None]:
     """Keep the screen at the foot of the terminal; events of this level or above are printed over it."""
     with Live(screen, console=console, refresh_per_second=REFRESHES, transient=True):
-        console.show_cursor(
-            True
-        )  # a second Ctrl-C ends the process on the spot, with no time to bring it back
+        # A second Ctrl-C ends the process at once: a hidden cursor would stay hidden.
+        console.show_cursor(True)
         logs.send_to(_Printer(console), level)
         yield
 

@@ -1,4 +1,4 @@
-"""``run-worker``: settings become options, the worker runs, a live view shows it."""
+"""``run-worker``: the worker runs, a live view shows it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
 from vbatch.cli.output import Output, outlive_the_terminal
 from vbatch.cli.startup import settings as load_settings
+from vbatch.config import Settings
 from vbatch.text import count, duration
-from vbatch.worker import Stop, View, WorkerOptions
+from vbatch.worker import Stop, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,7 @@ def run_worker(
     outlive_the_terminal()
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
-    ended = work(
-        output,
-        settings.store_url,
-        WorkerOptions.of(settings, drain=drain, extra_args=vllm_flags),
-        log_level=settings.log_level,
-    )
+    ended = work(output, settings, drain=drain, vllm_flags=vllm_flags)
     if output.stderr.is_terminal:
         empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
         why = "stopped" if ended.stopped else empty
@@ -60,19 +56,19 @@ def run_worker(
             output.note(screens.left_alone(left))
 
 
-def work(output: Output, url: str, options: WorkerOptions, *, log_level: str) -> Ended:
-    """Run a worker on the store at ``url``: under a live view on a terminal, logging events elsewhere."""
+def work(output: Output, settings: Settings, *, drain: bool, vllm_flags: Sequence[str] = ()) -> Ended:
+    """Run a worker: under a live view on a terminal, logging events elsewhere."""
     stop, view = Stop(), View()
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
     live = sys.stderr.isatty()
     if not live:
-        logs.configure(log_level)
+        logs.configure(settings.log_level)
     with (
-        batches.open_for_worker(url, stop=stop.store, on_wait=view.wait_for_store) as store,
-        shown(screen, output.stderr, level=log_level) if live else nullcontext(),
+        batches.open_for_worker(settings.store_url, stop=stop.store, on_wait=view.wait_for_store) as store,
+        shown(screen, output.stderr, level=settings.log_level) if live else nullcontext(),
     ):
-        worker.run(store, options, view=view, stop=stop)
+        worker.run(store, settings, view=view, stop=stop, drain=drain, vllm_flags=vllm_flags)
     return Ended(
         saved=view.snapshot.saved,
         seconds=time.monotonic() - started,

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from vbatch import gpu
 from vbatch.config import Settings
-from vbatch.engine import build
+from vbatch.engine import installed
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import GpuReport
@@ -77,7 +77,7 @@ class Facts:
     @property
     def needs_gpu(self) -> bool:
         """Whether a worker would compute on a GPU: not on the echo engine, nor on vLLM's build for CPUs."""
-        return KINDS[self.settings.engine].needs_gpu and build.computes_on_gpu()
+        return KINDS[self.settings.engine].needs_gpu and installed.computes_on_gpu()
 
     @cached_property
     def gpu(self) -> GpuReport:
@@ -86,7 +86,7 @@ class Facts:
 
     @cached_property
     def suspects(self) -> Sequence[orphans.Suspect] | None:
-        """The engine processes of the ledger that live, judged by the kill rules; None where it cannot be read."""
+        """The processes of the ledger that still run, each with its verdict; None if the ledger cannot be read."""
         try:
             return orphans.suspects(self.records, self.settings.state_dir)
         except (VbatchError, OtherTables):

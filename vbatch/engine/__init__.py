@@ -1,4 +1,4 @@
-"""Where requests are answered: ``POST url body -> (status, body)``, in one protocol for every home of it."""
+"""What answers requests: ``POST url body -> (status, body)``, one protocol for every kind of engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Reply:
 
 
 class EngineDied(Exception):
-    """The engine is gone; nothing it answered since may be believed. ``cause`` is one line for people."""
+    """The engine has died; no answer from after its death may be used. ``cause`` is one line for people."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
@@ -26,16 +26,16 @@ class EngineDied(Exception):
 
 
 class Blame(StrEnum):
-    """Where the reason lies that an engine did not start, which decides how its worker goes on."""
+    """What prevents the load: the worker decides by it whether to try its other models."""
 
-    MODEL = "model"  # or its own flags (not found, gated, too big): others may still be loaded
-    MACHINE = "machine"  # or the installation: no other model would load
-    FLAGS = "flags"  # those that every model gets: a person must mend them
-    UNKNOWN = "unknown"  # the model's, if another one loads
+    MODEL = "model"  # the model or its own flags (not found, gated, too big): other models may load
+    MACHINE = "machine"  # the machine or the installation: no other model would load
+    FLAGS = "flags"  # the flags that every model gets: a person must fix them
+    UNKNOWN = "unknown"  # the cause is not recognised; it is the model if another model loads
 
 
 class EngineStartFailed(Exception):
-    """The engine did not start. ``transient`` says whether trying again may help (memory that settles)."""
+    """The engine did not start. ``transient``: another try may succeed, as when memory is still being freed."""
 
     def __init__(
         self,
@@ -55,21 +55,21 @@ class EngineStartFailed(Exception):
 
 
 class Engine(Protocol):
-    """One loaded model. Made by ``vllm.load`` or ``echo.load``; used from one event loop."""
+    """One loaded model. Made by the ``load`` of its kind (``vbatch.engine.kinds``); used from one event loop."""
 
     @property
     def max_inflight(self) -> int:
-        """How many requests keep it busy without queueing more than it needs."""
+        """How many requests to run at once: enough to keep it busy, without a long queue inside it."""
         ...
 
     @property
     def died(self) -> str | None:
-        """None while it lives; else the cause, in one line."""
+        """None while it runs; after its death the cause, in one line."""
         ...
 
     @property
     def progress(self) -> int:
-        """A number that rises with every token it processes; one that stands still while requests run hangs."""
+        """A number that rises while it works. If it does not rise while requests run, the engine hangs."""
         ...
 
     async def post(self, url: str, body: bytes) -> Reply:
@@ -77,5 +77,5 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """End every process of it and give its memory back."""
+        """End all of its processes and free its memory."""
         ...

@@ -1,7 +1,7 @@
 """Call an ASGI application for one POST: no socket, no server, no framework.
 
-Knows nothing of vLLM but for one habit that it shares with Starlette: a handler that is still at work
-watches ``receive`` for ``http.disconnect`` and gives up when it comes.
+It relies on one behaviour of vLLM's app, which is Starlette's: a handler that is still at work watches ``receive`` for
+``http.disconnect`` and stops when it comes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
-HANG_UP_GRACE = 1.0  # seconds for a handler to notice that nobody wants its answer, before it is cancelled
+DISCONNECT_GRACE = 1.0  # seconds for a handler to notice the disconnect, before it is cancelled
 
 
 async def post(
@@ -29,8 +29,8 @@ async def post(
 ) -> Reply:
     """Post a JSON body to ``url`` (a path, perhaps with a query) and return the whole answer.
 
-    Cancelling the call hangs up on the handler and waits until it has let go, so that its sequence is aborted.
-    An application that fails before it answers is a 500, as it would be behind a server.
+    Cancelling the call disconnects the handler and waits until it has ended, so that its sequence is aborted.
+    An application that fails before it answers gives a 500, as it would behind a server.
     """
     exchange = _Exchange(body)
     scope = _scope(url, len(body), headers, request_id)
@@ -38,7 +38,7 @@ async def post(
     try:
         await asyncio.wait((handling,))
     except asyncio.CancelledError:
-        await _hang_up(exchange, handling)
+        await _disconnect(exchange, handling)
         raise
     # An application may raise after it has answered, for its server to log: the answer stands.
     error = None if handling.cancelled() else handling.exception()
@@ -48,14 +48,14 @@ async def post(
     return Reply(status=500, body=_server_error(reason), request_id=request_id)
 
 
-async def _hang_up(exchange: _Exchange, handling: asyncio.Future[None]) -> None:
-    exchange.hang_up()
-    await asyncio.wait((handling,), timeout=HANG_UP_GRACE)
+async def _disconnect(exchange: _Exchange, handling: asyncio.Future[None]) -> None:
+    exchange.disconnect()
+    await asyncio.wait((handling,), timeout=DISCONNECT_GRACE)
     if not handling.done():
         handling.cancel()
         await asyncio.wait((handling,))
     if not handling.cancelled():
-        handling.exception()  # seen: it is nobody's any more
+        handling.exception()  # asyncio warns of an exception that was never read
 
 
 def _scope(url: str, length: int, headers: Headers, request_id: str | None) -> Message:
@@ -88,29 +88,29 @@ def _scope(url: str, length: int, headers: Headers, request_id: str | None) -> M
 class _Exchange:
     """One request and its answer, as the application's ``receive`` and ``send`` see them."""
 
-    __slots__ = ("_body", "_chunks", "_gone", "_headers", "_status", "complete")
+    __slots__ = ("_body", "_chunks", "_disconnected", "_headers", "_status", "complete")
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
-        self._gone: asyncio.Future[None] | None = None
+        self._disconnected: asyncio.Future[None] | None = None
         self._status = 0
         self._headers: Headers = ()
         self._chunks: list[bytes] = []
         self.complete = False
 
     async def receive(self) -> Message:
-        """Give the body, then nothing until somebody hangs up."""
+        """Return the body, then wait for the disconnect."""
         if (body := self._body) is not None:
             self._body = None
             return {"type": "http.request", "body": body, "more_body": False}
-        if self._gone is None:
-            self._gone = asyncio.get_running_loop().create_future()
-        # Several listeners may wait, and one that is cancelled must not take the others with it.
-        await asyncio.shield(self._gone)
+        if self._disconnected is None:
+            self._disconnected = asyncio.get_running_loop().create_future()
+        # Several listeners may wait: cancelling one must not cancel the others.
+        await asyncio.shield(self._disconnected)
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Take the answer, piece by piece."""
+        """Receive the answer, piece by piece."""
         match message["type"]:
             case "http.response.start":
                 self._status = message["status"]
@@ -119,13 +119,13 @@ class _Exchange:
                 self._chunks.append(message.get("body", b""))
                 self.complete = not message.get("more_body", False)
 
-    def hang_up(self) -> None:
-        """Tell the application that nobody wants the answer."""
+    def disconnect(self) -> None:
+        """Report to the application that the client has disconnected."""
         self._body = None
-        if self._gone is None:
-            self._gone = asyncio.get_running_loop().create_future()
-        if not self._gone.done():
-            self._gone.set_result(None)
+        if self._disconnected is None:
+            self._disconnected = asyncio.get_running_loop().create_future()
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
 
     def reply(self, request_id: str | None) -> Reply:
         """Return the answer, once it is complete."""

@@ -1,7 +1,7 @@
-"""Why an engine did not start or died, in one line, found in what it said.
+"""Why an engine did not start or died, in one line, found in its log.
 
-vLLM's engine fails in a child process; the parent learns only that it failed. The cause is in the child's
-words, which the engine's log has. What is no known cause is reported by its last exception.
+vLLM's engine fails in a child process, and the parent learns only that it failed. The cause is in the child's output,
+which is in the engine's log. A cause that is not known is reported by the last exception.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.engine import Blame
-from vbatch.engine.known_causes import KNOWN, Known
+from vbatch.engine.known_causes import KNOWN, KnownCause
 
 LONGEST = 300  # characters of a cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """One line for people; what a person can do, to paste where possible; and what it means for going on.
+    """Why a start failed. ``hint`` is what a person can do, a command to paste where possible.
 
-    ``transient``: trying again may help.
+    ``transient``: another try may succeed.
     """
 
     line: str
@@ -36,29 +36,29 @@ _SIGNAL = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 
 
 def of_failed_start(log: str, *, model: str, path: str) -> Cause:
-    """Find the root cause of a failed start in the engine's log, which ends with our own traceback of it."""
+    """Find the root cause of a failed start in the engine's log, which ends with the worker's traceback of it."""
     complaints = _complaints(log)
     text = "\n".join(complaints)
     for known in KNOWN:
         if (match := known.pattern.search(text)) is not None:
             words = {key: value for key, value in match.groupdict().items() if value is not None}
-            return _filled(known, words | {"model": model, "path": path})
+            return _fill_in(known, words | {"model": model, "path": path})
     if (match := _SIGNAL.search(text)) is not None:
         number = int(match[1])
-        # A kill from outside is most often the kernel's, for want of memory.
-        return Cause(line=f"{_end(-number)} as it started", transient=number == signal.SIGKILL)
+        # SIGKILL most often comes from the kernel's out-of-memory killer.
+        return Cause(line=f"{_how_it_ended(-number)} as it started", transient=number == signal.SIGKILL)
     return Cause(line=_last_exception(complaints) or "vLLM did not say why it did not start")
 
 
 def of_death(exit_codes: Sequence[int | None], log: str) -> str:
-    """Say in one line why an engine died: how its first process ended, and its last words."""
-    ends = [_end(code) for code in exit_codes if code]
+    """Return in one line why an engine died: how its first process ended, and its last exception."""
+    ends = [_how_it_ended(code) for code in exit_codes if code]
     words = _last_exception(_complaints(log))
     return ": ".join(filter(None, [*ends[:1], words])) or "the engine stopped"
 
 
 def out_of_memory_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory since boot (proc_vmstat(5))."""
+    """Return how many processes the kernel's out-of-memory killer has ended since boot (proc_vmstat(5))."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):
@@ -66,7 +66,7 @@ def out_of_memory_kills() -> int:
     return 0
 
 
-def _filled(known: Known, words: dict[str, str]) -> Cause:
+def _fill_in(known: KnownCause, words: dict[str, str]) -> Cause:
     if "free" in words and (share := int(100 * float(words["free"]) / float(words["total"])) - 1) >= 20:
         words["fitting"] = f"{share / 100:.2f}"
     hint = None
@@ -82,32 +82,32 @@ def _filled(known: Known, words: dict[str, str]) -> Cause:
     )
 
 
-def _end(code: int) -> str:
+def _how_it_ended(code: int) -> str:
     if code > 0:
         return f"the engine process exited with status {code}"
     known = -code in set(signal.valid_signals())
     return f"the engine process was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
-_TALK = re.compile(r"(?:\(.*?\) )?(?:DEBUG|INFO|WARNING) ")
+_INFORMATION = re.compile(r"(?:\(.*?\) )?(?:DEBUG|INFO|WARNING) ")
 _PREFIX = re.compile(r"\(.*? pid=\d+\) (?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
 _VALIDATION = re.compile(
     r"  (?:(?:Value|Assertion) error, (?P<raised>.*?)(?: \[type=.*)?|(?P<mistyped>.*) \[type=.*)$"
 )
 _EXCEPTION = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception)(?:: .*)?)$|(?:[a-z_]\w*\.)+([A-Z]\w*(?:: .*)?)$")
 
-# Exceptions that say that something failed elsewhere, not what.
-_ECHOES = re.compile(
+# Exceptions that report only that something failed elsewhere.
+_SECONDARY = re.compile(
     r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed|Worker failed with error|"
     r"validation errors? for|FlagsRefused"
 )
 
 
 def _complaints(log: str) -> list[str]:
-    """Return the lines that may tell a cause: no informational ones, no code that a traceback quotes."""
+    """Return the lines that may hold the cause: no informational ones, no code that a traceback quotes."""
     complaints = []
     for said in log.splitlines():
-        if _TALK.match(said):
+        if _INFORMATION.match(said):
             continue
         line = _PREFIX.sub("", said, count=1)
         if (match := _VALIDATION.match(line)) is not None:
@@ -118,10 +118,10 @@ def _complaints(log: str) -> list[str]:
 
 
 def _last_exception(complaints: Sequence[str]) -> str | None:
-    """Return the last exception that says what happened."""
+    """Return the last exception that is not only a consequence of another one."""
     matches = (_EXCEPTION.match(line) for line in reversed(complaints))
     said = (match[1] or match[2] for match in matches if match)
-    return next((_short(words) for words in said if not _ECHOES.search(words)), None)
+    return next((_short(words) for words in said if not _SECONDARY.search(words)), None)
 
 
 def _short(line: str) -> str:

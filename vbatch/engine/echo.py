@@ -1,7 +1,7 @@
-"""The echo home of the engine: answers with the request's own words, in this process, without a model.
+"""The echo engine: answers each request with its own text, in this process, without a model.
 
-For tests, drills and measuring vbatch itself; it serves the model ``echo`` alone. A request whose ``metadata``
-holds ``{"vbatch_echo": WORD}`` makes something go wrong; see ``Misdeed``.
+For tests, drills and measuring vbatch itself; it serves only the model ``echo``. A request whose ``metadata`` holds
+``{"vbatch_echo": FAULT}`` causes a fault on purpose; see ``Fault``. ``echo_answers`` makes the answers.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ MAX_INFLIGHT = 256
 SLOW = timedelta(seconds=5)
 
 
-class Misdeed(StrEnum):
-    """What ``metadata.vbatch_echo`` asks for. Some take an argument after a colon."""
+class Fault(StrEnum):
+    """The faults that ``metadata.vbatch_echo`` can ask for. Some take an argument after a colon."""
 
-    EXIT = "exit"  # the engine dies under all that runs
-    KILL = "kill"  # the whole worker process dies by SIGKILL
-    HANG = "hang"  # no answer, ever
-    SLOW = "slow"  # the answer takes so many seconds: slow:0.5 (default 5)
-    ERROR400 = "error400"  # refused
+    EXIT = "exit"  # the engine dies with all its running requests
+    KILL = "kill"  # SIGKILL ends the whole worker process
+    HANG = "hang"  # the request is never answered
+    SLOW = "slow"  # slow:0.5 answers after half a second (default 5 s)
+    ERROR400 = "error400"  # the request is refused
     BYTES = "bytes"  # the answer is not JSON
-    ERROR500 = "error500"  # fails; error500:2 fails at the first two attempts and then answers
+    ERROR500 = "error500"  # the request fails; error500:2 fails twice and then answers
 
 
 async def load(*, model: str, latency: timedelta = timedelta(0)) -> EchoEngine:
     """Make an engine that takes ``latency`` for each answer.
 
-    Raises EngineStartFailed for another model than ``echo``: no real request is answered with its own words.
+    Raises EngineStartFailed for any model but ``echo``, so that no real request is answered with its own text.
     """
     if model != ECHO_MODEL:
         raise EngineStartFailed(
-            f"the echo engine serves the model {ECHO_MODEL} alone", transient=False, blame=Blame.FLAGS
+            f"the echo engine serves only the model {ECHO_MODEL}", transient=False, blame=Blame.FLAGS
         )
     return EchoEngine(model, latency)
 
@@ -63,7 +63,7 @@ class EchoEngine:
         self.progress = 0
 
     async def post(self, url: str, body: bytes) -> Reply:
-        """Answer one request with an answer that depends on nothing but its body."""
+        """Answer one request; the answer depends only on its body."""
         if self.died is not None:
             raise EngineDied(self.died)
         name = identity(body)
@@ -73,7 +73,7 @@ class EchoEngine:
             if request.model != self._model:
                 raise _Refused(HTTPStatus.NOT_FOUND, f"The model `{request.model}` does not exist.", "model")
             if request.metadata and (word := request.metadata.get("vbatch_echo")) is not None:
-                await self._misbehave(str(word), name)
+                await self._inject(str(word), name)
             if self._latency:
                 await self._wait(self._latency)
             answer = _answer(url, request, name)
@@ -89,34 +89,36 @@ class EchoEngine:
         """Stop answering."""
         self._die("the echo engine was closed")
 
-    async def _misbehave(self, word: str, name: str) -> None:
+    async def _inject(self, word: str, name: str) -> None:
         kind, _, argument = word.partition(":")
         match kind:
-            case Misdeed.EXIT:
-                self._die("the echo engine was told to exit")
-                raise EngineDied("the echo engine was told to exit")
-            case Misdeed.KILL:
+            case Fault.EXIT:
+                self._die("the echo engine exited, as vbatch_echo asked")
+                raise EngineDied("the echo engine exited, as vbatch_echo asked")
+            case Fault.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
-            case Misdeed.HANG:
+            case Fault.HANG:
                 await self._wait(None)
-            case Misdeed.SLOW:
+            case Fault.SLOW:
                 await self._wait(_number(argument, SLOW.total_seconds()))
-            case Misdeed.BYTES:
+            case Fault.BYTES:
                 raise _NotJson
-            case Misdeed.ERROR400:
+            case Fault.ERROR400:
                 raise _Refused(HTTPStatus.BAD_REQUEST, "refused, as vbatch_echo asked")
-            case Misdeed.ERROR500:
+            case Fault.ERROR500:
                 self._failures[name] += 1
                 if self._failures[name] <= _number(argument, float("inf")):
                     raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "failed, as vbatch_echo asked")
             case _:
-                known = ", ".join(Misdeed)
+                known = ", ".join(Fault)
                 raise _Refused(
-                    HTTPStatus.BAD_REQUEST, f"vbatch_echo: {kind} is none of {known}", "metadata.vbatch_echo"
+                    HTTPStatus.BAD_REQUEST,
+                    f"vbatch_echo: {kind} is not one of {known}",
+                    "metadata.vbatch_echo",
                 )
 
     async def _wait(self, seconds: float | None) -> None:
-        """Wait, for ever without a number; the engine's death ends it with EngineDied."""
+        """Wait this long, or without a limit. Raises EngineDied when the engine dies meanwhile."""
         loop = asyncio.get_running_loop()
         waiting = loop.create_future()
         self._waiting.add(waiting)
@@ -137,7 +139,7 @@ class EchoEngine:
 
 
 class _NotJson(Exception):
-    """Bytes are asked for."""
+    """The request asks for an answer that is not JSON."""
 
 
 class _Refused(Exception):
@@ -176,7 +178,7 @@ def _number(argument: str, default: float) -> float:
         return float(argument) if argument else default
     except ValueError:
         raise _Refused(
-            HTTPStatus.BAD_REQUEST, f"vbatch_echo: {argument} is no number", "metadata.vbatch_echo"
+            HTTPStatus.BAD_REQUEST, f"vbatch_echo: {argument} is not a number", "metadata.vbatch_echo"
         ) from None
 
 

@@ -1,6 +1,6 @@
-"""What the echo engine answers: OpenAI's shapes, filled with the request's own words.
+"""The answers of the echo engine: OpenAI's response objects, filled with the request's own text.
 
-The same body always gets the same bytes. A token is a word between blanks.
+The same body always gets the same bytes. A word between blanks counts as a token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Answer = dict[str, Any]
 
 
 class Invalid(Exception):
-    """The body is not what the endpoint wants; says so as an OpenAI error would."""
+    """The body is not valid for this endpoint; the message is that of an OpenAI error."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         self.message = message
@@ -31,7 +31,7 @@ class Message(msgspec.Struct, gc=False):
 
 
 class Body(msgspec.Struct, gc=False):
-    """The fields of a body that the echo looks at."""
+    """The fields of a body that the echo engine reads."""
 
     model: str
     messages: list[Message] | None = None
@@ -46,7 +46,7 @@ class Body(msgspec.Struct, gc=False):
 
 
 def identity(body: bytes) -> str:
-    """Return 32 hex digits that stand for these bytes."""
+    """Return 32 hex digits that identify these bytes."""
     return blake2b(body, digest_size=16).hexdigest()
 
 
@@ -129,7 +129,7 @@ def response(body: Body, name: str) -> Answer:
 
 
 def embedding(body: Body, name: str) -> Answer:
-    """Answer each input with eight numbers that its hash gives."""
+    """Answer each input with eight numbers made from its hash."""
     inputs = _texts(body.input, param="input")
     return {
         "id": f"embd-{name}",
@@ -151,7 +151,7 @@ def score(body: Body, name: str) -> Answer:
     if len(first) == 1:
         first *= len(second)
     if len(first) != len(second):
-        raise Invalid("text_1 and text_2 must hold equally many texts", param="text_1")
+        raise Invalid("text_1 and text_2 must hold the same number of texts", param="text_1")
     pairs = list(zip(first, second, strict=True))
     return {
         "id": f"score-{name}",

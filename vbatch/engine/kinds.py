@@ -1,6 +1,7 @@
-"""The kinds of engine that a worker can have: what each one needs, which models it serves, how it loads one.
+"""The kinds of engine that a worker can have: what each kind needs, which models it serves, how it loads a model.
 
-The loaders import their engine when they are called: commands ask this table, too, and load nothing.
+A loader imports its engine when it is called, because commands use this table too and load nothing. The names of the
+kinds also stand in ``config.Settings.engine`` and ``--engine``, which cannot import the table; a test compares them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 from vbatch.engine import Engine
 from vbatch.errors import ConfigError
 
-ECHO_MODEL = "echo"  # the one model that the echo engine serves, and vLLM leaves alone
+ECHO_MODEL = "echo"  # the only model that the echo engine serves; vLLM does not serve it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What an engine is loaded with: the model, vLLM's settings for it, and how long an echo takes."""
+    """What an engine is loaded with: the model, vLLM's settings for it, and the delay of the echo engine."""
 
     model: str
     path: str
@@ -33,7 +34,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of engine. ``serves`` says whether it may answer requests for a model; nothing else decides that."""
+    """One kind of engine. Only ``serves`` decides whether it may answer requests for a model.
+
+    ``needs_gpu`` holds for vLLM's build for CPUs too (``installed.computes_on_gpu``). ``needs_files``: a model is a
+    folder of files on this disk, which vLLM reads.
+    """
 
     name: str
     title: str
@@ -100,7 +105,7 @@ def for_model(model: str) -> Kind:
 
 
 def may_serve(engine: str, model: str) -> bool:
-    """Whether a worker with this engine may serve the model. A kind that only another version knows may."""
+    """Whether a worker with this engine may serve the model; an engine of another version's table may serve any."""
     return engine not in KINDS or KINDS[engine].serves(model)
 
 

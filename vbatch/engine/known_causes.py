@@ -1,4 +1,4 @@
-"""The causes of failed starts that are recognised, each with what a person can do and whose fault it is.
+"""The known causes of failed starts, each with its pattern, a line for people, what they can do, and the blame.
 
 The patterns are those of vLLM 0.32 and 0.33, torch, transformers and huggingface_hub of their time.
 """
@@ -13,11 +13,11 @@ from vbatch.engine import Blame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """A cause that is recognised by a pattern.
+class KnownCause:
+    """A cause that is recognised by a pattern in the engine's log.
 
-    ``line`` and ``hints`` may name the pattern's groups, ``model``, ``path`` and ``fitting`` (the share of the
-    memory that would fit). Of the hints the first is given for which everything is known.
+    ``line`` and ``hints`` may name the pattern's groups, ``model``, ``path`` and ``fitting`` (the share of the memory
+    that would fit). The first hint is shown whose names all have a value.
     """
 
     pattern: re.Pattern[str]
@@ -29,8 +29,8 @@ class Known:
 
 def _known(
     pattern: str, line: str, *hints: str, transient: bool = False, blame: Blame = Blame.UNKNOWN
-) -> Known:
-    return Known(
+) -> KnownCause:
+    return KnownCause(
         pattern=re.compile(pattern, re.MULTILINE),
         line=line,
         hints=hints,
@@ -47,18 +47,18 @@ _GIB = r"\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\)"
 _WANTED = r"\((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB\)"
 _UNINSTALL = "pip uninstall --yes torchvision torchaudio torchcodec"
 
-# The first that matches wins. Worth another try: memory that somebody else may give back, a hub that is away.
+# The first match wins. Transient: memory that another process may free, a model hub that does not answer.
 KNOWN = (
     _machine(
         rf"Free memory on device(?: \S+)? {_GIB} on startup is less than .*? {_WANTED}",
-        "the GPU has {free} of {total} GiB free, and vLLM is to use {wanted} GiB (gpu_memory_utilization {share})",
+        "the GPU has {free} of {total} GiB free, but vLLM is set to use {wanted} GiB (gpu_memory_utilization {share})",
         "free the GPU (vbatch doctor), or use less of it: vbatch run-worker -- --gpu-memory-utilization {fitting}",
         "free the GPU: vbatch doctor",
         transient=True,
     ),
     _machine(
         rf"Available memory on node \S+ {_GIB} on startup is less than .*? {_WANTED}",
-        "{free} of {total} GiB of memory are free, and vLLM is to use {wanted} GiB "
+        "{free} of {total} GiB of memory are free, but vLLM is set to use {wanted} GiB "
         "(gpu_memory_utilization {share}, which on a CPU means memory)",
         "vbatch run-worker -- --gpu-memory-utilization {fitting}",
         transient=True,
@@ -66,8 +66,8 @@ KNOWN = (
     _machine(
         rf"Available memory on node \S+ {_GIB} on kv cache allocation is less than requested memory for kv "
         r"\((?P<wanted>[\d.]+)(?:/[\d.]+)? GiB\)",
-        "{free} of {total} GiB of memory are free, and vLLM's KV cache is to have {wanted} GiB",
-        "give the cache less (VLLM_CPU_KVCACHE_SPACE=1, in GiB), or end what uses the memory",
+        "{free} of {total} GiB of memory are free, but vLLM's KV cache is set to take {wanted} GiB",
+        "give the cache less (VLLM_CPU_KVCACHE_SPACE=1, in GiB), or end other programs that use memory",
         transient=True,
     ),
     _model(
@@ -77,7 +77,7 @@ KNOWN = (
     ),
     _model(
         r"CUDA out of memory\. Tried to allocate (?P<size>[\d.]+ \w+)",
-        "the GPU ran out of memory (another {size} were needed)",
+        "the GPU ran out of memory (it needed another {size})",
         "free the GPU (vbatch doctor), or use a smaller or quantized model",
         transient=True,
     ),
@@ -103,7 +103,7 @@ KNOWN = (
     _model(
         r"User-specified max_model_len \((?P<length>\d+)\) is greater than the derived max_model_len "
         r"\(\w+=(?P<limit>\d+)",
-        "--max-model-len {length} is more than the {limit} tokens that the model was made for",
+        "--max-model-len {length} is more than the {limit} tokens that the model supports",
         "vbatch run-worker -- --max-model-len {limit}",
     ),
     _flags(
@@ -113,7 +113,7 @@ KNOWN = (
     ),
     _flags(
         r"UnexpectedArgument: (?P<word>.*)(?=[\s\S]*SharedFlagsRefused)",
-        "vLLM does not accept its flags: {word} belongs to none of them",
+        "vLLM does not accept its flags: {word} belongs to no flag",
         "vllm serve --help=all",
     ),
     _model(
@@ -123,12 +123,12 @@ KNOWN = (
     ),
     _model(
         r"UnexpectedArgument: (?P<word>.*)",
-        "vLLM does not accept its flags: {word} belongs to none of them",
+        "vLLM does not accept its flags: {word} belongs to no flag",
         "vllm serve --help=all",
     ),
     _machine(
         r"operator torchvision::nms does not exist|_torchaudio|[Ll]ibtorchcodec",
-        "torchvision, torchaudio or torchcodec do not fit the installed torch, and break the import of models",
+        "torchvision, torchaudio or torchcodec do not match the installed torch, which breaks the import of models",
         _UNINSTALL,
     ),
     _machine(
@@ -138,7 +138,7 @@ KNOWN = (
     ),
     _machine(
         r"vbatch\.engine\.vllm\.Unguarded",
-        "the engine started without vbatch's guard, and would outlive this worker",
+        "the engine started without vbatch's guard, so it would continue to run after this worker ends",
         "install vbatch as a package: pip install vbatch",
     ),
     _model(
@@ -153,7 +153,7 @@ KNOWN = (
     ),
     _model(
         r"Unrecognized model in|Expecting value: line|It looks like the config file at",
-        "the config.json of {path} cannot be read, or names no model that vLLM knows",
+        "the config.json of {path} cannot be read, or names a model that vLLM does not support",
         "hf download {path}",
     ),
     _model(
@@ -168,39 +168,39 @@ KNOWN = (
     ),
     _model(
         r"RepositoryNotFoundError",
-        "the model hub knows no model {path}, or only for those who log in",
+        "the model hub has no model {path}, or shows it only to users who are logged in",
         "check the name in the batch, or: hf auth login",
     ),
     _model(
         r"outgoing traffic has been disabled|OfflineModeIsEnabled|offline mode is enabled",
-        "{path} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+        "{path} is not on this machine, and HF_HUB_OFFLINE prevents the download",
         "HF_HUB_OFFLINE=0 hf download {path}",
     ),
     _known(
         r"couldn't connect to '(?P<hub>https?://[^']+)'|An error happened while trying to locate the file|"
         r"httpx\.(?:(?:Read|Write|Connect|Pool)(?:Timeout|Error)|RemoteProtocolError)|CAS service error|"
         r"429 Too Many Requests",
-        "{path} is not whole on this machine, and the model hub does not answer",
+        "{path} is not complete on this machine, and the model hub does not answer",
         'check the network, or give a folder in config.toml: [models."{model}"] path = "/where/it/is"',
         transient=True,
     ),
     _model(
         r"--trust-remote-code|trust_remote_code=True",
-        "{model} brings code of its own, which vLLM runs only when told so",
+        "{model} contains Python code of its own, which vLLM runs only with --trust-remote-code",
         "vbatch run-worker -- --trust-remote-code",
     ),
     _model(
         r"Model architectures \[(?P<names>[^\]]*)\] are not supported",
-        "this vLLM does not know the architecture {names}",
+        "this vLLM does not support the architecture {names}",
         "pip install --upgrade vllm",
     ),
     _model(
         r"Model architecture (?P<name>\w+) (?:was supported in vLLM until|is not supported in-tree)",
-        "this vLLM does not know the architecture {name} any more",
+        "this vLLM no longer supports the architecture {name}",
     ),
     _model(
         r"Bfloat16 is only supported on GPUs",
-        "{model} computes in bfloat16, which this GPU cannot",
+        "{model} uses bfloat16, which this GPU does not support",
         "vbatch run-worker -- --dtype half",
     ),
     _machine(
@@ -210,23 +210,23 @@ KNOWN = (
     ),
     _model(
         r"model type `(?P<type>[^`]*)` but Transformers does not recognize",
-        "this transformers does not know the model type {type}",
+        "this version of transformers does not support the model type {type}",
         "pip install --upgrade vllm transformers",
     ),
     _machine(
         r"Error in memory profiling",
-        "another program gave back GPU memory while vLLM measured it",
-        "try again, and leave the GPU to vbatch meanwhile",
+        "another program freed GPU memory while vLLM measured it",
+        "try again while no other program uses the GPU",
         transient=True,
     ),
     _machine(
         r"World size \((?P<wanted_gpus>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)",
-        "vLLM is to spread the model over {wanted_gpus} GPUs, and is given {gpus}",
-        "a worker that has all of them: vbatch run-worker without --gpu (install-service gives each GPU its own)",
+        "vLLM is set to use {wanted_gpus} GPUs for the model, but this worker has only {gpus}",
+        "start one worker for all GPUs: vbatch run-worker without --gpu (install-service starts one worker per GPU)",
     ),
     _machine(
         r"Error 803|system has unsupported display driver",
-        "the NVIDIA driver was updated, and the old one still runs",
+        "the NVIDIA driver was updated, but the old version is still loaded",
         "sudo reboot",
     ),
     _machine(
@@ -246,12 +246,12 @@ KNOWN = (
     ),
     _machine(
         r"NCCL error(?P<what>[^\n]*)",
-        "the GPUs cannot talk to each other: NCCL error{what}",
+        "the GPUs cannot communicate with each other: NCCL error{what}",
         "NCCL_DEBUG=INFO vbatch run-worker",
     ),
     _machine(
         r"Failed to find C compiler|fatal error: Python\.h: No such file|Could not find nvcc",
-        "vLLM compiles code for this GPU, and there is no compiler for it",
+        "vLLM must compile code for this GPU, but no compiler is installed",
         "sudo apt install build-essential python3-dev",
     ),
     _machine(

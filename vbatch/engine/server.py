@@ -1,7 +1,7 @@
 """vLLM's OpenAI server without its socket. The only module that knows where vLLM keeps the parts of it.
 
-The same steps as ``vllm serve`` (``vllm.entrypoints.launchers.api_server.entry``, 0.32 and 0.33), but the
-engine is started from a thread, so that the event loop goes on during the minutes that this takes.
+The same steps as ``vllm serve`` (``vllm.entrypoints.launchers.api_server.entry``, 0.32 and 0.33), but the engine is
+started from a thread, so that the event loop continues during the minutes that this takes.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from vbatch.engine.asgi import App
 
 
 class Abandoned(Exception):
-    """Nobody wants the engine any more."""
+    """The start was cancelled: no engine is needed any more."""
 
 
 class FlagsRefused(Exception):
-    """vLLM does not take these flags; it has printed why."""
+    """vLLM does not accept these flags; it has printed why."""
 
 
 class UnexpectedArgument(ValueError):
-    """A word among vLLM's flags that belongs to none of them."""
+    """A word among vLLM's flags that belongs to no flag."""
 
 
 class SharedFlagsRefused(Exception):
-    """vLLM does not take the flags that every model gets: no model would load."""
+    """vLLM does not accept the flags that every model gets, so no model would load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A running engine. ``llm`` is vLLM's AsyncLLM: ours to shut down."""
+    """A running engine. ``llm`` is vLLM's AsyncLLM, which the caller must shut down."""
 
     arguments: Namespace
     llm: Any
@@ -49,12 +49,12 @@ class Started:
 
     @property
     def processes(self) -> list[Any]:
-        """The engine's multiprocessing processes: one EngineCore a data-parallel rank."""
+        """The engine's multiprocessing processes: one EngineCore per data-parallel rank."""
         return list(self.llm.engine_core.resources.engine_manager.processes)
 
     @property
-    def everything(self) -> list[Any]:
-        """All that vLLM has started from here: the engine's processes, and what coordinates several of them."""
+    def all_processes(self) -> list[Any]:
+        """All processes that vLLM has started from here: the engine's, and the coordinator of several of them."""
         coordinator = self.llm.engine_core.resources.coordinator
         return self.processes + ([] if coordinator is None else [coordinator.proc])
 
@@ -62,8 +62,8 @@ class Started:
 def imports() -> None:
     """Import vLLM, which takes many seconds. Raises what a broken installation raises.
 
-    To be called by itself, not from ``start``: some library keeps an ImportError, and with its traceback every
-    frame that was running then; an engine in one of them would never be freed.
+    Call it on its own, not from ``start``: a library keeps an ImportError, and with its traceback every frame that was
+    running then; an engine in such a frame would never be freed.
     """
     importlib.import_module("vllm.entrypoints.launchers.api_server.entry")
 
@@ -78,8 +78,8 @@ def start(
 ) -> Started:
     """Start an engine and wait until it has loaded its model. Blocks for as long as that takes.
 
-    Raises whatever vLLM raises; FlagsRefused and UnexpectedArgument for flags that it does not take,
-    SharedFlagsRefused where these are everybody's; Abandoned when the event was set before the engine's processes
+    Raises whatever vLLM raises; FlagsRefused and UnexpectedArgument for flags that it does not accept,
+    SharedFlagsRefused where every model gets these; Abandoned when the event was set before the engine's processes
     were started.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -98,7 +98,7 @@ def start(
     # LLM_CLASS, for the batch sizes of offline work: the context of `vllm run-batch` has no row in vLLM's
     # table of defaults and gets 128 sequences where LLM_CLASS gets 256 to 1024.
     context = UsageContext.LLM_CLASS
-    # The one process that loads no plugin, and so would not be guarded.
+    # The only process that loads no plugin, so it would not be guarded.
     DPCoordinatorProc.run_coordinator = staticmethod(guard.run_coordinator)
     config = engine_args.create_engine_config(usage_context=context)
     if abandoned.is_set():
@@ -128,7 +128,7 @@ async def serving(started: Started) -> AsyncIterator[App]:
 
 
 def authorization(arguments: Namespace) -> list[tuple[bytes, bytes]]:
-    """Return the header that the app will ask for if the user's environment or flags protect vLLM's API."""
+    """Return the header that the app requires if the user's environment or flags set a key for vLLM's API."""
     from vllm import envs
 
     keys = [key for key in (arguments.api_key or [envs.VLLM_API_KEY]) if key]
@@ -145,7 +145,7 @@ def _parse(words: list[str]) -> Namespace:
     parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="vllm"))
     try:
         arguments: Namespace = parser.parse_args(words)
-    except SystemExit as stop:  # from a thread it would end the event loop
+    except SystemExit as stop:  # raised in a thread, it would end the event loop
         raise FlagsRefused from stop
     if arguments.model_tag is not None:
         raise UnexpectedArgument(arguments.model_tag)

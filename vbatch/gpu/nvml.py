@@ -1,4 +1,4 @@
-"""Ask NVML, in this very process. Only the probe's child does so: a wedged driver hangs whoever asks.
+"""Ask NVML in this process. Only the child processes of ``probe`` and ``watch`` do that: a wedged driver hangs them.
 
 NVML numbers GPUs by their PCI address and takes no notice of CUDA_VISIBLE_DEVICES.
 """
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 PAUSE = 2.0  # seconds between two readings for a worker
 
-# NVML's return codes that are diagnoses (nvml.h, nvmlReturn_t).
+# The return codes of NVML that name a cause (nvml.h, nvmlReturn_t).
 _DIAGNOSES: dict[int, tuple[TroubleCode, str]] = {
     pynvml.NVML_ERROR_NO_PERMISSION: ("no_permission", "this user may not use the GPU's device files"),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("driver_not_loaded", "the NVIDIA driver is not loaded"),
@@ -34,7 +34,7 @@ _DIAGNOSES: dict[int, tuple[TroubleCode, str]] = {
 
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 
-# The reasons that cost speed (nvml.h, nvmlClocksEventReason*). Not "hardware slowdown" (8): a change of clocks, too.
+# The reasons that cost speed (nvml.h, nvmlClocksEventReason*). "Hardware slowdown" (8) also means a change of clocks.
 _THROTTLE = {
     0x0000000000000004: POWER_LIMIT,
     0x0000000000000020: "heat (software)",
@@ -44,7 +44,7 @@ _THROTTLE = {
 
 
 def look() -> GpuReport:
-    """Return what the driver says. A fault of one query leaves that value out, one of a GPU that GPU."""
+    """Return what the driver reports. A query that fails leaves out its value; a GPU that fails is listed as lost."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -66,7 +66,7 @@ def look() -> GpuReport:
 
 
 def _gpu(index: int) -> Gpu:
-    """Ask one GPU. Raises NVMLError where it does not even tell its name or, with a diagnosis, its memory."""
+    """Ask one GPU. Raises NVMLError if it does not give its name, or its memory for a reason that names a cause."""
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = _memory(handle)
     persistence = _ask(pynvml.nvmlDeviceGetPersistenceMode, handle)
@@ -97,9 +97,9 @@ def _gpu(index: int) -> Gpu:
 
 
 def _memory(handle: Any) -> Any:
-    """Return NVML's figures, None where this GPU has none. Version 2 tells used from reserved by the driver.
+    """Return NVML's figures, None where this GPU has none. Version 2 counts what the driver reserves apart from used.
 
-    A card that is split into instances (MIG) tells nothing of use: the whole card's figures, or "no permission".
+    For a card that is split into instances (MIG) they are of no use: the whole card's figures, or "no permission".
     """
     mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
     if mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
@@ -114,7 +114,7 @@ def _memory(handle: Any) -> Any:
 
 
 def _holders(handle: Any) -> tuple[Holder, ...]:
-    """List who holds memory; a process that both computes and draws counts once, as the driver counts it."""
+    """List the processes that hold memory; one that both computes and draws counts once, as the driver counts it."""
     found: dict[int, Holder] = {}
     kinds: tuple[tuple[Literal["compute", "graphics"], Callable[..., Any]], ...] = (
         ("graphics", pynvml.nvmlDeviceGetGraphicsRunningProcesses),
@@ -140,7 +140,7 @@ def _throttle(reasons: int | None) -> tuple[str, ...]:
 
 
 def _ask(query: Callable[..., T], *arguments: Any) -> T | None:
-    """Ask for one value; None where it cannot be had."""
+    """Ask for one value; None where the driver does not give it."""
     try:
         return query(*arguments)
     except pynvml.NVMLError:
@@ -148,7 +148,7 @@ def _ask(query: Callable[..., T], *arguments: Any) -> T | None:
 
 
 def _trouble(error: pynvml.NVMLError) -> Trouble:
-    code, message = _DIAGNOSES.get(error.value, ("other", f"the driver says: {error}"))
+    code, message = _DIAGNOSES.get(error.value, ("other", f"the driver reports: {error}"))
     return Trouble(code=code, message=message)
 
 

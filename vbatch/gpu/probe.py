@@ -1,6 +1,6 @@
 """Ask the driver in a child process with a time limit: a wedged driver hangs, a broken library crashes.
 
-The child may then sit in the kernel where not even SIGKILL ends it; it is left there and not waited for.
+The child may then wait inside the kernel, where even SIGKILL does not end it; it is left there and not waited for.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from datetime import timedelta
 import msgspec
 
 from vbatch.gpu.report import Gpu, GpuReport, Trouble
+from vbatch.text import MIB
 
 LIMIT = timedelta(seconds=10)  # NVML's own start takes 2 to 3 s without persistence mode
-SETTLED = 64 << 20  # bytes of difference between two readings that are taken for none
+SETTLED = 64 * MIB  # bytes; two readings that differ by less count as equal
 PAUSE = 0.5
 
 
 def probe(limit: timedelta = LIMIT) -> GpuReport:
-    """Return what the driver says; never raises for what it does instead."""
+    """Return what the driver reports; one that hangs or crashes is ``trouble`` in the report, not an exception."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "vbatch.gpu.nvml"],
         stdin=subprocess.DEVNULL,
@@ -44,9 +45,9 @@ def probe(limit: timedelta = LIMIT) -> GpuReport:
 
 
 def wait_until_settled(index: int, *, limit: timedelta, look: Callable[[], GpuReport] = probe) -> Gpu | None:
-    """Wait until this GPU's free memory stands still; return it as it is then, None where it cannot be asked.
+    """Wait until this GPU's free memory no longer changes; return the GPU as it is then, None if it does not answer.
 
-    A driver gives memory back some time after the process is gone.
+    A driver frees memory some time after its process is gone.
     """
     deadline = time.monotonic() + limit.total_seconds()
     before: Gpu | None = None

@@ -1,4 +1,4 @@
-"""What the driver says about itself and each GPU: plain values that travel as JSON from the probe's child."""
+"""What the driver reports about itself and each GPU: plain values, sent as JSON from the probe's child process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TroubleCode = Literal[
 
 POWER_LIMIT = "power limit"
 
-_PASSING: frozenset[TroubleCode] = frozenset({"driver_not_loaded", "hanging", "no_gpu"})
+_TEMPORARY: frozenset[TroubleCode] = frozenset({"driver_not_loaded", "hanging", "no_gpu"})
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +32,12 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passing(self) -> bool:
-        """Whether it passes by itself while a machine boots; the others need a person."""
-        return self.code in _PASSING
+        """Whether it ends by itself while a machine boots; the others need a person."""
+        return self.code in _TEMPORARY
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that the driver lists. ``used`` is in bytes, None where it does not say (WSL, MIG)."""
+    """A process that the driver lists. ``used`` is in bytes, None where the driver does not report it (WSL, MIG)."""
 
     pid: int
     used: int | None
@@ -45,7 +45,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU. Sizes are in bytes; None stands for what this driver or this GPU does not tell.
+    """One GPU. Sizes are in bytes; None means that this driver or this GPU does not report the value.
 
     Without ``memory_known`` the sizes are 0. ``throttle`` names what slows it down now.
     """
@@ -68,7 +68,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The driver and its GPUs. ``lost`` are single GPUs that do not answer, by their number."""
+    """The driver and its GPUs. ``lost`` are the GPUs that do not answer, by number."""
 
     driver: str | None = None
     cuda: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""Follow one GPU while a worker runs: a child reads NVML every two seconds, so that nothing here can hang with it."""
+"""Watch one GPU while a worker runs: a child process reads NVML every two seconds, so the worker cannot hang in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vbatch.gpu.report import Gpu
 def watched(index: int, seen: Callable[[Gpu], None]) -> Iterator[None]:
     """Call ``seen`` from a thread with each reading of this GPU until the block is left.
 
-    Without a driver there are no readings. The child ends with us, however we end: its stdin is then at its end.
+    Without a driver there are no readings. However this process ends, the child ends too: its stdin is then closed.
     """
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "vbatch.gpu.nvml", str(index)],

@@ -13,27 +13,27 @@ JOURNAL_LIMIT = 10.0  # seconds; that of a whole boot is read in one
 
 _LINE = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+),?\s*(.*)")
 
-# NVIDIA's catalogue: docs.nvidia.com/deploy/xid-errors. The rest is called by its number alone.
+# From NVIDIA's catalogue: docs.nvidia.com/deploy/xid-errors. Other errors are shown by their number alone.
 _MEANINGS = {
     13: "a program's fault on the GPU (graphics engine exception)",
-    31: "a program touched memory that it must not (MMU fault)",
+    31: "a program used memory that it may not use (MMU fault)",
     43: "a program was stopped on the GPU (reset channel)",
-    45: "a program's work was thrown away, as when it is killed",
+    45: "a program's work was discarded, as when it is killed",
     48: "a memory error that could not be corrected (double bit ECC)",
-    61: "the GPU's own controller stumbled",
+    61: "the GPU's own controller had an error",
     62: "the GPU's own controller stopped",
     63: "memory cells were taken out of use",
     64: "memory cells could not be taken out of use",
     74: "an NVLink error",
     79: "the GPU has fallen off the bus",
-    94: "a memory error that was contained: the program that met it ended",
+    94: "a memory error that was contained: it ended one program",
     95: "a memory error that was not contained: reset the GPU",
     119: "the GPU's system processor does not answer: reboot",
-    120: "the GPU's system processor met an error: reboot",
+    120: "the GPU's system processor had an error: reboot",
     154: "the GPU must be reset, or the machine rebooted",
 }
 
-# What a killed or faulty program leaves behind; no fault of the GPU.
+# Left behind by a killed or faulty program; not a fault of the GPU.
 _HARMLESS = frozenset({43, 45})
 
 
@@ -71,7 +71,7 @@ def _ring_buffer() -> str:
             while True:
                 try:
                     records.append(os.read(handle, 8192))
-                except BrokenPipeError:  # overwritten meanwhile; the next read goes on
+                except BrokenPipeError:  # overwritten meanwhile; the next read continues
                     continue
         except BlockingIOError:
             pass
@@ -81,7 +81,7 @@ def _ring_buffer() -> str:
 
 
 def _journal() -> str:
-    """Ask the journal, which groups of people (adm, systemd-journal) may read where the ring buffer is root's."""
+    """Ask the journal, which members of adm and systemd-journal may read where only root may read the ring buffer."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet"]
         return subprocess.run(

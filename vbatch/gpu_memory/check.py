@@ -1,6 +1,6 @@
-"""Whether a GPU has the memory that an engine will take: asked by doctor and, before each load, by the worker.
+"""Check whether a GPU has the memory that an engine will need: used by doctor and, before each load, by the worker.
 
-Both use the same words, because both mean the same: vLLM refuses to start on less than it is told to use.
+Both print the same text, because both check the same: vLLM refuses to start if less is free than it is set to use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch import gpu as nvml
-from vbatch.engine import Blame, EngineStartFailed, build
+from vbatch.engine import Blame, EngineStartFailed, installed
 from vbatch.gpu import Gpu, Trouble, needs
 from vbatch.gpu_memory import holders as gpu_holders
 from vbatch.gpu_memory import locks
@@ -18,28 +18,31 @@ from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Suspect
 from vbatch.store import Store
-
-GIB = 1 << 30
+from vbatch.text import GIB, size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCheck:
-    """A GPU's free memory against what is wanted of it, in bytes. ``reason`` says who wants it."""
+    """A GPU's free memory compared with what an engine needs, in bytes.
+
+    ``reason`` names the setting that asks for ``needed``. ``unlisted`` is in use, but no process that the
+    driver lists holds it.
+    """
 
     gpu: Gpu
     needed: int
     reason: str
     holders: tuple[Holder, ...]
-    ghost: int
+    unlisted: int
 
     @property
     def enough(self) -> bool:
-        """Whether an engine can start. Where the driver does not tell what is free, vLLM has to find out."""
+        """Whether an engine can start. If the driver does not report what is free, only vLLM can find out."""
         return not self.gpu.memory_known or self.gpu.free >= self.needed
 
     @property
-    def words(self) -> str:
-        """Say it in one line, in the units of vLLM's own message."""
+    def summary(self) -> str:
+        """The comparison in one line, in the units of vLLM's own message."""
         total, free = self.gpu.total / GIB, self.gpu.free / GIB
         return (
             f"GPU {self.gpu.index} ({self.gpu.name}) has {free:.2f} of {total:.2f} GiB free; "
@@ -48,16 +51,16 @@ class MemoryCheck:
 
     @property
     def held_by(self) -> str:
-        """Say who holds the rest, in one line."""
-        parts = [f"{amount(holder.used)}{holder.who}" for holder in self.holders]
-        if self.ghost:
-            parts.append(f"{self.ghost / GIB:.1f} GiB by no process that the driver lists")
+        """Who holds the rest, in one line."""
+        parts = [holder.summary for holder in self.holders]
+        if self.unlisted:
+            parts.append(f"{size(self.unlisted)} by no process that the driver lists")
         return "held by " + "; ".join(parts) if parts else "no process that the driver lists holds any of it"
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        """What can be done about it, to paste: the polite commands that make room, or asking for less."""
-        commands = dict.fromkeys(holder.remedies[0] for holder in self._in_the_way)
+        """Commands to paste: those that free enough memory politely, or one that has vLLM use less."""
+        commands = dict.fromkeys(holder.remedies[0] for holder in self._to_stop)
         share = needs.fitting(self.gpu.free, self.gpu.total)
         if share is not None:
             commands[f"vbatch run-worker -- --gpu-memory-utilization {share}"] = None
@@ -65,12 +68,12 @@ class MemoryCheck:
 
     @property
     def settling(self) -> bool:
-        """Whether memory that no process holds any more would be enough: a driver gives it back with a delay."""
-        return self.ghost > 0 and self.gpu.free + self.ghost >= self.needed
+        """Whether it may become enough by itself: a driver frees the memory of an ended process with a delay."""
+        return self.unlisted > 0 and self.gpu.free + self.unlisted >= self.needed
 
     @property
-    def _in_the_way(self) -> list[Holder]:
-        """The fewest holders whose end would make room, the biggest first; none where even all would not."""
+    def _to_stop(self) -> list[Holder]:
+        """The biggest holders, as many as must end so that enough is free; none if even all are not enough."""
         free, found = self.gpu.free, list[Holder]()
         for holder in self.holders:
             if holder.remedies and holder.kind is not Kind.WORKER:
@@ -82,23 +85,23 @@ class MemoryCheck:
 
 
 def compare(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reason: str) -> MemoryCheck:
-    """Compare, and name who holds memory; ``suspects`` are None where the ledger cannot be read."""
+    """Compare, and name who holds memory. ``suspects`` come from the ledger, None if it cannot be read."""
     return MemoryCheck(
         gpu=gpu,
         needed=needed,
         reason=reason,
         holders=tuple(gpu_holders.holders(gpu, suspects)),
-        ghost=gpu_holders.ghost(gpu),
+        unlisted=gpu_holders.unlisted(gpu),
     )
 
 
 def require(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[str]) -> None:
-    """Refuse to load an engine with these flags into too little memory.
+    """Raise EngineStartFailed if the GPU has too little free memory for an engine with these flags.
 
-    Does nothing where vLLM does not compute on a GPU, or only vLLM knows how much it will take. Raises
-    EngineStartFailed: with ``transient`` where memory may still be given back.
+    It is ``transient`` if memory may still be freed. Does nothing if vLLM does not compute on a GPU, or if only vLLM
+    knows how much it will need.
     """
-    if not build.computes_on_gpu():
+    if not installed.computes_on_gpu():
         return
     report = nvml.probe()
     if report.trouble is not None:
@@ -116,18 +119,13 @@ def require(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[st
     suspects = orphans.suspects(store, state_dir) if found.holders else []
     seen = compare(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
     if not seen.enough:
-        ours = any(holder.kind is Kind.ORPHAN for holder in seen.holders)
+        has_orphan = any(holder.kind is Kind.ORPHAN for holder in seen.holders)
         raise EngineStartFailed(
-            f"{seen.words}; {seen.held_by}",
+            f"{seen.summary}; {seen.held_by}",
             transient=True,
             blame=Blame.MACHINE,
-            hint="vbatch doctor --fix" if ours else "; or ".join(seen.remedies) or "vbatch doctor gpu",
+            hint="vbatch doctor --fix" if has_orphan else "; or ".join(seen.remedies) or "vbatch doctor gpu",
         )
-
-
-def amount(size: int | None) -> str:
-    """Write an amount of memory in front of its holder."""
-    return "" if size is None else f"{size / GIB:.1f} GiB by "
 
 
 def _no_gpu(trouble: Trouble) -> EngineStartFailed:

@@ -1,4 +1,4 @@
-"""Who holds a GPU's memory, told apart by kind, each with the polite command for its owner. Ends nothing."""
+"""Who holds a GPU's memory: each holder's kind, and the polite command to stop it. Ends no process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from vbatch.gpu import Gpu
 from vbatch.recovery.orphans import Suspect, Verdict
 from vbatch.system import processes
 from vbatch.system.processes import Description
-from vbatch.text import one_line
+from vbatch.text import MIB, one_line, size
 
-MIB = 1 << 20
+# bytes that the driver and the CUDA contexts of listed processes take beyond what NVML reports for them
+OVERHEAD = 700 * MIB
 
-# What the driver and the CUDA contexts of listed processes take beyond what NVML attributes to them.
-UNATTRIBUTED = 700 * MIB
-
-# As vLLM's own server calls its processes, and as ours does (VLLM_PROCESS_NAME_PREFIX).
+# The titles of engine processes: of vLLM's own server, and of vbatch (VLLM_PROCESS_NAME_PREFIX).
 _ENGINE_TITLE = re.compile(r"(?:VLLM|vbatch-[0-9a-f]+)::")
 
-# What draws the desktop is never to be ended for its memory: with it goes everything that a person has open.
+# Programs that draw the desktop: never proposed to be ended, because that would close all that a person has open.
 _DESKTOP = re.compile(
     r"Xorg|X|Xwayland|gnome-shell|mutter|kwin_\w+|plasmashell|sway|Hyprland|weston|cinnamon|xfwm4|"
     r"ly|greetd|display-manager|(gdm|sddm|lightdm|lxdm|xdm).*"
@@ -33,25 +31,23 @@ _CONTAINER = re.compile(r"(?:(docker|libpod)-|/(docker)/)([0-9a-f]{12,64})")
 
 
 class Kind(StrEnum):
-    """What a holder is to us."""
+    """What a holder is, which decides who may end it and how."""
 
-    ORPHAN = "orphan"  # an engine of ours whose worker is gone: doctor may end it
-    WORKER = "worker"  # an engine of a worker of ours that lives
-    FOREIGN_ENGINE = "foreign_engine"  # a vLLM engine that somebody else's server left behind
-    UNPROVEN = (
-        "unproven"  # an engine that may be vbatch's: the ledger cannot be read, or is the only one to name it
-    )
-    PROCESS = "process"  # a living program of somebody
+    ORPHAN = "orphan"  # an engine left behind by a dead worker: doctor may end it
+    WORKER = "worker"  # an engine of a running vbatch worker
+    FOREIGN_ENGINE = "foreign_engine"  # a vLLM engine that was left behind, but not by vbatch
+    UNPROVEN = "unproven"  # perhaps vbatch's engine: the ledger cannot be read, or it alone names the process
+    PROCESS = "process"  # a running program of a user
     DEFUNCT = "defunct"  # it has ended, but its parent has not collected it
-    UNKILLABLE = "unkillable"  # SIGKILL has been sent and it still waits in the kernel
+    UNKILLABLE = "unkillable"  # SIGKILL was sent, but it waits inside the kernel
     HIDDEN = "hidden"  # not visible from here: in another container, or of another user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that holds memory of a GPU. ``used`` is in bytes, None where the driver does not say.
+    """A process that holds memory of a GPU. ``used`` is in bytes, None if the driver does not report it.
 
-    ``who`` names it for its owner; ``remedies`` are commands to paste, the politest first.
+    ``who`` names it so that its owner recognises it; ``remedies`` are commands to paste, the politest first.
     """
 
     pid: int
@@ -60,12 +56,17 @@ class Holder:
     who: str
     remedies: tuple[str, ...]
 
+    @property
+    def summary(self) -> str:
+        """How much it holds, as far as that is known, and who it is."""
+        return self.who if self.used is None else f"{size(self.used)} by {self.who}"
+
 
 def holders(gpu: Gpu, suspects: Collection[Suspect] | None) -> list[Holder]:
     """Return who holds memory of this GPU, the biggest first.
 
-    ``suspects`` come from the ledger, None where it cannot be read. In a container the driver's pids are the
-    host's: the same number here is somebody else.
+    ``suspects`` come from the ledger, None if it cannot be read. In a container the driver reports the host's pids, and
+    the same number is another process there.
     """
     if not processes.among_all():
         found = [_hidden(listed.pid, listed.used) for listed in gpu.holders]
@@ -79,7 +80,7 @@ def holders(gpu: Gpu, suspects: Collection[Suspect] | None) -> list[Holder]:
 
 
 def unproven(suspects: Collection[Suspect]) -> list[Holder]:
-    """Return the living processes that the ledger alone calls engines, whatever they hold."""
+    """Return the running processes that only the ledger calls engines, whether or not they hold memory."""
     described = [
         (suspect.process.identity.pid, processes.describe(suspect.process.identity.pid))
         for suspect in suspects
@@ -98,13 +99,13 @@ def unproven(suspects: Collection[Suspect]) -> list[Holder]:
     ]
 
 
-def ghost(gpu: Gpu) -> int:
-    """Return the bytes that are in use though no listed process holds them; 0 where that cannot be told."""
+def unlisted(gpu: Gpu) -> int:
+    """Return the bytes that are in use but held by no listed process; 0 if that cannot be known."""
     known = [listed.used for listed in gpu.holders if listed.used is not None]
     if len(known) < len(gpu.holders) or not gpu.memory_known:
         return 0
     surplus = gpu.used - sum(known)
-    return surplus if surplus > UNATTRIBUTED else 0
+    return surplus if surplus > OVERHEAD else 0
 
 
 def _hidden(pid: int, used: int | None) -> Holder:
@@ -157,23 +158,23 @@ _REAPERS = ("init", "systemd", "tini", "dumb-init", "catatonit", "docker-init")
 
 
 def _is_reaper(pid: int) -> bool:
-    """Whether it is one of those that take in orphans: an init, or a person's service manager."""
+    """Whether it is a process that orphans get as their parent: an init, or a user's service manager."""
     reaper = processes.describe(pid)
     return reaper is not None and reaper.name in _REAPERS
 
 
 def _name(description: Description) -> str:
-    """Name a process for its owner: what it is, its pid, its user, and its service or container."""
-    home = ""
+    """Return the name of a process for people: title, pid, user, and its service or container."""
+    place = ""
     if (container := _CONTAINER.search(description.cgroup or "")) is not None:
-        home = f", container {container[3][:12]}"
+        place = f", container {container[3][:12]}"
     elif (service := _service(description)) is not None:
-        home = f", service {service}"
-    return f"{one_line(description.title, limit=60)} (pid {description.pid}, user {description.user}{home})"
+        place = f", service {service}"
+    return f"{one_line(description.title, limit=60)} (pid {description.pid}, user {description.user}{place})"
 
 
 def _service(description: Description) -> str | None:
-    """Return the systemd service that it runs in; a person's own session is none."""
+    """Return the systemd service that it runs in; a user's own session does not count as one."""
     services = _SERVICE.findall(description.cgroup or "")
     return next((name for name in reversed(services) if not name.startswith("user@")), None)
 
@@ -184,12 +185,12 @@ def _remedies(description: Description, kind: Kind, *, ledger: bool) -> Iterator
         case Kind.ORPHAN:
             yield "vbatch doctor --fix"
         case Kind.WORKER:
-            yield "vbatch list   # its worker is at work: leave it alone, or stop that worker"
+            yield "vbatch list   # its worker is running: leave it alone, or stop that worker"
         case Kind.UNPROVEN if not ledger:
             yield "vbatch doctor store --wait 60s   # then: vbatch doctor --fix"
         case Kind.DEFUNCT:
             parent = next(iter(processes.ancestors(pid) or ()), 1)
-            yield f"ps -o pid,user,args {parent}   # its parent; the memory is given back when that ends"
+            yield f"ps -o pid,user,args {parent}   # its parent; the memory is freed when the parent ends"
         case Kind.UNKILLABLE:
             yield "sudo reboot   # it waits inside the driver; nothing else ends it"
         case _:
@@ -209,4 +210,4 @@ def _polite_stop(description: Description) -> Iterator[str]:
         yield f"sudo systemctl stop {service}"
     else:
         sudo = "" if os.geteuid() in (0, processes.owner(description.pid)) else "sudo "
-        yield f"{sudo}kill {description.pid}   # if it is yours to end; it belongs to {description.user}"
+        yield f"{sudo}kill {description.pid}   # only if you may end it: it belongs to {description.user}"

@@ -1,23 +1,24 @@
-"""Which GPU a worker uses, and the lock that keeps it to one worker. The kernel releases it, however a worker ends."""
+"""Which GPU a worker uses, and the lock that keeps other workers off it. The kernel frees a dead worker's lock."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vbatch import gpu as nvml
-from vbatch.engine import build
+from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
 from vbatch.gpu import GpuReport
+from vbatch.system import files
 
 
 def index(gpu: int | None, report: GpuReport | None = None) -> int:
-    """Return the number, as NVML counts, of the GPU that a worker uses when told this.
+    """Return the number, as NVML counts, of the GPU that a worker with this setting uses.
 
-    CUDA_VISIBLE_DEVICES may also name it by the beginning of its UUID; then the driver is asked, or its ``report``.
+    Without a setting CUDA_VISIBLE_DEVICES decides. It may name the GPU by the beginning of its UUID; the number then
+    comes from ``report``, or from the driver.
     """
     if gpu is not None:
         return gpu
@@ -28,8 +29,8 @@ def index(gpu: int | None, report: GpuReport | None = None) -> int:
     return int(visible) if visible.isdecimal() else 0
 
 
-def occupant(state_dir: Path, number: int) -> int | None:
-    """Return the pid of the worker that last took this GPU for itself, which may be gone; None where none did."""
+def last_worker_pid(state_dir: Path, number: int) -> int | None:
+    """Return the pid of the last worker that locked this GPU; it may have ended. None if no worker ever did."""
     try:
         return int(_lock_of(state_dir, number).read_text())
     except (OSError, ValueError):
@@ -42,27 +43,23 @@ def _lock_of(state_dir: Path, number: int) -> Path:
 
 @contextmanager
 def hold(state_dir: Path, gpu: int | None) -> Iterator[None]:
-    """Keep this GPU to one worker of ours while the context lasts. The kernel frees it however we end.
+    """Lock this GPU inside the block, so that no second vbatch worker uses it.
 
-    Raises EngineUnavailable where another worker has it. Does nothing where vLLM does not compute on a GPU.
+    Raises EngineUnavailable if another worker has it. Does nothing if vLLM does not compute on a GPU.
     """
-    if not build.computes_on_gpu():
+    if not installed.computes_on_gpu():
         yield
         return
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     number = index(gpu)
-    handle = os.open(_lock_of(state_dir, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = stack.enter_context(files.locked(_lock_of(state_dir, number), wait=False))
         except BlockingIOError:
-            pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
             raise EngineUnavailable(
-                f"GPU {number} already has a worker (process {pid or 'unknown'})",
-                hint="one worker keeps a GPU busy; another GPU: vbatch run-worker --gpu N",
+                f"GPU {number} already has a worker (process {last_worker_pid(state_dir, number) or 'unknown'})",
+                hint="one worker is enough for a GPU; to use another GPU: vbatch run-worker --gpu N",
             ) from None
         os.truncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
-    finally:
-        os.close(handle)

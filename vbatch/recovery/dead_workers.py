@@ -1,8 +1,8 @@
-"""Find out which workers are dead, and take back what they left: chunks, engine processes, ledger rows.
+"""Find the workers that are dead, and recover what they left: chunks, engine processes, ledger rows.
 
-No wall clock decides. On the same boot of the same host the process itself decides at once; after a reboot
-nobody of the earlier boot lives. A hung or remote worker is watched: its beat must stand still for a whole
-lease of our own monotonic time.
+The wall clock is never used. For a worker of this host and boot, its process decides at once; after a reboot no worker
+of the earlier boot still runs. A hung or remote worker counts as dead when its heartbeat has not changed for a whole
+lease, by the monotonic clock of this process.
 """
 
 from __future__ import annotations
@@ -13,55 +13,58 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from vbatch import recovery
 from vbatch.recovery import orphans
 from vbatch.store import Store, crashes, registry, staging
 from vbatch.store.records import Worker
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 log = logging.getLogger(__name__)
 
-SAME_SECONDS = timedelta(seconds=10)  # a worker's last sign of life may be 5 s older than its death
-LOOK_AGAIN = timedelta(seconds=3)  # after which all that died in one moment are seen to be gone
+SAME_SECONDS = timedelta(seconds=10)  # a worker's last heartbeat may be 5 s older than its death
+LOOK_AGAIN = timedelta(
+    seconds=3
+)  # after this, all workers that died at the same moment can be seen to be dead
 
 
-class _Sight(NamedTuple):
+class _Observation(NamedTuple):
     heartbeat: int
-    since: float  # when the heartbeat was first seen to be this
-    last: float  # when it was last looked at
+    since: float  # when this value of the heartbeat was first seen
+    last: float  # when it was last read
 
 
 class Watch:
     """What was last seen of every worker that cannot be judged by its process.
 
-    Who looks away for half a lease (the store was out of reach, so that nobody could beat either) begins anew.
+    After a gap of half a lease the observation starts over: the store was unreachable, so no worker could beat either.
     """
 
     def __init__(self, lease: timedelta) -> None:
         self._lease = lease.total_seconds()
-        self._seen: dict[str, _Sight] = {}
+        self._seen: dict[str, _Observation] = {}
 
     def lapsed(self, worker: Worker) -> bool:
-        """Whether this worker's beat has stood still for a whole lease, as we have seen with our own eyes."""
+        """Whether this worker's heartbeat has not changed for a whole lease, observed by this process itself."""
         now = time.monotonic()
         seen = self._seen.get(worker.id)
         watched = (
             seen is not None and seen.heartbeat == worker.heartbeat and now - seen.last < self._lease / 2
         )
         since = seen.since if seen is not None and watched else now
-        self._seen[worker.id] = _Sight(worker.heartbeat, since, now)
+        self._seen[worker.id] = _Observation(worker.heartbeat, since, now)
         return now - since >= self._lease
 
 
 def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
-    """Give the chunks of dead workers back to the queue and return how many those were.
+    """Return the chunks of dead workers to the queue; return how many those were.
 
-    Their engine processes are ended first, where the kill rules allow it (``vbatch.recovery.orphans``): an engine that
-    a dead worker left behind holds the memory that the next one needs.
+    Their engine processes are ended first, if the rules of ``vbatch.recovery.orphans`` allow it: an engine that a dead
+    worker left behind holds the memory that the next one needs.
     """
     orphans.clear(store, state_dir)
     chunks = release_chunks(store)
-    for worker in registry.live(store):
+    for worker in recovery.alive(store):
         if worker.id != me and watch.lapsed(worker):
             reclaimed = crashes.reclaim(store, worker=worker.id, heartbeat=worker.heartbeat)
             log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
@@ -69,26 +72,21 @@ def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     return chunks
 
 
-def gone(store: Store) -> list[Worker]:
-    """Return the workers that ended without a word and whose processes are provably gone."""
-    return [worker for worker in registry.live(store) if processes.is_gone(worker.identity)]
-
-
 def release_chunks(store: Store) -> int:
-    """Give back the chunks of workers that are provably gone, and return how many those were.
+    """Return the chunks of workers without a process to the queue; return how many those were.
 
-    Workers of this boot that are found gone in one look died together: whatever ended them, it was no request.
-    Before a request is blamed we look again, and for a signal that another worker received in those seconds.
+    Workers of this boot that are found dead at the same time died together, so no request was the cause. Before a
+    request is blamed, the workers are checked a second time, and also the signals that others got in those seconds.
     """
     here = processes.current()
-    dead = gone(store)
+    dead = recovery.dead(store)
     at_stake = crashes.at_stake(store, workers=[worker.id for worker in dead])
     if at_stake:
         time.sleep(LOOK_AGAIN.total_seconds())
-        dead = gone(store)
+        dead = recovery.dead(store)
     several = sum(_same_boot(worker, here) for worker in dead) > 1
     chunks = 0
-    # First those at stake: who looks at the same time must not find one of them as the only one that is left.
+    # First those at stake: a worker that checks at the same time must not find one of them as the only dead one.
     for worker in sorted(dead, key=lambda worker: worker.id not in at_stake):
         together = several or (worker.id in at_stake and _in_time_of_a_signal(store, worker))
         reclaimed = crashes.reclaim(
@@ -100,7 +98,7 @@ def release_chunks(store: Store) -> int:
 
 
 def _same_boot(worker: Worker, here: ProcessIdentity) -> bool:
-    """Whether it died on this boot: after a power cut nobody is to blame."""
+    """Whether it died on this boot: after a power cut no request is to blame."""
     return worker.identity.boot_id == here.boot_id
 
 
@@ -111,7 +109,7 @@ def _in_time_of_a_signal(store: Store, worker: Worker) -> bool:
 
 
 def sweep(store: Store) -> None:
-    """Remove what a ``submit`` that died had stored so far; nobody ever saw it."""
+    """Remove what a ``submit`` that crashed had stored; it was never visible."""
     removed = staging.sweep(store, gone=processes.is_gone)
     if removed:
         log.info("submit.swept abandoned=%d", removed)

@@ -1,8 +1,8 @@
-"""What proves that a process is a vbatch engine: a random token in its title, and the same token in a private file.
+"""How vbatch recognises its own engine processes: by a random token in the title and the same token in a private file.
 
-The store proves nothing: whoever can write to it could name any process as an engine. The token stands in the
-titles of all processes that one load starts (``VLLM_PROCESS_NAME_PREFIX``), and, written before them, in a file of
-the worker's state folder that only its user can write.
+The store is not enough: anyone who can write to it could list any process as an engine. Before a load, the worker
+writes a file named after the token into its state folder, which only its user can write; the titles of all processes
+that the load starts contain the token (``VLLM_PROCESS_NAME_PREFIX``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 FOLDER = "engines"  # in the state folder
 _TITLE = re.compile(r"vbatch-([0-9a-f]{16})::")
@@ -25,21 +25,21 @@ _TITLE = re.compile(r"vbatch-([0-9a-f]{16})::")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The worker that loaded an engine, and the user (``uid``) who wrote that down."""
+    """The worker that loaded an engine, and the user (``uid``) who owns the file that records it."""
 
     worker: ProcessIdentity
     uid: int
 
 
 def leave(state_dir: Path, *, worker: ProcessIdentity) -> str:
-    """Write down that this worker is about to load an engine; return the token for the titles of its processes."""
+    """Record that this worker is about to load an engine; return the token for the titles of its processes."""
     token = secrets.token_hex(8)
     write(state_dir, token, worker=worker)
     return token
 
 
 def write(state_dir: Path, token: str, *, worker: ProcessIdentity) -> None:
-    """Write the file of a token. Raises FileExistsError where there is one, or anything else in its place."""
+    """Write the file of a token. Raises FileExistsError if there is anything with its name."""
     folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(
@@ -50,14 +50,14 @@ def write(state_dir: Path, token: str, *, worker: ProcessIdentity) -> None:
 
 
 def title_prefix(token: str) -> str:
-    """Return how the titles of a load's processes begin; vLLM puts ``::`` and a name behind it."""
+    """Return the beginning of the titles of a load's processes; vLLM adds ``::`` and a name."""
     return f"vbatch-{token}"
 
 
 def find(state_dir: Path, title: str) -> Evidence | None:
-    """Return the evidence for a process with this title; None where there is none that can be trusted.
+    """Return the evidence for a process with this title; None if there is none, or none that can be trusted.
 
-    A file counts only if nobody but its owner can read or write it (0600), and if it is a file, not a link.
+    A file counts only if its owner alone can read or write it (0600), and if it is no link.
     """
     if (named := _TITLE.match(title)) is None:
         return None
@@ -69,7 +69,7 @@ def find(state_dir: Path, title: str) -> Evidence | None:
         return None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & 0o077:
             return None
         worker = msgspec.json.decode(os.read(handle, 4096), type=ProcessIdentity)
     except (OSError, msgspec.MsgspecError):
@@ -80,7 +80,7 @@ def find(state_dir: Path, title: str) -> Evidence | None:
 
 
 def tokens(state_dir: Path) -> dict[str, ProcessIdentity]:
-    """Return the tokens that are written down, each with its worker."""
+    """Return the tokens that have a file, each with its worker."""
     with suppress(OSError):
         names = [path.name for path in (state_dir / FOLDER).iterdir()]
         found = {name: find(state_dir, f"{title_prefix(name)}::") for name in names}
@@ -89,6 +89,6 @@ def tokens(state_dir: Path) -> dict[str, ProcessIdentity]:
 
 
 def withdraw(state_dir: Path, token: str) -> None:
-    """Remove the file of a token: no process of its load lives any more."""
+    """Remove the file of a token, when all processes of its load have ended."""
     with suppress(OSError):
         (state_dir / FOLDER / token).unlink()

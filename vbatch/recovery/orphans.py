@@ -1,10 +1,15 @@
-"""Engine processes that outlived their worker: find them in the ledger, prove them ours, end them.
+"""Engine processes left behind by dead workers: find them in the ledger, verify that vbatch started them, end them.
 
-The kill rules, all of which must hold (each is a clause of ``judge``, and each has a test that fails without it):
-the process is the very one that the ledger names (boot, pid, start time), in our own pid namespace; its title
-carries the token of a load that is written down in the state folder (``vbatch.recovery.evidence``) by the user it
-runs as; its worker is provably gone, by the store and by that file; it is not below any worker that lives; it is
-neither this process nor above it. Neither the ledger nor a title decides alone.
+A process is ended only if all of these rules hold. Each is a clause of ``judge``, and each has a test that fails
+without it:
+
+* it is exactly the process in the ledger (boot, pid, start time), and in the pid namespace of this process;
+* its title contains the token of a load that its own user recorded in the state folder (``vbatch.recovery.evidence``);
+* its worker has ended, both by the store and by that file;
+* no running worker is above it;
+* it is neither this process nor above it.
+
+Neither the ledger nor a title is enough alone.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ from vbatch.recovery import evidence
 from vbatch.recovery.evidence import Evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess, Worker
-from vbatch.system import processes
-from vbatch.system.processes import Ended, Liveness
+from vbatch.system import ending, processes
+from vbatch.system.ending import Ended
+from vbatch.system.processes import Liveness
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +36,16 @@ GRACE = timedelta(seconds=10)  # between SIGTERM and SIGKILL; vLLM's engine leav
 
 
 class Verdict(StrEnum):
-    """What a process of the ledger is, and so whether it may be ended."""
+    """What a process of the ledger is. Only an ORPHAN may be ended."""
 
-    ORPHAN = "orphan"  # an engine left behind by a dead worker: the only kind that may be ended
+    ORPHAN = "orphan"  # an engine left behind by a dead worker
     WORKER_LIVES = "worker_lives"
-    WORKER_UNKNOWN = "worker_unknown"  # whether its worker lives cannot be known from here
-    BELOW_A_WORKER = "below_a_worker"  # a living worker is above it
-    UNPROVEN = "unproven"  # the ledger alone names it: an older vbatch, another state folder, or a forged row
-    ELSEWHERE = "elsewhere"  # another pid namespace or machine: its pid means nothing here
+    WORKER_UNKNOWN = "worker_unknown"  # it cannot be known from here whether its worker still runs
+    BELOW_A_WORKER = "below_a_worker"  # a running worker is above it
+    UNPROVEN = (
+        "unproven"  # only the ledger names it: from an older vbatch or another state folder, or a forged row
+    )
+    ELSEWHERE = "elsewhere"  # in another pid namespace or on another machine: its pid means nothing here
     OF_ANOTHER_USER = "of_another_user"
     OURSELVES = "ourselves"  # this process, or one that it runs under
     GONE = "gone"
@@ -52,7 +60,7 @@ class Suspect:
 
 
 def suspects(store: Store, state_dir: Path) -> list[Suspect]:
-    """Return the ledger's processes that are not gone, each with its verdict."""
+    """Return the processes of the ledger that still exist, each with its verdict."""
     entries = registry.ledger(store)
     workers = registry.of_boot(store, boot_id=processes.current().boot_id) if entries else []
     judged = [Suspect(process=entry, verdict=judge(entry, workers, state_dir)) for entry in entries]
@@ -60,7 +68,7 @@ def suspects(store: Store, state_dir: Path) -> list[Suspect]:
 
 
 def judge(process: EngineProcess, workers: Collection[Worker], state_dir: Path) -> Verdict:
-    """Apply the kill rules. ``workers`` are all that registered on this boot, stopped ones too."""
+    """Apply the rules. ``workers`` are all that registered on this boot, including stopped ones."""
     match processes.liveness(process.identity):
         case Liveness.GONE:
             return Verdict.GONE
@@ -71,11 +79,13 @@ def judge(process: EngineProcess, workers: Collection[Worker], state_dir: Path) 
     if above_us is None or pid in (os.getpid(), *above_us):
         return Verdict.OURSELVES
     found = evidence.find(state_dir, processes.title(pid))
-    return _needed(process, workers, found) or _not_ours(pid, found) or Verdict.ORPHAN
+    return _needed_by_a_worker(process, workers, found) or _not_provably_vbatchs(pid, found) or Verdict.ORPHAN
 
 
-def _needed(process: EngineProcess, workers: Collection[Worker], found: Evidence | None) -> Verdict | None:
-    """Return who may still need it: the worker that started it, or one that is above it."""
+def _needed_by_a_worker(
+    process: EngineProcess, workers: Collection[Worker], found: Evidence | None
+) -> Verdict | None:
+    """Return why a worker may still need it: the one that started it runs, or one runs above it."""
     its_own = [worker.identity for worker in workers if worker.id == process.worker]
     if found is not None:
         its_own.append(found.worker)
@@ -85,7 +95,7 @@ def _needed(process: EngineProcess, workers: Collection[Worker], found: Evidence
     if not any(worker.id == process.worker for worker in workers) or Liveness.UNKNOWN in lives:
         return Verdict.WORKER_UNKNOWN
     above = processes.ancestors(process.identity.pid)
-    if above is None:  # who cannot be placed is not ended
+    if above is None:  # what is above it cannot be read, so it is not ended
         return Verdict.BELOW_A_WORKER
     identities = {processes.identify(pid) for pid in above}
     if any(worker.identity in identities for worker in workers):
@@ -93,8 +103,8 @@ def _needed(process: EngineProcess, workers: Collection[Worker], found: Evidence
     return None
 
 
-def _not_ours(pid: int, found: Evidence | None) -> Verdict | None:
-    """Return why it is not this user's to end. Root, too, ends only what runs as the worker's own user."""
+def _not_provably_vbatchs(pid: int, found: Evidence | None) -> Verdict | None:
+    """Return why it may not be ended as vbatch's own. Even root ends only processes of the worker's user."""
     if found is None:
         return Verdict.UNPROVEN
     return None if processes.owner(pid) == found.uid else Verdict.OF_ANOTHER_USER
@@ -103,31 +113,28 @@ def _not_ours(pid: int, found: Evidence | None) -> Verdict | None:
 def end(
     store: Store, orphans: Sequence[EngineProcess], state_dir: Path, *, grace: timedelta = GRACE
 ) -> dict[int, Ended]:
-    """End processes that are orphans at this very moment; return how each pid ended, without the others.
+    """End those of these processes that are orphans now, after judging them again; return how each of them ended.
 
-    All are asked at once, and those that do not obey are killed. What is gone leaves the ledger.
+    All get SIGTERM at once, and those that still run after ``grace`` get SIGKILL. The ended ones leave the ledger.
     """
     workers = registry.of_boot(store, boot_id=processes.current().boot_id)
-    proven = [orphan for orphan in orphans if judge(orphan, workers, state_dir) is Verdict.ORPHAN]
-    outcomes = processes.end_all([orphan.identity for orphan in proven], grace=grace)
-    lives_on = (Ended.UNKILLABLE, Ended.REFUSED)
-    gone = [orphan for orphan in proven if outcomes[orphan.identity] not in lives_on]
+    verified = [orphan for orphan in orphans if judge(orphan, workers, state_dir) is Verdict.ORPHAN]
+    outcomes = ending.end_all([orphan.identity for orphan in verified], grace=grace)
+    still_running = (Ended.UNKILLABLE, Ended.REFUSED)
+    gone = [orphan for orphan in verified if outcomes[orphan.identity] not in still_running]
     registry.forget(store, processes=[orphan.identity for orphan in gone])
-    for orphan in proven:
+    for orphan in verified:
         log.info(
             "orphan.ended pid=%d outcome=%s worker=%s",
             orphan.identity.pid,
             outcomes[orphan.identity],
             orphan.worker,
         )
-    return {orphan.identity.pid: outcomes[orphan.identity] for orphan in proven}
+    return {orphan.identity.pid: outcomes[orphan.identity] for orphan in verified}
 
 
 def clear(store: Store, state_dir: Path) -> dict[int, Ended]:
-    """End every orphan, and forget what is gone: in the ledger, and in the state folder.
-
-    Returns how each pid ended.
-    """
+    """End every orphan, and remove what has ended from the ledger and the state folder. Return how each pid ended."""
     entries = registry.ledger(store)
     outcomes = end(store, entries, state_dir) if entries else {}
     gone = [entry.identity for entry in entries if processes.liveness(entry.identity) is Liveness.GONE]
@@ -137,7 +144,7 @@ def clear(store: Store, state_dir: Path) -> dict[int, Ended]:
 
 
 def forget_tokens(state_dir: Path, *, own: bool = False) -> None:
-    """Remove the evidence of loads of which no process lives, and whose worker is gone or (``own``) this process."""
+    """Remove the evidence of loads without a running process, whose worker has ended or (``own``) is this process."""
     ended = [
         token
         for token, worker in evidence.tokens(state_dir).items()

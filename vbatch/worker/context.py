@@ -1,36 +1,41 @@
-"""What every part of one worker shares: its store, its options, its name, and how it is asked to stop."""
+"""What every part of one worker shares: its store, its settings, its name, and how it is asked to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+from vbatch.config import Settings
 from vbatch.store import Store
-from vbatch.worker.options import WorkerOptions
+from vbatch.worker.heartbeat import Watchdog
 from vbatch.worker.progress import Meter, View
-from vbatch.worker.pulse import Pulse
 from vbatch.worker.stop import Stop
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ROUND = 1.0  # seconds between two signs of life while a call lasts
+TURN = 1.0  # seconds between two resets of the watchdog while a call lasts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """One worker's surroundings. The work, the files and the watch over other workers have a store thread each."""
+    """One worker's surroundings. The work, the files and the watch over other workers have a store thread each.
+
+    ``drain``: end when the queue is empty. ``vllm_flags`` apply to every model, after those of the settings.
+    """
 
     store: Store
-    options: WorkerOptions
+    settings: Settings
+    drain: bool = False
+    vllm_flags: tuple[str, ...] = ()
     worker: str
     view: View
     stop: Stop
-    pulse: Pulse
+    watchdog: Watchdog
     meter: Meter = field(default_factory=Meter)
     _store_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -51,21 +56,21 @@ class Context:
         return await self._run(self._file_thread, call, *args, **kwargs)
 
     async def in_watch(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call what looks after others: it may have to wait for the locks of a worker that hangs."""
+        """Call what looks after other workers: it may have to wait for the locks of one that hangs."""
         return await self._run(self._watch_thread, call, *args, **kwargs)
 
     async def rest(self, seconds: float) -> None:
-        """Sleep, but no longer than until a stop is requested, and show that we live."""
+        """Sleep, but no longer than until a stop is requested, and reset the watchdog."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self.stop.requested:
-            await self.stop.sleep(min(left, ROUND))
-            self.pulse.wait()
+            await self.stop.sleep(min(left, TURN))
+            self.watchdog.waiting()
 
-    async def until(self, task: asyncio.Task[None]) -> None:
-        """Wait for another task of ours, however long that takes, and show that we live."""
+    async def until(self, task: asyncio.Future[T]) -> None:
+        """Wait for another task or thread, however long that takes, and reset the watchdog."""
         while not task.done():
-            await asyncio.wait([task], timeout=ROUND)
-            self.pulse.wait()
+            await asyncio.wait([task], timeout=TURN)
+            self.watchdog.waiting()
 
     def close(self) -> None:
         """Let the threads end; one that waits for the database is left behind."""
@@ -78,13 +83,45 @@ class Context:
     ) -> T:
         future = asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))
         future.add_done_callback(_seen)
-        while not future.done():
-            await asyncio.wait([future], timeout=ROUND)
-            self.pulse.wait()
+        await self.until(future)
         return future.result()
 
 
 def _seen(future: asyncio.Future[T]) -> None:
-    """Take note of a failure that nobody waits for any more: who called was cancelled."""
+    """Retrieve the failure of a call whose caller was cancelled: asyncio would log it as unretrieved."""
     if not future.cancelled():
         future.exception()
+
+
+class Background:
+    """One call that runs beside the loop, never twice at once."""
+
+    def __init__(self, context: Context, call: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._context = context
+        self._call = call
+        self._task: asyncio.Task[None] | None = None
+        self._ended = time.monotonic()
+        self.failure: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None
+
+    def ready(self, pause: float) -> bool:
+        """Whether it does not run, and ended at least so many seconds ago."""
+        return self._task is None and time.monotonic() - self._ended >= pause
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._call())
+        self._task.add_done_callback(self._done)
+
+    async def finish(self) -> None:
+        """Wait for it to end, however long the store is unreachable; its failure is kept."""
+        if self._task is not None:
+            await self._context.until(self._task)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self._ended = time.monotonic()
+        if not task.cancelled():
+            self.failure = task.exception()

@@ -1,4 +1,4 @@
-"""The worker's figures for Prometheus, gathered from what it shows of itself when somebody asks."""
+"""The worker's figures for Prometheus, gathered at each scrape from what it shows of itself."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vbatch.worker.options import WorkerOptions
+from vbatch.config import Settings
+from vbatch.worker.heartbeat import Watchdog
 from vbatch.worker.progress import View
-from vbatch.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[str, Path]) -> Iterator[None]:
+def exposed(
+    settings: Settings, view: View, watchdog: Watchdog, folders: Mapping[str, Path]
+) -> Iterator[None]:
     """Serve the figures until the block is left, where a port is configured.
 
-    ``folders`` are watched for their free space. A port that cannot be had costs the metrics, not the work.
+    ``folders`` are watched for their free space. A port that cannot be used costs the metrics, not the work.
     """
-    if options.metrics_port is None:
+    if settings.metrics_port is None:
         yield
         return
     from vbatch.worker.metrics import Exposition, Figures
@@ -32,7 +34,7 @@ def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[s
     def figures() -> Figures:
         now = view.snapshot
         return Figures(
-            healthy=pulse.alive or now.state == "starting",
+            healthy=watchdog.alive or now.state == "starting",
             state=now.state,
             model=now.model,
             queue_unfinished=now.total - now.completed - now.failed,
@@ -43,7 +45,7 @@ def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[s
             prompt_tokens=now.prompt_tokens,
             completion_tokens=now.completion_tokens,
             engine_loads=now.engine_loads,
-            engine_deaths=now.engine_deaths,
+            engine_crashes=now.engine_crashes,
             outages=now.store_outages,
             outage_seconds=now.store_outage_seconds,
             progress_age_seconds=time.monotonic() - (now.saved_at or began),
@@ -55,9 +57,9 @@ def exposed(options: WorkerOptions, view: View, pulse: Pulse, folders: Mapping[s
         )
 
     try:
-        exposition = Exposition(options.metrics_port + (options.gpu or 0), figures)
+        exposition = Exposition(settings.metrics_port + (settings.gpu or 0), figures)
     except (OSError, ValueError, OverflowError) as error:  # taken, no port, no folder of vLLM's metrics
-        log.warning("metrics.unavailable port=%d reason=%s", options.metrics_port, error)
+        log.warning("metrics.unavailable port=%d reason=%s", settings.metrics_port, error)
         yield
         return
     with exposition:

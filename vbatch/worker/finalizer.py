@@ -12,7 +12,7 @@ from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
 
-ROUND = 5.0  # seconds between two looks without being poked: a batch cancelled or left by a dead worker
+LOOK = 5.0  # seconds between two looks without being poked: a batch cancelled or left by a dead worker
 LONGEST_PAUSE = 60.0  # seconds between two tries while the output folder refuses
 
 
@@ -43,7 +43,7 @@ class Finalizer:
         """Finalize until closed."""
         while True:
             try:
-                async with asyncio.timeout(ROUND):
+                async with asyncio.timeout(LOOK):
                     await self._poked.wait()
             except TimeoutError:
                 pass
@@ -63,7 +63,7 @@ class Finalizer:
         context = self._context
         now = asyncio.get_running_loop().time()
         waiting = await context.in_files(finalization.to_finalize, context.store, by=context.worker)
-        if self._pauses.keys() - {batch.pk for batch in waiting}:  # deleted, or written by somebody else
+        if self._pauses.keys() - {batch.pk for batch in waiting}:  # deleted, or written by another process
             self._pauses.clear()
             context.view.update(trouble=None)
         for batch in waiting:
@@ -78,7 +78,7 @@ class Finalizer:
                 self._pauses[batch.pk] = (min(pause * 2, LONGEST_PAUSE), now + pause)
                 log.error("batch.output_refused batch=%s error=%s retry_seconds=%.0f", batch.id, error, pause)
                 context.view.update(
-                    trouble=f"cannot write the output of {batch.id}: {error}; it is tried again and again "
+                    trouble=f"cannot write the output of {batch.id}: {error}; vbatch keeps trying "
                     f"(vbatch results {batch.id} -o FILE writes it elsewhere)"
                 )
                 continue

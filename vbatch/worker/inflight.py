@@ -25,7 +25,7 @@ class Inflight:
     """Keeps the engine busy with up to ``limit`` requests and collects their results.
 
     There is no barrier between chunks: the next request starts when any one ends. The exception is a lease that
-    the store wants to run alone (``vbatch.store.suspects``), so that a further death says something about it.
+    the store wants to run alone (``vbatch.store.suspects``), so that a further crash is evidence against it.
     """
 
     def __init__(self, engine: Engine, *, limit: int, request_timeout: timedelta | None) -> None:
@@ -40,8 +40,8 @@ class Inflight:
         self._active = 0
         self._alone: LeaseKey | None = None
         self.answered: list[Result] = []
-        self.failure: BaseException | None = None  # a defect of ours: the loop raises it
-        self.unheard = False  # the last request that ended was given up on, and the engine had done nothing
+        self.failure: BaseException | None = None  # a defect of vbatch's: the loop raises it
+        self.stalled = False  # the last request that ended was given up on, and the engine had done nothing
         self.changed = asyncio.Event()
 
     @property
@@ -79,7 +79,7 @@ class Inflight:
     def add(self, leases: Iterable[Lease]) -> None:
         """Take leased chunks. One without open requests is dropped: its last flush was recorded.
 
-        Of a chunk that we lost and have leased again, what still runs under the old lease is aborted.
+        Of a chunk whose lease was lost and that is leased again, what still runs under the old lease is aborted.
         """
         for lease in leases:
             self.forget({key for key in self._leases if key[:2] == lease.key[:2]})
@@ -107,7 +107,7 @@ class Inflight:
             task.add_done_callback(self._ended)
 
     def forget(self, leases: AbstractSet[LeaseKey]) -> None:
-        """Drop leases that are finished or not ours any more; what still runs of them is aborted."""
+        """Drop leases that are finished or no longer held; what still runs of them is aborted."""
         if not leases:
             return
         for gone in leases & self.leases:
@@ -120,12 +120,12 @@ class Inflight:
         self.changed.set()
 
     def drop_pending(self) -> None:
-        """Start nothing more; what runs goes on."""
+        """Start nothing more; what runs continues."""
         self._pending.clear()
         self._waiting_alone.clear()
 
     def take_answered(self) -> list[Result]:
-        """Take what is to be saved at once. Results of leases that are not held any more were dropped with them."""
+        """Take what is to be saved at once. Results of leases that are no longer held were dropped with them."""
         held = self.leases
         mine = [result for result in self.answered if result.key in held]
         sizes = accumulate(len(result.outcome.body or b"") for result in mine)
@@ -163,7 +163,7 @@ class Inflight:
             except EngineDied:
                 self._lost.add((lease.key, request.seq))
                 return
-            self.unheard = False
+            self.stalled = False
             if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
                 self._record(lease, request, _outcome(attempt, reply))
                 return
@@ -180,8 +180,8 @@ class Inflight:
     async def _post(self, lease: Lease, request: Request) -> Reply:
         """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
 
-        The limit is for slow requests. While an engine gives nothing to anybody it is the engine that hangs: then
-        nobody's time is up, until it goes on or is started anew (``engine_stall``).
+        The limit is for slow requests. While an engine produces nothing for any request it is the engine that hangs:
+        then the limit ends no request, until the engine continues or is restarted (``engine_stall``).
         """
         if self._timeout is None:
             return await self._engine.post(lease.url, request.body)
@@ -190,8 +190,8 @@ class Inflight:
         patience = self._timeout
         try:
             while not (await asyncio.wait((posting,), timeout=patience))[0]:
-                self.unheard = self._engine.progress == progress
-                if self._active == 1 or not self.unheard:
+                self.stalled = self._engine.progress == progress
+                if self._active == 1 or not self.stalled:
                     raise TimeoutError
                 patience = LOOK
             return posting.result()

@@ -17,18 +17,19 @@ from vbatch.store.overview import Backlog
 from vbatch.store.records import Waiting
 from vbatch.system import suspend
 from vbatch.worker import models
+from vbatch.worker.blocked import Blocked
 from vbatch.worker.context import Context
 from vbatch.worker.finalizer import Finalizer
 from vbatch.worker.serving import Ended, Serving, choose
 from vbatch.worker.stop import AT_REST
-from vbatch.worker.unloadable import Unloadable
 
 log = logging.getLogger(__name__)
 
-ROUND = 1.0  # seconds between two looks at an empty queue
-RECOVERY_ROUND = 10.0  # seconds between two looks at the other workers, at most
+LOOK = 1.0  # seconds between two looks at an empty queue
+RECOVERY_PAUSE = 10.0  # seconds between two looks at the other workers, at most
+RELOAD_PAUSE = 1.0  # seconds after a crash of the engine, doubled at each further one
 LONGEST_RELOAD_PAUSE = 60.0
-HOPELESS_DEATHS = 8  # in a row, without one good answer: it is not the requests, a person must look
+HOPELESS_CRASHES = 8  # in a row, without one good answer: it is not the requests, a person must look
 
 
 class WorkLoop:
@@ -36,16 +37,16 @@ class WorkLoop:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._kind = kinds.KINDS[context.options.engine]
+        self._kind = kinds.KINDS[context.settings.engine]
         self._finalizer = Finalizer(context)
-        self._watch = dead_workers.Watch(context.options.lease)
+        self._watch = dead_workers.Watch(context.settings.lease)
         self._engine: Engine | None = None
         self._model: str | None = None
-        self._reload_pause = context.options.reload_pause.total_seconds()
-        self._deaths_in_a_row = 0
+        self._reload_pause = RELOAD_PAUSE
+        self._crashes_in_a_row = 0
         self._idle_since: float | None = None
         self._at_rest = True
-        self._unloadable = Unloadable()
+        self._blocked = Blocked()
         self._slept_before = timedelta()
         self._beside: tuple[asyncio.Task[None], ...] = ()
 
@@ -53,18 +54,18 @@ class WorkLoop:
         """Work until a stop is requested or, when draining, until nothing is left that this engine serves.
 
         Raises EngineUnavailable when no engine can be started at all, StoreMisconfigured when the store
-        refuses us for good.
+        refuses this worker for good.
         """
         context = self._context
         finalizing = asyncio.create_task(self._finalizer.run())
-        recovering = asyncio.create_task(self._recover_now_and_then())
+        recovering = asyncio.create_task(self._recover_regularly())
         limiting = asyncio.create_task(self._limit_the_stop())
         self._beside = (finalizing, recovering, limiting)
         try:
-            if context.options.preload is not None:
-                await self._load(context.options.preload)
+            if context.settings.preload is not None:
+                await self._load(context.settings.preload)
             while not context.stop.requested:
-                context.pulse.turn()
+                context.watchdog.reset()
                 self._raise_failures()
                 if not await self._work_once():
                     break
@@ -78,19 +79,19 @@ class WorkLoop:
             await self._unload()
 
     def _raise_failures(self) -> None:
-        """Raise what ended a task that goes on beside the work."""
+        """Raise what ended a task that runs beside the work."""
         for task in self._beside:
             if task.done() and (error := task.exception()) is not None:
                 raise error
 
     async def _work_once(self) -> bool:
-        """Take one step; say whether there may be more to do."""
+        """Take one step; return whether there may be more to do."""
         context = self._context
         waiting = await context.in_store(queue.waiting, context.store)
         model = choose(self._servable(waiting), loaded=self._model)
         await self._show_queue()
         if model is None:
-            self._lament(waiting)
+            self._raise_if_blocked(waiting)
             return await self._rest()
         self._idle_since = None
         if model != self._model:
@@ -101,7 +102,7 @@ class WorkLoop:
         return True
 
     async def _rest(self) -> bool:
-        """Wait for work; say whether to go on waiting."""
+        """Wait for work; return whether to continue."""
         context = self._context
         context.view.update(state="idle", running=0, batch=None)
         if strays := await context.in_store(queue.held_by, context.store, worker=context.worker):
@@ -111,22 +112,22 @@ class WorkLoop:
         finalizing = self._finalizer.busy
         left = await context.in_store(overview.left, context.store)
         self._leave_alone([backlog for backlog in left.models if not self._kind.serves(backlog.model)])
-        if context.options.drain and not finalizing:
+        if context.drain and not finalizing:
             if not left.files and not any(self._kind.serves(backlog.model) for backlog in left.models):
                 return False
             self._finalizer.poke()
         now = time.monotonic()
         self._idle_since = self._idle_since or now
-        limit = context.options.idle_unload
+        limit = context.settings.idle_unload
         if self._engine is not None and limit is not None and now - self._idle_since > limit.total_seconds():
             log.info("engine.idle seconds=%.0f", now - self._idle_since)
             await self._unload()
-        await context.stop.sleep(ROUND)
+        await context.stop.sleep(LOOK)
         return True
 
     def _servable(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         """Return what waits for models that this engine serves and that may be tried."""
-        return self._unloadable.without([entry for entry in waiting if self._kind.serves(entry.model)])
+        return self._blocked.without([entry for entry in waiting if self._kind.serves(entry.model)])
 
     def _leave_alone(self, others: Sequence[Backlog]) -> None:
         """Show what waits for a worker with another engine, and log each model once."""
@@ -156,28 +157,28 @@ class WorkLoop:
         ended = await serving.run()
         self._at_rest = True
         if serving.progressed:
-            self._reload_pause = self._context.options.reload_pause.total_seconds()
-            self._deaths_in_a_row = 0
-        if ended is Ended.DIED:
+            self._reload_pause = RELOAD_PAUSE
+            self._crashes_in_a_row = 0
+        if ended is Ended.CRASHED:
             self._finalizer.poke()
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row >= HOPELESS_DEATHS:
+            self._crashes_in_a_row += 1
+            if self._crashes_in_a_row >= HOPELESS_CRASHES:
                 raise EngineUnavailable(
-                    f"the engine died {self._deaths_in_a_row} times without one answer in between; "
-                    f"the last time: {serving.deaths_cause}",
+                    f"the engine crashed {self._crashes_in_a_row} times without one answer in between; "
+                    f"the last time: {serving.crash_cause}",
                     hint="vbatch doctor gpu engine",
                 )
-            log.error("engine.died model=%s cause=%s", model, serving.deaths_cause)
-            await self._tell_of_death(serving.deaths_cause)
+            log.error("engine.died model=%s cause=%s", model, serving.crash_cause)
+            await self._report_crash(serving.crash_cause)
             await self._unload()
             await self._context.rest(self._reload_pause)
             self._reload_pause = min(self._reload_pause * 2, LONGEST_RELOAD_PAUSE)
 
-    async def _tell_of_death(self, cause: str) -> None:
-        """Show it on the terminal until the engine is loaded again, and at once to who asks for the status."""
+    async def _report_crash(self, cause: str) -> None:
+        """Show it on the terminal until the engine is loaded again, and at once in ``vbatch status``."""
         context = self._context
-        deaths = context.view.snapshot.engine_deaths + 1
-        context.view.update(engine_deaths=deaths, deaths_cause=cause, trouble=None)
+        crashes = context.view.snapshot.engine_crashes + 1
+        context.view.update(engine_crashes=crashes, crash_cause=cause, trouble=None)
         note = context.view.snapshot.note
         context.view.update(trouble=note)
         loaded = [self._model] if self._model else []
@@ -195,45 +196,45 @@ class WorkLoop:
             return
         self._model = model
         self._slept_before = suspend.since_boot()
-        for other, fault in self._unloadable.loaded(model).items():
-            await self._give_up_on(other, fault.cause)
+        for other, fault in self._blocked.loaded(model).items():
+            await self._give_up_on(other, fault)
 
     async def _blame(self, model: str, error: EngineStartFailed) -> None:
-        """Go on after a model could not be loaded, as far as it is not this machine that loads none."""
+        """Continue after a model could not be loaded. Raises where a person must fix the machine or the flags."""
         match error.blame:
             case Blame.FLAGS:
-                raise ConfigError(error.cause, hint=error.hint) from error
+                raise ConfigError(models.cause_and_log(error), hint=error.hint) from error
             case Blame.MACHINE:
                 raise _unavailable(model, error) from error
-        if self._unloadable.failed(model, error):
-            await self._give_up_on(model, error.cause)
+        if self._blocked.failed(model, error):
+            await self._give_up_on(model, error)
         else:
-            log.warning("model.set_aside model=%s cause=%s", model, error.cause)
+            log.warning("model.set_aside model=%s cause=%s", model, models.cause_and_log(error))
 
-    def _lament(self, waiting: Sequence[Waiting]) -> None:
-        """Raise EngineUnavailable where nothing waits but for models that were set aside."""
-        if (reason := self._unloadable.reason(waiting)) is not None:
+    def _raise_if_blocked(self, waiting: Sequence[Waiting]) -> None:
+        """Raise EngineUnavailable where only blocked models have requests waiting."""
+        if (reason := self._blocked.reason(waiting)) is not None:
             model, error = reason
             raise _unavailable(model, error) from error
 
-    async def _give_up_on(self, model: str, cause: str) -> None:
-        """Fail what waits for a model that cannot be loaded; the rest of the queue goes on.
+    async def _give_up_on(self, model: str, error: EngineStartFailed) -> None:
+        """Fail what waits for a model that cannot be loaded; the rest of the queue continues.
 
         Where another worker has it loaded, leave it to that one for a while.
         """
-        context = self._context
+        context, cause = self._context, models.cause_and_log(error)
         failed = await context.in_store(
             crashes.fail_model,
             context.store,
             worker=context.worker,
             model=model,
             code="model_not_loaded",
-            message=f"The model {model} could not be loaded: {cause}",
+            message=f"The model {model} could not be loaded: {error.cause}",
         )
         context.view.update(trouble=f"{model} could not be loaded: {cause}")
         if failed is None:
             log.warning("model.left_to_others model=%s cause=%s", model, cause)
-            self._unloadable.leave_to_others(model)
+            self._blocked.leave_to_others(model)
             return
         log.error("model.failed model=%s requests=%d cause=%s", model, failed, cause)
         self._finalizer.poke()
@@ -244,23 +245,23 @@ class WorkLoop:
         self._engine = self._model = None
 
     async def _limit_the_stop(self) -> None:
-        """Write down that a stop is asked for, and see to it that it ends, though the database may not come back."""
+        """Record that a stop is requested, and limit its time: the database may not come back."""
         context = self._context
         await context.stop.wait()
-        context.stop.abandon_store_after(AT_REST if self._at_rest else context.options.drain_limit)
+        context.stop.abandon_store_after(AT_REST if self._at_rest else context.settings.drain_limit)
         with suppress(Interrupted):
             await context.in_store(registry.stopping, context.store, worker=context.worker)
 
-    async def _recover_now_and_then(self) -> None:
+    async def _recover_regularly(self) -> None:
         context = self._context
-        pause = min(RECOVERY_ROUND, context.options.lease.total_seconds() / 4)
+        pause = min(RECOVERY_PAUSE, context.settings.lease.total_seconds() / 4)
         while True:
             await context.in_watch(
                 dead_workers.recover,
                 context.store,
                 self._watch,
                 me=context.worker,
-                state_dir=context.options.state_dir,
+                state_dir=context.settings.state_dir,
             )
             await context.in_watch(dead_workers.sweep, context.store)
             for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
@@ -281,4 +282,4 @@ class WorkLoop:
 
 
 def _unavailable(model: str, error: EngineStartFailed) -> EngineUnavailable:
-    return EngineUnavailable(f"cannot load {model}: {error.cause}", hint=error.hint)
+    return EngineUnavailable(f"cannot load {model}: {models.cause_and_log(error)}", hint=error.hint)

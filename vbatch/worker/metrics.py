@@ -1,7 +1,7 @@
-"""What Prometheus sees of a worker: its figures and vLLM's own on ``/metrics``, its pulse on ``/health``.
+"""What Prometheus sees of a worker: its figures and vLLM's own on ``/metrics``, its health on ``/health``.
 
-Served from a thread of its own, on the loopback interface: a worker whose loop hangs still answers, and says
-so. Nothing is counted here; each scrape asks the worker for its figures.
+Served from a thread of its own, on the loopback interface: a worker whose loop hangs still answers, and
+reports it. Nothing is counted here; each scrape asks the worker for its figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 class Figures:
     """A worker at one moment. Counts are since its start, except those of the queue; sizes are bytes.
 
-    ``outage_seconds`` is how long the store has been out of reach, 0 while it answers. ``healthy`` is false
+    ``outage_seconds`` is how long the store has been unreachable, 0 while it answers. ``healthy`` is false
     for a worker that hangs; waiting for the store or for work is healthy. What cannot be known is None or
     left out.
     """
@@ -49,7 +49,7 @@ class Figures:
     prompt_tokens: int
     completion_tokens: int
     engine_loads: int
-    engine_deaths: int
+    engine_crashes: int
     outages: int
     outage_seconds: float
     progress_age_seconds: float
@@ -107,7 +107,7 @@ class _WorkerCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of ours."""
+        """Yield every metric of vbatch's own."""
         now = self._figures()
         yield InfoMetricFamily("vbatch_worker", "Version, kind of state, model.", value=_labels(now))
         yield _gauge("vbatch_up", "1 while the worker makes progress or has nothing to do.", int(now.healthy))
@@ -131,10 +131,10 @@ class _WorkerCollector(Collector):
             {"prompt": now.prompt_tokens, "completion": now.completion_tokens},
         )
         yield _counter("vbatch_engine_loads", "Models loaded.", now.engine_loads)
-        yield _counter("vbatch_engine_deaths", "Engines that died under requests.", now.engine_deaths)
-        yield _counter("vbatch_store_outages", "Times that the store was out of reach.", now.outages)
+        yield _counter("vbatch_engine_deaths", "Engines that crashed under requests.", now.engine_crashes)
+        yield _counter("vbatch_store_outages", "Times that the store was unreachable.", now.outages)
         yield _gauge(
-            "vbatch_store_outage_seconds", "How long the store has been out of reach.", now.outage_seconds
+            "vbatch_store_outage_seconds", "How long the store has been unreachable.", now.outage_seconds
         )
         yield _gauge(
             "vbatch_progress_age_seconds", "Time since a result was recorded.", now.progress_age_seconds
@@ -142,7 +142,7 @@ class _WorkerCollector(Collector):
         if now.gpu_memory_used is not None and now.gpu_memory_total is not None:
             sizes = {"used": now.gpu_memory_used, "total": now.gpu_memory_total}
             yield _gauges("vbatch_gpu_memory_bytes", "Memory of the worker's GPU.", "kind", sizes)
-        yield _gauges("vbatch_disk_free_bytes", "Room where the worker writes.", "place", now.disk_free)
+        yield _gauges("vbatch_disk_free_bytes", "Free space where the worker writes.", "place", now.disk_free)
 
 
 # The words that a worker's state begins with; what follows may be any model's name, which would make a

@@ -13,14 +13,14 @@ from vbatch.gpu_memory import check as memory_check
 from vbatch.recovery import evidence, orphans
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
-from vbatch.system import processes
+from vbatch.system import descendants, processes
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 PAUSE = timedelta(seconds=10)
-LONGEST_LOAD = timedelta(hours=2)  # a first load may download and compile; what takes longer hangs
+LONGEST_LOAD = timedelta(hours=2)  # a first load may download and compile; a load that takes longer hangs
 
 
 async def load(context: Context, model: str) -> Engine | None:
@@ -32,20 +32,22 @@ async def load(context: Context, model: str) -> Engine | None:
         if context.stop.requested:
             return None
         context.view.update(state=f"loading {model}", model=model)
-        context.pulse.excuse(LONGEST_LOAD)
+        context.watchdog.suspend(LONGEST_LOAD)
         log.info("engine.loading model=%s attempt=%d", model, attempt)
         try:
             engine = await _load(context, model)
         except EngineStartFailed as error:
-            log.warning("engine.start_failed model=%s attempt=%d cause=%s", model, attempt, error.cause)
+            log.warning(
+                "engine.start_failed model=%s attempt=%d cause=%s", model, attempt, cause_and_log(error)
+            )
             if not error.transient or attempt == ATTEMPTS:
                 raise
-            context.view.update(state=f"waiting to load {model} again", trouble=error.cause)
+            context.view.update(state=f"waiting to load {model} again", trouble=cause_and_log(error))
             await context.stop.sleep(PAUSE.total_seconds())
         else:
             if engine is None:
                 return None
-            context.pulse.turn()
+            context.watchdog.reset()
             loads = context.view.snapshot.engine_loads + 1
             context.view.update(state="working", engine_loads=loads, trouble=None)
             log.info("engine.loaded model=%s max_inflight=%d", model, engine.max_inflight)
@@ -53,14 +55,19 @@ async def load(context: Context, model: str) -> Engine | None:
     return None
 
 
+def cause_and_log(error: EngineStartFailed) -> str:
+    """Return why a load failed and, where the engine wrote one, the path of its log."""
+    return error.cause if error.log is None else f"{error.cause} (engine log: {error.log})"
+
+
 async def unload(context: Context, engine: Engine, model: str) -> None:
     """End an engine, and take its processes out of the ledger."""
     context.view.update(state=f"unloading {model}")
-    context.pulse.excuse(timedelta(minutes=2))
+    context.watchdog.suspend(timedelta(minutes=2))
     await engine.close()
-    context.pulse.turn()
+    context.watchdog.reset()
     await context.in_store(registry.forget_processes, context.store, worker=context.worker)
-    await context.in_files(orphans.forget_tokens, context.options.state_dir, own=True)
+    await context.in_files(orphans.forget_tokens, context.settings.state_dir, own=True)
     context.view.update(model=None)
     log.info("engine.unloaded model=%s", model)
 
@@ -70,7 +77,7 @@ async def _load(context: Context, model: str) -> Engine | None:
 
     What the engine starts carries the token of this load in its title, and is in the ledger when this returns.
     """
-    token = evidence.leave(context.options.state_dir, worker=processes.current())
+    token = evidence.leave(context.settings.state_dir, worker=processes.current())
     engine = None
     try:
         engine = await _load_as(context, model, token)
@@ -84,11 +91,11 @@ async def _load(context: Context, model: str) -> Engine | None:
         raise
     finally:
         if engine is None:
-            orphans.forget_tokens(context.options.state_dir, own=True)
+            orphans.forget_tokens(context.settings.state_dir, own=True)
 
 
 async def _load_as(context: Context, model: str, token: str) -> Engine | None:
-    loading = asyncio.ensure_future(_home(context, model, token))
+    loading = asyncio.ensure_future(_load_engine(context, model, token))
     stopping = asyncio.ensure_future(context.stop.wait())
     recording = asyncio.ensure_future(_record_while_loading(context, token))
     try:
@@ -112,24 +119,24 @@ async def _load_as(context: Context, model: str, token: str) -> Engine | None:
         await asyncio.wait((recording,))
 
 
-async def _home(context: Context, model: str, token: str) -> Engine:
-    options = context.options
-    kind = KINDS[options.engine]
-    args = options.engine_args(model)
+async def _load_engine(context: Context, model: str, token: str) -> Engine:
+    settings = context.settings
+    kind = KINDS[settings.engine]
+    args = (*settings.engine_args(model), *context.vllm_flags)
     if kind.needs_gpu:
         await context.in_files(
-            memory_check.require, context.store, state_dir=options.state_dir, gpu=options.gpu, args=args
+            memory_check.require, context.store, state_dir=settings.state_dir, gpu=settings.gpu, args=args
         )
     return await kind.load(
         Load(
             model=model,
-            path=options.model_path(model),
+            path=settings.model_path(model),
             args=args,
-            shared_args=options.shared_args,
-            gpu=options.gpu,
+            shared_args=(*settings.defaults.args, *context.vllm_flags),
+            gpu=settings.gpu,
             title_prefix=evidence.title_prefix(token),
-            log_dir=options.state_dir / "logs",
-            echo_latency=options.echo_latency,
+            log_dir=settings.state_dir / "logs",
+            echo_latency=settings.echo_latency,
         )
     )
 
@@ -150,7 +157,8 @@ def _carrying(token: str) -> list[int]:
     A script that becomes the worker by ``exec`` leaves it its own children, a tunnel say: they carry no token.
     """
     prefix = evidence.title_prefix(token)
-    return [pid for pid in processes.descendants(os.getpid()) if processes.title(pid).startswith(prefix)]
+    below = [process.pid for process in descendants.family([os.getpid()])]
+    return [pid for pid in below if pid != os.getpid() and processes.title(pid).startswith(prefix)]
 
 
 def _record(context: Context, token: str) -> None:

@@ -43,8 +43,8 @@ class Snapshot:
     prompt_tokens_per_second: float = 0.0
     completion_tokens_per_second: float = 0.0
     engine_loads: int = 0
-    engine_deaths: int = 0
-    deaths_cause: str | None = None
+    engine_crashes: int = 0
+    crash_cause: str | None = None
     waiting_for: str | None = None
     store_outages: int = 0
     store_outage_seconds: float = 0.0
@@ -60,12 +60,12 @@ class Snapshot:
 
     @property
     def note(self) -> str | None:
-        """What others should know of this worker: its present trouble, else how its engines died."""
-        if self.trouble is not None or self.deaths_cause is None:
+        """What others should know of this worker: its present trouble, else how its engines crashed."""
+        if self.trouble is not None or self.crash_cause is None:
             return self.trouble
-        if self.engine_deaths == 1:
-            return f"the engine died: {self.deaths_cause}"
-        return f"the engine died {self.engine_deaths} times, the last time: {self.deaths_cause}"
+        if self.engine_crashes == 1:
+            return f"the engine crashed: {self.crash_cause}"
+        return f"the engine crashed {self.engine_crashes} times, the last time: {self.crash_cause}"
 
     @property
     def remaining_seconds(self) -> float | None:
@@ -87,7 +87,7 @@ class View:
             self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
 
     def wait_for_store(self, reason: str | None, seconds: float) -> None:
-        """Take what the store tells while it is out of reach; None when it is back."""
+        """Take what the store reports while it is unreachable; None when it is back."""
         with self._lock:
             begins = reason is not None and self.snapshot.waiting_for is None
             self.update(
@@ -128,7 +128,7 @@ class Meter:
         self._window.append(_Saved(time.monotonic(), requests, prompt_tokens, completion_tokens))
 
     def rates(self) -> tuple[float, float, float]:
-        """Return requests, prompt tokens and completion tokens a second."""
+        """Return requests, prompt tokens and completion tokens per second."""
         now = time.monotonic()
         start = now - RATE_WINDOW.total_seconds()
         while self._window and self._window[0].at < start:

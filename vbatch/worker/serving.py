@@ -15,14 +15,14 @@ from vbatch.errors import Interrupted
 from vbatch.store import crashes, queue
 from vbatch.store.records import CHUNK_REQUESTS, Lease, LeaseKey, Result, Waiting
 from vbatch.system import suspend
-from vbatch.worker.background import Background
-from vbatch.worker.context import Context
+from vbatch.worker.context import Background, Context
 from vbatch.worker.inflight import Inflight
 from vbatch.worker.stop import AT_REST
 
 log = logging.getLogger(__name__)
 
-ROUND = 1.0  # seconds between two looks at the store: new work, cancelled batches, better priorities
+LOOK = 1.0  # seconds between two looks at the store: new work, cancelled batches, better priorities
+FLUSH_RESULTS = 256  # saved at once, without waiting for the flush interval
 
 
 class Ended(Enum):
@@ -30,13 +30,13 @@ class Ended(Enum):
 
     NO_WORK = auto()  # nothing is left for this model, or another model goes first
     STOPPED = auto()  # a stop was requested; what ran is saved, the rest is released
-    DIED = auto()  # the engine died
+    CRASHED = auto()  # the engine crashed
 
 
 class Serving:
     """One engine at work.
 
-    Three things go on at once and never wait for each other: the loop starts requests, one background call
+    Three things happen at once and never wait for each other: the loop starts requests, one background call
     claims, another saves. So a store outage stops claiming and saving, not the requests already leased; the
     answers held meanwhile are bounded by what was leased. ``slept_before``: the machine's sleep until the load.
     """
@@ -52,7 +52,7 @@ class Serving:
         slept_before: timedelta,
         raise_failures: Callable[[], None],
     ) -> None:
-        options = context.options
+        settings = context.settings
         self._context = context
         self._engine = engine
         self._model = model
@@ -60,37 +60,37 @@ class Serving:
         self._saved = saved
         self._slept_before = slept_before
         self._raise_failures_beside = raise_failures
-        self._limit = options.max_inflight or engine.max_inflight
-        self._inflight = Inflight(engine, limit=self._limit, request_timeout=options.request_timeout)
+        self._limit = settings.max_inflight or engine.max_inflight
+        self._inflight = Inflight(engine, limit=self._limit, request_timeout=settings.request_timeout)
         self._claim = Background(context, self._claim_chunks)
         self._save = Background(context, self._save_answers)
         self._check = Background(context, self._check_leases)
         self._exhausted = False
         self._stop_deadline: float | None = None
         self._engine_progress = (engine.progress, time.monotonic())
-        self.deaths_cause = ""
+        self.crash_cause = ""
         self.progressed = False
 
     async def run(self) -> Ended:
-        """Serve until there is no work for this model, a stop is requested, or the engine dies.
+        """Serve until there is no work for this model, a stop is requested, or the engine crashes.
 
-        Raises StoreMisconfigured when the store refuses us for good.
+        Raises StoreMisconfigured when the store refuses this worker for good.
         """
         inflight = self._inflight
         while True:
-            self._context.pulse.turn()
+            self._context.watchdog.reset()
             self._raise_failures()
             if (cause := self._engine.died or self._stalled()) is not None:
-                return await self._died(cause)
+                return await self._crashed(cause)
             if self._context.stop.requested:
                 if self._stop_draining():
                     return await self._stopped()
-            elif self._claim.ready(ROUND if self._exhausted else 0) and self._wants_work():
+            elif self._claim.ready(LOOK if self._exhausted else 0) and self._wants_work():
                 self._claim.start()
             inflight.start()
             if self._save_due():
                 self._save.start()
-            if self._check.ready(ROUND) and inflight.leases:
+            if self._check.ready(LOOK) and inflight.leases:
                 self._check.start()
             if self._at_rest and self._exhausted and not self._context.stop.requested:
                 return Ended.NO_WORK
@@ -109,7 +109,7 @@ class Serving:
 
     async def _next_event(self) -> None:
         try:
-            async with asyncio.timeout(ROUND / 4):
+            async with asyncio.timeout(LOOK / 4):
                 await self._inflight.changed.wait()
         except TimeoutError:
             return
@@ -134,8 +134,8 @@ class Serving:
 
     def _save_due(self) -> bool:
         answered = len(self._inflight.answered)
-        interval = self._context.options.flush_interval.total_seconds()
-        enough = answered >= self._context.options.flush_results or self._inflight.quiet
+        interval = self._context.settings.flush_interval.total_seconds()
+        enough = answered >= FLUSH_RESULTS or self._inflight.quiet
         return answered > 0 and self._save.ready(0 if enough else interval)
 
     async def _save_answers(self) -> None:
@@ -172,8 +172,10 @@ class Serving:
 
     async def _check_leases(self) -> None:
         leases = self._inflight.leases
-        ours = await self._context.in_store(queue.held_by, self._context.store, worker=self._context.worker)
-        lost = (leases - ours) & self._inflight.leases
+        still_held = await self._context.in_store(
+            queue.held_by, self._context.store, worker=self._context.worker
+        )
+        lost = (leases - still_held) & self._inflight.leases
         if lost:
             if not self._save.running:  # else they may just be done
                 log.info("chunks.revoked count=%d", len(lost))
@@ -181,24 +183,24 @@ class Serving:
             self._saved()
 
     def _stalled(self) -> str | None:
-        """Say so when requests run but the engine has not produced a token for too long.
+        """Return a cause when requests run but the engine has not produced a token for too long.
 
         An engine that has nothing to do is not idle but suspected where the last request was given up on.
         """
         progress, since = self._engine_progress
         now = time.monotonic()
-        idle = not self._inflight.running and not self._inflight.unheard
+        idle = not self._inflight.running and not self._inflight.stalled
         if self._engine.progress != progress or idle:
             self._engine_progress = (self._engine.progress, now)
-        elif now - since > self._context.options.engine_stall.total_seconds():
+        elif now - since > self._context.settings.engine_stall.total_seconds():
             return f"the engine made no progress for {now - since:.0f} s"
         return None
 
     def _stop_draining(self) -> bool:
-        """Begin or continue to drain; say whether that is over."""
+        """Begin or continue to drain; return whether that is over."""
         now = time.monotonic()
         if self._stop_deadline is None:
-            self._stop_deadline = now + self._context.options.drain_limit.total_seconds()
+            self._stop_deadline = now + self._context.settings.drain_limit.total_seconds()
             log.info("worker.draining running=%d", self._inflight.running)
         self._inflight.drop_pending()  # again and again: a claim that was under way brings more
         return self._at_rest or now > self._stop_deadline
@@ -213,14 +215,14 @@ class Serving:
         await self._settle(crashed={})
         return Ended.STOPPED
 
-    async def _died(self, cause: str) -> Ended:
-        self.deaths_cause = cause
+    async def _crashed(self, cause: str) -> Ended:
+        self.crash_cause = cause
         suspects = await self._inflight.abandon()
         if suspend.since_boot() - self._slept_before > suspend.NAP:
-            log.warning("machine.slept accused=0")  # what a driver does not survive is no request's fault
-            suspects = {}
+            log.warning("machine.slept accused=0")
+            suspects = {}  # the driver did not survive the suspend: no request is the cause
         await self._settle(crashed=suspects)
-        return Ended.DIED
+        return Ended.CRASHED
 
     async def _settle(self, *, crashed: dict[LeaseKey, tuple[int, ...]]) -> None:
         """Bring the store up to date with an engine that runs nothing any more."""
@@ -237,7 +239,7 @@ class Serving:
                     store,
                     worker=worker,
                     suspects_of=accused,
-                    cause=self.deaths_cause,
+                    cause=self.crash_cause,
                 )
             if innocent := held - accused.keys():
                 await self._context.in_store(queue.release, store, worker=worker, keys=innocent)

@@ -10,6 +10,7 @@ from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding
 from vbatch.engine import installed
 from vbatch.engine.installed import FRAGILE, Installed
+from vbatch.engine.kinds import KINDS
 
 KNOWN = ((0, 32), (0, 33))  # versions of vLLM that vbatch is tested with, or whose source was read
 
@@ -57,8 +58,9 @@ GUARD = Entry(
 
 def _import(facts: Facts) -> Iterator[Finding]:
     """Have a child import vLLM and what must not break it."""
-    if facts.settings.engine == "echo":
-        yield ECHO.skip("the echo engine needs nothing")
+    kind = KINDS[facts.settings.engine]
+    if not kind.needs_files:
+        yield ECHO.skip(f"{kind.title} needs no vLLM")
         return
     found = installed.look()
     if broken := [name for name in FRAGILE if name in found.failures]:

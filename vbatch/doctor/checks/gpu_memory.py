@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from vbatch import gpu as nvml
+from vbatch import recovery
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed
 from vbatch.engine.kinds import KINDS
@@ -15,14 +16,16 @@ from vbatch.gpu import Gpu, GpuReport, needs
 from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import holders as gpu_holders
 from vbatch.gpu_memory import locks as gpu_locks
-from vbatch.gpu_memory.check import GIB, MemoryCheck
+from vbatch.gpu_memory.check import MemoryCheck
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Verdict
-from vbatch.store import queue, registry
+from vbatch.store import queue
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
-from vbatch.system.processes import Ended, Liveness
+from vbatch.system.ending import Ended
+from vbatch.system.processes import Liveness
+from vbatch.text import GIB, size
 
 MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that needs more or less
 
@@ -101,7 +104,7 @@ def _holders(facts: Facts) -> Iterator[Finding]:
             if holder.kind is not Kind.ORPHAN:
                 others = True
                 yield _holder(card, holder)
-        if (surplus := gpu_holders.ghost(card)) and not _worker_on(facts, card):
+        if (surplus := gpu_holders.unlisted(card)) and not _worker_on(facts, card):
             others = True
             held = f"{surplus / GIB:.1f} GiB of GPU {card.index} are held"
             yield GHOST.warn(f"{held} by no process that the driver lists")
@@ -118,21 +121,19 @@ def _holders(facts: Facts) -> Iterator[Finding]:
 
 def _worker_on(facts: Facts, card: Gpu) -> bool:
     """Whether a live worker has this GPU: in a container and on WSL the driver lists no process."""
-    pid = gpu_locks.occupant(facts.settings.state_dir, card.index)
+    pid = gpu_locks.last_worker_pid(facts.settings.state_dir, card.index)
     try:
-        workers = registry.live(facts.records) if pid is not None else ()
+        workers = recovery.alive(facts.records) if pid is not None else ()
     except (VbatchError, NothingStored):
         return False
-    return any(
-        worker.identity.pid == pid and processes.liveness(worker.identity) is Liveness.ALIVE
-        for worker in workers
-    )
+    occupant = processes.identify(pid) if pid is not None else None
+    return any(worker.identity == occupant for worker in workers)
 
 
 def _orphan(facts: Facts, found: Sequence[EngineProcess]) -> Finding:
     pids = ", ".join(str(process.identity.pid) for process in found)
     used = _used(facts.gpu, found)
-    holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{_size(_resident(found))} of memory"
+    holds = f"{used / GIB:.1f} GiB of GPU memory" if used else f"{size(_resident(found))} of memory"
     return ORPHAN.fail(
         f"an engine left behind by a dead worker holds {holds} (process {pids})",
         evidence=tuple(_evidence(process) for process in found),
@@ -165,7 +166,7 @@ def _end(facts: Facts, found: Sequence[EngineProcess]) -> str:
     freed = _freed(before, found)
     if freed:
         return f"ended, {freed / GIB:.1f} GiB of GPU memory came back"
-    return f"ended, {_size(resident - _resident(found))} came back"
+    return f"ended, {size(resident - _resident(found))} came back"
 
 
 def _resident(found: Sequence[EngineProcess]) -> int:
@@ -175,10 +176,6 @@ def _resident(found: Sequence[EngineProcess]) -> int:
         for process in found
         if processes.liveness(process.identity) is Liveness.ALIVE
     )
-
-
-def _size(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"
 
 
 def _freed(before: GpuReport, found: Sequence[EngineProcess]) -> int:
@@ -233,7 +230,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         elif not card.memory_known:
             yield MEMORY.skip(f"GPU {card.index}: this driver does not report how much memory is free")
         elif seen.enough:
-            yield MEMORY.ok(seen.words)
+            yield MEMORY.ok(seen.summary)
         else:
             yield _too_little(seen)
 
@@ -252,11 +249,9 @@ def _at_work(facts: Facts, seen: MemoryCheck) -> bool:
 
 def _too_little(seen: MemoryCheck) -> Finding:
     return MEMORY.fail(
-        seen.words,
+        seen.summary,
         why=f"vLLM refuses to start on less; {seen.held_by}",
-        evidence=tuple(
-            f"{memory_check.amount(holder.used)}{holder.who}: {holder.kind}" for holder in seen.holders
-        ),
+        evidence=tuple(f"{holder.summary}: {holder.kind}" for holder in seen.holders),
         commands=seen.remedies,
         passing=seen.settling,
     )

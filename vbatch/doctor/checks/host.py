@@ -12,13 +12,13 @@ from pathlib import Path
 
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
+from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import catalog, overview, registry
 from vbatch.system.disks import Mount, hub_cache, mount_of
-from vbatch.text import duration
+from vbatch.text import GIB, MIB, duration
 
-GIB = 1 << 30
 LEAST_ROOM = GIB  # free bytes below which a disk is called full, whatever the queue still needs
 LEAST_SHARED = GIB  # bytes of /dev/shm
 LEAST_FILES = 4096  # open files; vLLM itself asks for 65,535 at its start where the hard limit allows it
@@ -151,7 +151,7 @@ def _written(facts: Facts) -> Iterator[tuple[str, Path]]:
     except (VbatchError, NothingStored):
         yield "store", settings.data_dir
     yield "models", settings.cache_dir
-    if settings.engine != "echo":
+    if KINDS[settings.engine].needs_files:
         yield "models", hub_cache()
     yield "logs", settings.state_dir
 
@@ -169,7 +169,7 @@ def _limits(_facts: Facts) -> Iterator[Finding]:
     if not shared.is_dir():
         yield SHM.skip("there is no /dev/shm here")
     elif (mount := mount_of(shared)).total < LEAST_SHARED:
-        yield SHM.warn(f"/dev/shm has {mount.total / (1 << 20):,.0f} MiB")
+        yield SHM.warn(f"/dev/shm has {mount.total / MIB:,.0f} MiB")
     else:
         yield SHM.ok(f"/dev/shm has {mount.total / GIB:.1f} GiB")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

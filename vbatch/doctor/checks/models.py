@@ -14,9 +14,7 @@ from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.engine.kinds import KINDS
 from vbatch.gpu import needs
 from vbatch.system.disks import hub_cache
-from vbatch.text import harmless
-
-GIB = 1 << 30
+from vbatch.text import GIB, harmless
 
 MODEL = Entry(
     id="engine.model",

@@ -15,8 +15,7 @@ from vbatch.errors import StoreMisconfigured, StoreUnreachable
 from vbatch.store.database.backends.protocol import Backend
 from vbatch.store.database.faults import Fault
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
-from vbatch.system.processes import Liveness
+from vbatch.system.processes import Liveness, ProcessIdentity
 from vbatch.system.units import UNIT
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vbatch.engine import build, smollm
+from vbatch.engine import installed, smollm
 
 X86 = "processor\t: {}\nmodel name\t: a CPU with bf16 in its name\nflags\t\t: fpu sse2 {}\nbugs\t\t: spectre_v1\n\n"
 ARM = "processor\t: {}\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd {}\nCPU architecture: 8\n\n"
@@ -31,7 +31,7 @@ def cpus(form: str, *features: str) -> str:
 )
 def test_a_cpu_with_instructions_for_bfloat16(cpuinfo: str, native: bool) -> None:
     """Mutants: the whole text searched for the words; the first CPU alone; one of the three features left out."""
-    assert build.has_bfloat16(cpuinfo) is native
+    assert installed.has_bfloat16(cpuinfo) is native
 
 
 def test_the_small_model_is_computed_in_float32_where_bfloat16_is_emulated(
@@ -41,8 +41,8 @@ def test_the_small_model_is_computed_in_float32_where_bfloat16_is_emulated(
     chosen = {}
     for native in (True, False):
         for gpu in (True, False):
-            monkeypatch.setattr(build, "has_bfloat16", lambda _cpuinfo, native=native: native)
-            monkeypatch.setattr(build, "computes_on_gpu", lambda gpu=gpu: gpu)
+            monkeypatch.setattr(installed, "has_bfloat16", lambda _cpuinfo, native=native: native)
+            monkeypatch.setattr(installed, "computes_on_gpu", lambda gpu=gpu: gpu)
             chosen[native, gpu] = "float32" in smollm.flags()
 
     assert chosen == {(True, True): False, (True, False): False, (False, True): False, (False, False): True}

@@ -15,11 +15,11 @@ from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 from vbatch.store.suspects import UNCOMPARED_WORKER_CRASHES
-from vbatch.system import processes
+from vbatch.system import ending, processes
 
 
 class Clock:
-    """Monotonic time that passes when it is told to."""
+    """Monotonic time that passes when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -63,7 +63,7 @@ def test_a_beat_that_rises_begins_a_new_lease(clock: Clock, other: Worker) -> No
 
 
 def test_who_could_not_look_for_a_while_begins_anew(clock: Clock, other: Worker) -> None:
-    """The store was away for an hour: nobody could beat. Mutant: Watch without ``last``."""
+    """The store was unreachable for an hour: no worker could beat. Mutant: Watch without ``last``."""
     watch = dead_workers.Watch(timedelta(seconds=90))
     looks(watch, clock, other, seconds=20)
     clock.now += 3600
@@ -110,15 +110,15 @@ def test_one_that_dies_a_moment_later_is_seen(store: Store, accused: str) -> Non
     """Its process ends while the first one is looked at. Mutant: no second look before a request is blamed."""
     with engines.child() as process:
         worker(store, identity=process.identity)
-        ending = threading.Timer(1, lambda: processes.end(process.identity, grace=timedelta(0)))
-        ending.start()
+        timer = threading.Timer(1, lambda: ending.end(process.identity, grace=timedelta(0)))
+        timer.start()
         dead_workers.release_chunks(store)
-        ending.join()
+        timer.join()
     assert rows(store, "SELECT state, worker_crashes FROM chunk") == [("ready", 0)]
 
 
 def test_a_signal_to_another_worker_in_those_seconds_acquits(store: Store, accused: str) -> None:
-    """Somebody ends them all; one had no time to obey. Mutant: no look for signals before a request is blamed."""
+    """A person ends them all; one had no time to obey. Mutant: no look for signals before a request is blamed."""
     with engines.child() as process:
         registry.stopping(store, worker=worker(store, identity=process.identity))
         dead_workers.release_chunks(store)

@@ -62,3 +62,16 @@ def test_of_one_that_is_gone_there_is_nothing_to_see() -> None:
     assert processes.owner(child.pid) is None
     assert processes.age(child.pid) is None
     assert (processes.title(child.pid), processes.resident_memory(child.pid)) == ("", 0)
+
+
+def test_a_name_may_hold_what_ends_a_line_for_python(tmp_path: Path) -> None:
+    """Mutant: ``splitlines``; a process gives itself another field of its status."""
+    program = tmp_path / "a\x1cUid:\t7\t7"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "600"]) as child:
+        try:
+            described = processes.describe(child.pid)
+            assert described is not None
+            assert described.name == program.name
+        finally:
+            child.kill()

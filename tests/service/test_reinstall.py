@@ -115,7 +115,7 @@ def test_a_fault_in_a_drop_in_is_reported_and_blocks_nothing(guest: Guest) -> No
 def test_a_second_service_in_the_other_scope_is_reported(guest: Guest) -> None:
     guest.machine.write(f"{HOME}/.config/systemd/user/vbatch-worker@.service", "[Service]\n")
     done = guest.sudo("install-service", "--no-now")
-    assert "there is a user service of vbatch, too" in done.stderr
+    assert "there is also a user service of vbatch" in done.stderr
     assert "vbatch uninstall-service --user" in done.stderr
 
 

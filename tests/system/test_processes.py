@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.rigs import engines
+from tests.rigs.waiting import until
 from vbatch.system import processes
 
 
@@ -28,6 +29,7 @@ def test_a_process_is_described_as_psutil_does(long_name: Path) -> None:
     with subprocess.Popen([long_name, "600"]) as child:
         try:
             seen = psutil.Process(child.pid)
+            until(lambda: seen.status() == psutil.STATUS_SLEEPING)
             with seen.oneshot():
                 assert processes.describe(child.pid) == processes.Description(
                     pid=child.pid,

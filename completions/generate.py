@@ -1,6 +1,6 @@
 """Write the completion scripts beside this file: ``python completions/generate.py``.
 
-Typer makes them; the zsh one is mended so that it works where zsh loads it by itself.
+Typer makes them; the zsh one is changed so that it also works where zsh loads it by itself.
 """
 
 from __future__ import annotations

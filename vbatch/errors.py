@@ -1,4 +1,4 @@
-"""Every error a user can meet: its words, its hint and the exit code it ends a command with."""
+"""Every error that a user can meet: its message, its hint and the exit code of the command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _first_line_of_docstring(error: type[VbatchError]) -> str:
 
 
 class ConfigError(VbatchError):
-    """The configuration is wrong, and only a person can mend it."""
+    """The configuration is wrong, and only a person can fix it."""
 
     code = "misconfigured"
     exit_code = ExitCode.MISCONFIGURED
@@ -101,7 +101,7 @@ class StoreUnreachable(VbatchError):
 
 
 class StoreMisconfigured(ConfigError):
-    """The job store refuses us, and waiting will not help.
+    """The job store refuses vbatch, and waiting will not help.
 
     ``fault`` says why, as in StoreUnreachable.
     """

@@ -44,7 +44,7 @@ ENDPOINTS = (
 class BatchStatus(StrEnum):
     """The eight statuses of the Batch API. Failed *requests* live in a ``completed`` batch."""
 
-    VALIDATING = "validating"  # submit is still reading the input; invisible to everybody else
+    VALIDATING = "validating"  # submit is still reading the input; invisible to everyone else
     FAILED = "failed"  # refused at validation
     IN_PROGRESS = "in_progress"  # accepted; its chunks are ready or running
     FINALIZING = "finalizing"  # every request has its result; the files are being written

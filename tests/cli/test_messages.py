@@ -8,7 +8,8 @@ from pathlib import Path
 
 import vbatch
 import vbatch.batches
-import vbatch.service.errors
+import vbatch.service.install
+import vbatch.service.uninstall
 from vbatch.errors import VbatchError
 
 PACKAGE = Path(vbatch.__file__).parent

@@ -13,7 +13,7 @@ from vbatch.cli import screens
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.live import Screen
 from vbatch.protocol import BatchStatus
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 from vbatch.worker import Snapshot
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

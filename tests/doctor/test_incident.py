@@ -22,8 +22,8 @@ from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy
 from tests.rigs.waiting import until
-from vbatch.jsonl.writing import SUFFIX
 from vbatch.store import COMMAND_PATIENCE, Store
+from vbatch.system.files import SUFFIX
 from vbatch.worker import models
 
 HELD = round(14.37 * GIB)  # 1.2 of 15.57 GiB are free

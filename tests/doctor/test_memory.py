@@ -22,7 +22,7 @@ from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import locks as gpu_locks
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.store import Store, registry
-from vbatch.system.processes import Ended
+from vbatch.system.ending import Ended
 
 
 def test_memory_that_is_not_told_is_left_to_vllm(driver: StandInDriver) -> None:

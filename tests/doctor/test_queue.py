@@ -25,8 +25,8 @@ from vbatch.doctor.checks.gpu_memory import wanted_models
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
 from vbatch.doctor.running import Conduct, examine
-from vbatch.jsonl.writing import SUFFIX, atomic_file, temporary_name
 from vbatch.store import Store, deaths, queue, registry
+from vbatch.system.files import SUFFIX, atomic_file, temporary_name
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_half_written_files_are_removed_once_nobody_writes_them(
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from vbatch.jsonl import atomic_file\n"
+        "from vbatch.system.files import atomic_file\n"
         "with atomic_file(Path(sys.argv[1]), tag='batch_1'):\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(60)\n"

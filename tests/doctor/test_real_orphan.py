@@ -15,7 +15,7 @@ from tests.rigs.waiting import cpu_seconds, until
 from vbatch.engine import smollm
 from vbatch.store import COMMAND_PATIENCE, Store, registry
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 # Python runs this at each start: the guard arms itself as ever, but never acts.
 _WITHOUT_THE_GUARDS_END = """

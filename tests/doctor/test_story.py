@@ -15,7 +15,7 @@ from vbatch.doctor import story
 from vbatch.doctor.facts import Facts
 from vbatch.store import Store, deaths, queue, registry
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from tests.rigs.waiting import SILENCE, output, until
 from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
 from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
-from vbatch.jsonl import atomic_file
 from vbatch.store import Patience, Store, catalog
+from vbatch.system.files import atomic_file
 
 CUTS = 6
 

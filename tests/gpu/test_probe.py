@@ -17,7 +17,7 @@ from tests.rigs.nvml import GIB, TOTAL, StandInDriver
 from tests.rigs.waiting import until
 from vbatch import gpu
 from vbatch.gpu import xid_errors
-from vbatch.system import processes
+from vbatch.system import descendants, processes
 
 
 def test_the_incidents_gpu(driver: StandInDriver) -> None:
@@ -150,6 +150,6 @@ def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        (child,) = processes.descendants(parent.pid, deep=False)
+        (child,) = descendants.children(parent.pid)
         parent.kill()
     until(lambda: processes.identify(child) is None)

@@ -35,8 +35,8 @@ class Trickle(io.RawIOBase):
     sizes=st.lists(st.integers(1, 5)),
 )
 def test_blocks_do_not_matter(content: bytes, block: int, sizes: list[int]) -> None:
-    told: list[int] = []
-    reader = LineReader(Trickle(content, sizes), block=block, on_read=told.append)
+    sizes_read: list[int] = []
+    reader = LineReader(Trickle(content, sizes), block=block, on_read=sizes_read.append)
     lines = list(reader)
 
     pieces = content.split(b"\n")
@@ -45,8 +45,8 @@ def test_blocks_do_not_matter(content: bytes, block: int, sizes: list[int]) -> N
     assert reader.size == len(content)
     assert reader.sha256 == hashlib.sha256(content).hexdigest()
     assert reader.cut_off == (len(pieces) if pieces[-1].strip(BLANK) else None)
-    assert told == sorted(told)
-    assert (told or [0])[-1] == len(content)
+    assert sizes_read == sorted(sizes_read)
+    assert (sizes_read or [0])[-1] == len(content)
 
 
 @given(lengths=st.lists(st.integers(0, 12)), block=st.integers(1, 30), ended=st.booleans())

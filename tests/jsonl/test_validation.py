@@ -1,4 +1,4 @@
-"""Every way in which a line can be wrong: its code, its number, and words that tell what to mend."""
+"""Every way in which a line can be wrong: its code, its number, and words that say what to fix."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ GOOD = line("first")
         (line(body={"messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": "", "messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": None, "messages": []}), "model_not_found", "give one with -m"),
-        (line("first"), "duplicate_custom_id", "line 1 already"),
+        (line("first"), "duplicate_custom_id", "already used on line 1"),
     ],
 )  # fmt: skip
 def test_a_bad_line(bad: bytes, code: str, words: str) -> None:
@@ -194,7 +194,7 @@ def _has_surrogate(text: bytes) -> bool:
 
 @given(data=st.binary(max_size=300), position=st.integers(0, 150), block=st.integers(1, 50))
 def test_no_input_is_too_strange(data: bytes, position: int, block: int) -> None:
-    """Whatever bytes come: lines are accepted or told, nothing is raised, nothing is passed over in silence."""
+    """Whatever bytes come: lines are accepted or reported, nothing is raised, nothing is passed over in silence."""
     mixed = GOOD[:position] + data + GOOD[position:]
     reader = LineReader(io.BytesIO(mixed), block=block)
     validator = Validator(model=None)

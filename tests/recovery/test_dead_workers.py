@@ -15,7 +15,7 @@ from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 from vbatch.store.suspects import LOSSES_WITHOUT_CONTROL
-from vbatch.system import processes
+from vbatch.system import ending, processes
 
 
 class Clock:
@@ -110,10 +110,10 @@ def test_one_that_dies_a_moment_later_is_seen(store: Store, accused: str) -> Non
     """Its process ends while the first one is looked at. Mutant: no second look before a request is blamed."""
     with engines.child() as process:
         worker(store, identity=process.identity)
-        ending = threading.Timer(1, lambda: processes.end(process.identity, grace=timedelta(0)))
-        ending.start()
+        timer = threading.Timer(1, lambda: ending.end(process.identity, grace=timedelta(0)))
+        timer.start()
         dead_workers.release_chunks(store)
-        ending.join()
+        timer.join()
     assert rows(store, "SELECT state, losses FROM chunk") == [("ready", 0)]
 
 

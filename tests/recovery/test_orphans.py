@@ -23,8 +23,8 @@ from tests.rigs.waiting import until
 from vbatch.recovery import evidence, orphans
 from vbatch.recovery.orphans import Verdict
 from vbatch.store import Store, registry
-from vbatch.system import processes
-from vbatch.system.processes import Ended
+from vbatch.system import descendants, ending, processes
+from vbatch.system.ending import Ended
 
 NOBODY = 65534
 
@@ -120,7 +120,7 @@ def test_a_row_in_the_store_proves_nothing(store: Store, state_dir: Path, title:
 def test_a_token_that_only_the_title_carries_proves_nothing(
     store: Store, state_dir: Path, fault: str
 ) -> None:
-    """Titles can be set by anyone. Mutants: no ``O_NOFOLLOW``, no ``S_ISREG``, no look at the file's mode."""
+    """Titles can be set by anyone. Mutants: no ``O_NOFOLLOW``, no ``O_NONBLOCK``, no look at the file's mode."""
     with engines.orphan() as innocent:
         engines.in_ledger(store, innocent.identity, worker=engines.dead_identity(), state_dir=state_dir)
         path = state_dir / evidence.FOLDER / engines.TOKEN
@@ -226,7 +226,7 @@ def test_another_users_process_is_left_alone(store: Store, state_dir: Path) -> N
 def test_a_process_in_another_pid_namespace_is_left_alone(store: Store, state_dir: Path) -> None:
     """Mutant: no comparison of pid namespaces (``liveness``): the same number is another process here."""
     with engines.child("unshare", "--pid", "--fork", "sleep", "600") as outer, engines.orphan() as innocent:
-        (inner,) = processes.descendants(outer.pid, deep=False)
+        (inner,) = descendants.children(outer.pid)
         namespace = Path(f"/proc/{inner}/ns/pid").stat().st_ino
         assert namespace != innocent.identity.pid_namespace
         written_inside = replace(innocent.identity, pid_namespace=namespace)
@@ -319,7 +319,7 @@ def test_one_that_even_sigkill_does_not_end_stays_in_the_ledger(
     store: Store, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits in the kernel. Mutant: no ``Ended.UNKILLABLE``; it would be forgotten, and hold its memory unseen."""
-    monkeypatch.setattr(processes, "_gone_by", lambda _handle, _deadline: False)
+    monkeypatch.setattr(ending, "_gone_by", lambda _handle, _deadline: False)
     with engines.orphan() as engine:
         engines.in_ledger(store, engine.identity, worker=engines.dead_identity(), state_dir=state_dir)
         assert orphans.end(store, registry.ledger(store), state_dir) == {engine.pid: Ended.UNKILLABLE}

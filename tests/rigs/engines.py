@@ -20,7 +20,7 @@ from vbatch.recovery import evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 TOKEN = "0123456789abcdef"
 TITLE = f"vbatch-{TOKEN}::EngineCore"  # as tests/engine/test_vllm.py finds the real one

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -66,6 +67,9 @@ class Guest:
         parents = {str(parent) for path in SHARED for parent in path.parents} - {"/"}
         self.machine.run(["chmod", "o+x", *sorted(parents)])
         self.machine.run(["chmod", "o+rx", *map(str, SHARED)])
+        # This checkout, whichever one the interpreter's environment has installed.
+        first = Path(sysconfig.get_path("purelib")) / "00-this-checkout.pth"
+        self.machine.write(str(first), f"{Path(__file__).parents[2]}\n")
         self.machine.sync()
 
     def vbatch(

@@ -80,7 +80,7 @@ def test_podman_names_the_unit_that_restarts_containers() -> None:
 def test_the_unit_of_a_listener_is_read_from_its_cgroup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real listener of our own; only its cgroup is ours to choose."""
+    """A real listener of this test; only its cgroup is made up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         process = tmp_path / str(os.getpid())
@@ -108,7 +108,7 @@ def test_a_session_is_no_unit(cgroup: str, unit: str | None) -> None:
 
 
 def test_the_search_needs_no_rights() -> None:
-    """Processes of other users are passed over, also by somebody who may look at none of them."""
+    """Processes of other users are passed over, also by a user who may look at none of them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to become nobody")
     script = "import os; from vbatch.system import servers; os.setuid(65534); print(servers.unit_of_port(1))"

@@ -180,7 +180,7 @@ def test_a_disk_that_comes_late_is_waited_for(guest: Guest, mounted_by: str) -> 
     machine.wait_for("it says what is missing", guest.journal_has("/mnt/big is not a mountpoint"))
     assert run(["ls", "-A", "/mnt/big"]).stdout == ""
     machine.wait_for(
-        "doctor tells of it between two tries", told(guest, "two tries: /mnt/big is not a mountpoint")
+        "doctor reports it between two tries", reported(guest, "two tries: /mnt/big is not a mountpoint")
     )
     if mounted_by == "hand":
         run(["mount", "--bind", "/var/disk", "/mnt/big"])
@@ -190,7 +190,7 @@ def test_a_disk_that_comes_late_is_waited_for(guest: Guest, mounted_by: str) -> 
     assert guest.batch(batch_id)["status"] == "completed"
 
 
-def told(guest: Guest, words: str) -> Iterator[bool]:
+def reported(guest: Guest, words: str) -> Iterator[bool]:
     while True:
         yield words in guest.sudo("doctor", "service", check=False).stdout
 

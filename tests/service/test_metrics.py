@@ -179,7 +179,7 @@ def test_the_alerts_ask_for_metrics_that_exist() -> None:
 def test_the_start_time_is_there_where_vllms_processes_share_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutant: a registry of vLLM's metrics alone; a worker that restarts again and again alarms nobody."""
+    """Mutant: a registry of vLLM's metrics alone; a worker that restarts again and again raises no alert."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     with serving(FIGURES) as url:
         assert samples(get(f"{url}/metrics")[1])["process_start_time_seconds", ""] > 0

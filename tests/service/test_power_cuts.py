@@ -1,4 +1,4 @@
-"""The power fails again and again while a batch runs; nobody types anything; nothing is lost or doubled.
+"""The power fails again and again while a batch runs; no person types anything; nothing is lost or doubled.
 
 A cut takes everything that was not on the disk, at a random moment from the first instant of a boot to the
 middle of the work. What was committed before a cut must be there after it.

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vbatch.errors import UsageError
 from vbatch.service import quoting
-
-names = st.from_regex(r"\A[A-Z][A-Z0-9_]{0,8}\Z")
-values = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=20)
 
 
 @pytest.mark.parametrize(
@@ -44,18 +39,3 @@ def test_a_program_that_systemd_would_refuse_is_refused_in_words(program: str) -
 def test_control_characters_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\\n"):
         quoting.word("a\nb")
-
-
-@given(st.dictionaries(names, values))
-def test_an_environment_file_is_read_back(variables: dict[str, str]) -> None:
-    assert quoting.read_environment_file(quoting.environment_file(variables)) == variables
-
-
-def test_a_person_may_write_the_environment_file_plainly() -> None:
-    text = "# mine=1\nVBATCH_ENGINE=echo \n; old=2\n  HF_HOME=\nHF_TOKEN='x $y'\nVBATCH_NAME=a b\n"
-    assert quoting.read_environment_file(text) == {
-        "VBATCH_ENGINE": "echo",
-        "HF_HOME": "",
-        "HF_TOKEN": "x $y",
-        "VBATCH_NAME": "a b",
-    }

@@ -8,46 +8,46 @@ from tests.rigs.guest import HOME, PERSON, UNIT, Guest
 from tests.service.test_install import ENVIRONMENT, TEMPLATE, changes, enabled
 from tests.service.test_unit import spec
 from vbatch.errors import UsageError
-from vbatch.service import gpus, installed, quoting, unit
+from vbatch.service import environment, machine, unit
 from vbatch.service.environment import updated
-from vbatch.service.installed import Before
 from vbatch.service.plan import Wish, _gpus
+from vbatch.service.unit import InstalledUnit
 from vbatch.system import units
 from vbatch.system.units import Scope
 
 ODD = "a \"b\" \\c $HOME %h `d` 'e'"
 
 
-def test_a_unit_tells_what_it_was_made_for() -> None:
+def test_a_unit_shows_what_it_was_made_for() -> None:
     text = unit.render(spec(worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b")))
-    assert installed.read(text, ["vbatch-worker@3.service", "vbatch-worker@1.service"]) == Before(
+    assert unit.read(text, ["vbatch-worker@3.service", "vbatch-worker@1.service"]) == InstalledUnit(
         account="daemon",
         worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b"),
         one_per_gpu=True,
         gpus=(1, 3),
     )
     assert (
-        installed.read(unit.render(spec(Scope.USER, one_per_gpu=False)), ["vbatch-worker@0.service"])
-        == Before()
+        unit.read(unit.render(spec(Scope.USER, one_per_gpu=False)), ["vbatch-worker@0.service"])
+        == InstalledUnit()
     )
-    assert installed.read("", []) == Before()
+    assert unit.read("", []) == InstalledUnit()
 
 
 def test_the_gpus_of_a_service_do_not_vanish_with_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: no GPU seen, no GPU used: the next boot's worker would run on none, or on the wrong one."""
-    monkeypatch.setattr(gpus, "present", lambda: ())
+    monkeypatch.setattr(machine, "gpus", lambda: ())
     wish = Wish(scope=Scope.SYSTEM)
-    assert _gpus(wish, Before()) == ()
-    assert _gpus(wish, Before(one_per_gpu=True, gpus=(0, 1))) == (0, 1)
-    assert _gpus(Wish(scope=Scope.SYSTEM, gpus=[2, 1, 2]), Before(one_per_gpu=True)) == (1, 2)
+    assert _gpus(wish, InstalledUnit()) == ()
+    assert _gpus(wish, InstalledUnit(one_per_gpu=True, gpus=(0, 1))) == (0, 1)
+    assert _gpus(Wish(scope=Scope.SYSTEM, gpus=[2, 1, 2]), InstalledUnit(one_per_gpu=True)) == (1, 2)
     with pytest.raises(UsageError, match="is its driver loaded"):
-        _gpus(wish, Before(one_per_gpu=True))
+        _gpus(wish, InstalledUnit(one_per_gpu=True))
 
 
-def test_an_environment_file_that_nobody_touched_is_written_anew() -> None:
+def test_an_environment_file_that_was_not_edited_is_rewritten() -> None:
     text = updated(updated("", {"B": "1", "C": "x"}), {"A": "2", "B": "3"})
     assert units.intact(text)
-    assert quoting.read_environment_file(text) == {"A": "2", "B": "3", "C": "x"}
+    assert environment.parse(text) == {"A": "2", "B": "3", "C": "x"}
 
 
 def test_an_edited_environment_file_is_added_to() -> None:
@@ -56,7 +56,7 @@ def test_an_edited_environment_file_is_added_to() -> None:
     text = updated(edited, {"B": "2"})
     assert text == edited + '\nB="2"\n'
     assert not units.intact(text)
-    assert quoting.read_environment_file(text) == {"B": "2", "HF_Y": "a\\w"}
+    assert environment.parse(text) == {"B": "2", "HF_Y": "a\\w"}
 
 
 @pytest.mark.root
@@ -89,7 +89,7 @@ def test_an_edited_environment_file_is_kept_at_the_end(guest: Guest) -> None:
 
 
 @pytest.mark.root
-def test_uninstalling_goes_on_where_an_earlier_call_was_cut_off(guest: Guest) -> None:
+def test_uninstalling_continues_where_an_earlier_call_was_cut_off(guest: Guest) -> None:
     """Mutant: without a unit there is nothing to do; the password and links to nowhere stay behind."""
     before = guest.machine.written()
     guest.sudo("install-service", "--no-now", "--gpu", "0", "--gpu", "1", env={"HF_TOKEN": "hf_s3cr"})
@@ -101,8 +101,8 @@ def test_uninstalling_goes_on_where_an_earlier_call_was_cut_off(guest: Guest) ->
 
 
 @pytest.mark.root
-def test_a_fault_in_a_drop_in_is_told_and_blocks_nothing(guest: Guest) -> None:
-    """Mutant: verify the unit together with the person's drop-ins, and call a typo there a fault of ours."""
+def test_a_fault_in_a_drop_in_is_reported_and_blocks_nothing(guest: Guest) -> None:
+    """Mutant: verify the unit together with the person's drop-ins, and call a typo there a fault of vbatch's."""
     guest.sudo("install-service", "--no-now")
     guest.drop_in("[Service]\nRestrtSec=1s\n")
     done = guest.sudo("install-service", "--no-now", "--", "--max-inflight", "7")
@@ -112,7 +112,7 @@ def test_a_fault_in_a_drop_in_is_told_and_blocks_nothing(guest: Guest) -> None:
 
 
 @pytest.mark.root
-def test_a_second_service_in_the_other_scope_is_told(guest: Guest) -> None:
+def test_a_second_service_in_the_other_scope_is_reported(guest: Guest) -> None:
     guest.machine.write(f"{HOME}/.config/systemd/user/vbatch-worker@.service", "[Service]\n")
     done = guest.sudo("install-service", "--no-now")
     assert "there is a user service of vbatch, too" in done.stderr

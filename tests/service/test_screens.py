@@ -1,4 +1,4 @@
-"""What install-service and uninstall-service tell a person at the end."""
+"""What install-service and uninstall-service show a person at the end."""
 
 from __future__ import annotations
 

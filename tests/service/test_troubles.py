@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 SLOW = {"VBATCH_ECHO_LATENCY_MS": "1000", "VBATCH_MAX_INFLIGHT": "16"}
 
 # Blocks the event loop for ever at SIGUSR1, and shortens the time after which the pulse is not believed, so
-# that the test need not take a minute. The threads of the worker go on, as they would in a real hang.
+# that the test need not take a minute. The threads of the worker continue, as they would in a real hang.
 HANG = """
 import signal, time
 def impatient(*_):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.service import gpus, hardening, unit
+from vbatch.service import machine, unit
 from vbatch.service.accounts import Account
-from vbatch.service.mounts import Mount
+from vbatch.service.machine import Mount
 from vbatch.service.unit import UnitSpec
 from vbatch.system import units
 from vbatch.system.systemd import STRICT_VERIFY, Systemd, UnitInvalid
@@ -106,7 +106,7 @@ def test_the_security_score_is_kept(account: Account) -> None:
         "TimeoutAbortSec=30s",  # or a hung worker that the watchdog ends has the whole stop limit to hang on
         "OOMPolicy=continue",  # or one engine that the kernel ends takes its worker along
         "LimitCORE=0",  # or prompts are in core dumps
-        "KillMode=mixed",  # or an engine is told to stop while its worker drains
+        "KillMode=mixed",  # or an engine is stopped while its worker drains
         "WatchdogSec=3min",
         "Type=notify",
         "Restart=on-failure",
@@ -141,7 +141,7 @@ def test_hardening_leaves_what_cuda_jit_and_outputs_need() -> None:
     }
     for scope in Scope:
         assert not harmful & keys(unit.render(spec(scope)))
-    assert ("ProtectSystem", "full") in hardening.KEYS
+    assert ("ProtectSystem", "full") in unit.SANDBOX
 
 
 def test_a_user_service_takes_no_key_that_only_the_machine_has() -> None:
@@ -191,17 +191,19 @@ def test_every_device_node_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     program = tmp_path / "nvidia-modprobe"
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpus, "present", lambda: (0, 1))
-    assert gpus.modprobe((1,)) == (
+    monkeypatch.setattr(machine, "gpus", lambda: (0, 1))
+    assert machine.modprobe((1,)) == (
         (str(program), "-c", "255", "-c", "0", "-c", "1"),
         (str(program), "-u", "-c", "0"),
     )
-    assert len(gpus.modprobe((0, 3))[0]) == 1 + 2 * 5  # the driver is not loaded yet, or counts another way
-    assert gpus.modprobe(()) == ()
-    text = unit.render(spec(modprobe=gpus.modprobe((1,))))
+    assert (
+        len(machine.modprobe((0, 3))[0]) == 1 + 2 * 5
+    )  # the driver is not loaded yet, or counts another way
+    assert machine.modprobe(()) == ()
+    text = unit.render(spec(modprobe=machine.modprobe((1,))))
     assert f"ExecStartPre=-+:{program} -c 255 -c 0 -c 1\n" in text
     assert f"ExecStartPre=-+:{program} -u -c 0\n" in text
-    assert "modprobe" not in unit.render(spec(Scope.USER, modprobe=gpus.modprobe((1,))))
+    assert "modprobe" not in unit.render(spec(Scope.USER, modprobe=machine.modprobe((1,))))
 
 
 def test_a_changed_line_breaks_the_seal() -> None:

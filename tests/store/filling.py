@@ -12,7 +12,7 @@ from sqlalchemy import text
 from vbatch.store import Store, ingest, queue, registry
 from vbatch.store.records import Answer, Batch, ChunkKey, Lease, NewBatch, Outcome, Request, Result
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 ENDPOINT = "/v1/chat/completions"
 NOBODY = ProcessIdentity(host="elsewhere", boot_id="another-boot", pid_namespace=1, pid=2, start_ticks=3)

@@ -12,7 +12,7 @@ from tests.store.filling import answers_to, claim, rows, take_in, worker
 from vbatch.store import Store, deaths, queue, registry
 from vbatch.store.records import ChunkKey
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 
 def test_the_highest_priority_comes_first_then_the_oldest_batch(store: Store) -> None:

@@ -16,8 +16,7 @@ from vbatch.store import Store, catalog, finalization, ingest, results, staging
 from vbatch.store.database.backends import postgresql, sqlite
 from vbatch.store.records import CHUNK_REQUESTS, Batch
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
-from vbatch.system.processes import Liveness
+from vbatch.system.processes import Liveness, ProcessIdentity
 
 AWKWARD_IDS = ("plain", "quo'te", "tab\there", "new\nline", "émoji 🜚", "\\N", "x" * 3000, " ", "\x7f")
 AWKWARD_BODIES = (b"{}", b'{"a": "\\u0000"}', "…é🜚".encode(), b"\x00\xff\\x\n\r\t", b"", b"x" * 100_000)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.store.filling import claim, take_in, worker
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 ME = ProcessIdentity(
     host="here", boot_id="boot", pid_namespace=4026531836, pid=4_194_303, start_ticks=1 << 40

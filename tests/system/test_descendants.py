@@ -33,14 +33,14 @@ def test_processes_that_may_not_be_looked_at_are_none_of_it(
     shell: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where /proc hides those of others (hidepid=1). Mutant: expecting them to be gone, or to be readable."""
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def hidden(path: Path, **how: str) -> str:
+    def hidden(path: Path) -> bytes:
         if path == Path("/proc/1/stat"):
             raise PermissionError
-        return read(path, **how)
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(Path, "read_bytes", hidden)
     assert len(descendants.family([shell.pid])) == 4
 
 

@@ -18,7 +18,7 @@ from tests.rigs.waiting import exit_code, until
 from vbatch.engine import smollm
 from vbatch.recovery import evidence
 from vbatch.store import COMMAND_PATIENCE, Store, registry
-from vbatch.system import processes
+from vbatch.system import descendants, processes
 from vbatch.worker import models
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -39,7 +39,7 @@ def worker_with_helper(
     try:
         until(lambda: "worker.ready" in home.worker_log)
         assert processes.ancestors(helper.pid) is not None
-        assert helper.pid in processes.descendants(worker.pid)
+        assert helper.pid in descendants.children(worker.pid)
         yield worker, helper
     finally:
         worker.kill()

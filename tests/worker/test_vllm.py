@@ -20,7 +20,7 @@ from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 from tests.rigs.waiting import cpu_seconds, exit_code, until
 from vbatch.engine import smollm
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 pytestmark = pytest.mark.vllm
 

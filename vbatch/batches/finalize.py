@@ -13,10 +13,10 @@ from pathlib import Path
 from vbatch.batches.results import output_line, succeeded
 from vbatch.batches.workers import live_workers
 from vbatch.errors import VbatchError
-from vbatch.jsonl import AtomicFile, atomic_file
 from vbatch.store import Store, catalog, finalization, results
 from vbatch.store.records import Batch
 from vbatch.system import processes
+from vbatch.system.files import AtomicFile, atomic_file
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.errors import OutputPathError
-from vbatch.jsonl import second_name
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog
+from vbatch.system.files import second_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

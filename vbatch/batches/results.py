@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.batches.paths import check_copy
-from vbatch.jsonl import atomic_file
 from vbatch.protocol import answer_line, no_answer_line, one_line_json
 from vbatch.store import Store, catalog
 from vbatch.store.records import Answer, Batch, Outcome
 from vbatch.store.results import finished
+from vbatch.system.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

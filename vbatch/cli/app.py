@@ -141,7 +141,7 @@ def list_(
 
 @app.command()
 def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show the progress of a batch, its speed and its failures."""
+    """Show a batch: its progress, its speed and its failures."""
     from vbatch.cli.batch import show_status
 
     show_status(batch, json=json, quiet=quiet)

@@ -66,7 +66,7 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the evidence too.")] = False,
     json: Json = False,
 ) -> int:
-    """Report what is wrong and why, and repair what is vbatch's own.
+    """Report what is wrong, and repair what is vbatch's own.
 
     One line per check, causes first; what follows from a problem is left out. Without --fix or --force-clear
     nothing is changed, and with them only what is provably vbatch's own. Exits with 0 when vbatch can work, 1 when

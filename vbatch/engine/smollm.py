@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
+from vbatch.system import files
 
 NAME = "SmolLM2-135M-Instruct"
 
@@ -140,21 +141,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 def _move_into_place(made: Path, folder: Path) -> None:
     """Move a finished folder to its place, safe from a power cut; another process may have done it first."""
     for path in [*made.iterdir(), made]:
-        _sync(path)
+        files.sync(path)
     try:
         made.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.sync(folder.parent)
 
 
 def _sha256(path: Path) -> str:

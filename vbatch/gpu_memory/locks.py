@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vbatch import gpu as nvml
 from vbatch.engine import installed
 from vbatch.errors import EngineUnavailable
 from vbatch.gpu import GpuReport
+from vbatch.system import files
 
 
 def index(gpu: int | None, report: GpuReport | None = None) -> int:
@@ -52,18 +52,14 @@ def hold(state_dir: Path, gpu: int | None) -> Iterator[None]:
         return
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     number = index(gpu)
-    handle = os.open(_lock_of(state_dir, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = stack.enter_context(files.locked(_lock_of(state_dir, number), wait=False))
         except BlockingIOError:
-            pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
             raise EngineUnavailable(
-                f"GPU {number} already has a worker (process {pid or 'unknown'})",
+                f"GPU {number} already has a worker (process {last_worker_pid(state_dir, number) or 'unknown'})",
                 hint="one worker is enough for a GPU; to use another GPU: vbatch run-worker --gpu N",
             ) from None
         os.truncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
-    finally:
-        os.close(handle)

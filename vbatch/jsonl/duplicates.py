@@ -1,4 +1,4 @@
-"""Find a custom_id that stands on two lines, among millions, in flat memory.
+"""Find a custom_id that is used on two lines, among millions, in flat memory.
 
 Kept of each id are 128 bits of keyed hash and its line, in buckets that move to an unnamed temporary file when
 they grow. Two different ids with the same 128 bits do not happen (10 million ids: a chance of 10**-25).
@@ -28,7 +28,7 @@ class SeenIds:
         self._stack = ExitStack()
 
     def add(self, custom_id: str, line: int) -> None:
-        """Remember one id."""
+        """Record one id."""
         key = hash(custom_id)
         bucket = self._buckets[key & (BUCKETS - 1)]
         bucket.append(key)
@@ -39,7 +39,7 @@ class SeenIds:
             self._spill()
 
     def duplicates(self) -> Iterator[tuple[int, int]]:
-        """Yield ``(line, earlier line)`` for each line whose id stood on an earlier one already."""
+        """Yield ``(line, earlier line)`` for each line whose id was already used on an earlier one."""
         for number in range(BUCKETS):
             bucket = self._whole(number)
             keys = bucket[0::3]
@@ -52,7 +52,7 @@ class SeenIds:
                     yield line, earlier
 
     def close(self) -> None:
-        """Give the temporary file back."""
+        """Remove the temporary file."""
         self._stack.close()
 
     def _spill(self) -> None:

@@ -19,7 +19,7 @@ class Stream(Protocol):
 
 
 class Overlong:
-    """Stands for a line beyond the limit, which was skipped without being held."""
+    """A line beyond the limit, which was skipped without being held."""
 
 
 OVERLONG = Overlong()
@@ -29,8 +29,8 @@ class LineReader:
     """Iterates over ``(number, line)``: 1-based, without white space around it, blank lines left out.
 
     ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end; ``on_read`` is
-    told the size so far after each block;
-    ``cut_off`` is the number of a last line that no line break ends, else None.
+    called with the size so far after each block; ``cut_off`` is the number of a last line that no line break
+    ends, else None.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LineReader:
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Overlong]]:
         number = 0
-        begun: list[bytes] = []  # the pieces of a line whose end has not been read yet
+        started: list[bytes] = []  # the pieces of a line whose end has not been read yet
         held = 0
         while block := self._stream.read(self._block):
             self._digest.update(block)
@@ -66,10 +66,10 @@ class LineReader:
             tail = pieces.pop()
             for piece in pieces:
                 number += 1
-                if begun:
+                if started:
                     held += len(piece)
-                    line = b"".join((*begun, piece)) if held <= self._limit else None
-                    begun, held = [], 0
+                    line = b"".join((*started, piece)) if held <= self._limit else None
+                    started, held = [], 0
                 else:
                     line = piece if len(piece) <= self._limit else None
                 if line is None:
@@ -78,11 +78,11 @@ class LineReader:
                     yield number, line
             held += len(tail)
             if held > self._limit:
-                begun = [b""]
+                started = [b""]
             elif tail:
-                begun.append(tail)
+                started.append(tail)
         if held > self._limit:
             yield number + 1, OVERLONG
-        elif line := b"".join(begun).strip(b" \t\r"):
+        elif line := b"".join(started).strip(b" \t\r"):
             self.cut_off = number + 1
             yield number + 1, line

@@ -1,4 +1,4 @@
-"""Check the lines of an input file: a good line costs one decode, a bad one is explained at leisure.
+"""Check the lines of an input file: a good line costs one decode, a bad one is explained in full.
 
 The codes are the Batch API's own where it has one for the case.
 """
@@ -50,7 +50,7 @@ class Defects:
             heapq.heappushpop(self._first, entry)
 
     def mark_cut_off(self, line: int) -> None:
-        """Say of this line, the last one, that no line break ends it: where it is bad, that is why."""
+        """Add to the defect of the last line, if it has one, that no line break ends it, which is why."""
         for position, (place, number, defect) in enumerate(self._first):
             if defect.line == line and defect.code == "invalid_json_line" and defect.message != _NO_LINE_FEED:
                 message = f"The last line is cut off: the file may be incomplete. {defect.message}"
@@ -110,7 +110,7 @@ class Validator:
         for line, earlier in self._ids.duplicates():
             self.defects.add(
                 "duplicate_custom_id",
-                f"The custom_id of this line stands on line {earlier} already.",
+                f"The custom_id of this line is already used on line {earlier}.",
                 line=line,
                 param="custom_id",
             )
@@ -121,7 +121,7 @@ class Validator:
             self.defects.mark_cut_off(cut_off)
 
     def _explain(self, number: int, line: bytes | Overlong) -> None:
-        """Say why a line is no request at all."""
+        """Report why a line is not a request at all."""
         if isinstance(line, Overlong):
             self.defects.add("line_too_long", f"The line is longer than {LINE_LIMIT >> 20} MiB.", line=number)
             return

@@ -17,7 +17,7 @@ from vbatch.recovery import orphans
 from vbatch.store import Store, deaths, registry, staging
 from vbatch.store.records import Worker
 from vbatch.system import processes
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 log = logging.getLogger(__name__)
 

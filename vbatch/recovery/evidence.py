@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 FOLDER = "engines"  # in the state folder
 _TITLE = re.compile(r"vbatch-([0-9a-f]{16})::")
@@ -57,7 +57,7 @@ def title_prefix(token: str) -> str:
 def find(state_dir: Path, title: str) -> Evidence | None:
     """Return the evidence for a process with this title; None if there is none, or none that can be trusted.
 
-    A file counts only if it is a regular file, not a link, and only its owner can read or write it (0600).
+    A file counts only if it is not a link and only its owner can read or write it (0600).
     """
     if (named := _TITLE.match(title)) is None:
         return None
@@ -69,7 +69,7 @@ def find(state_dir: Path, title: str) -> Evidence | None:
         return None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & 0o077:
             return None
         worker = msgspec.json.decode(os.read(handle, 4096), type=ProcessIdentity)
     except (OSError, msgspec.MsgspecError):

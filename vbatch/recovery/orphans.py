@@ -26,8 +26,9 @@ from vbatch.recovery import evidence
 from vbatch.recovery.evidence import Evidence
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess, Worker
-from vbatch.system import processes
-from vbatch.system.processes import Ended, Liveness
+from vbatch.system import ending, processes
+from vbatch.system.ending import Ended
+from vbatch.system.processes import Liveness
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def end(
     """
     workers = registry.of_boot(store, boot_id=processes.current().boot_id)
     verified = [orphan for orphan in orphans if judge(orphan, workers, state_dir) is Verdict.ORPHAN]
-    outcomes = processes.end_all([orphan.identity for orphan in verified], grace=grace)
+    outcomes = ending.end_all([orphan.identity for orphan in verified], grace=grace)
     still_running = (Ended.UNKILLABLE, Ended.REFUSED)
     gone = [orphan for orphan in verified if outcomes[orphan.identity] not in still_running]
     registry.forget(store, processes=[orphan.identity for orphan in gone])

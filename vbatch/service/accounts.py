@@ -1,4 +1,4 @@
-"""Whose account the service runs in."""
+"""Whose account the service runs in, and the error where another one's rights are needed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbatch.errors import UsageError
+from vbatch.errors import ExitCode, UsageError, VbatchError
 
 # systemd's state directory of the service: the home of an account that has none of its own.
 STATE_HOME = Path("/var/lib/vbatch")
+
+
+class NotAllowed(VbatchError):
+    """This needs another user's rights."""
+
+    code = "not_allowed"
+    exit_code = ExitCode.USAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +37,7 @@ class Account:
 
 
 def account(name: str | None = None) -> Account:
-    """Return the account of that name; by default the person's who called sudo or pkexec, else our own.
+    """Return the account of that name; by default the person's who called sudo or pkexec, else the caller's own.
 
     Root installs the service, but the queue, the models and the files belong to the person.
     """

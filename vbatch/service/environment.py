@@ -1,11 +1,14 @@
-"""The service's environment file: what this shell sets and a boot would not know, kept at mode 0600."""
+"""The service's environment file: what this shell sets and a boot would not know, kept at mode 0600.
+
+Its syntax, by systemd.exec(5), is not the one of unit files (``vbatch.service.quoting``).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from vbatch import config
-from vbatch.service import quoting
 from vbatch.system import units
 
 # What decides where the store, the models and the caches are, how they and CUDA are reached, and what compiles for
@@ -22,29 +25,65 @@ _PREFIXES = ("HF_", "VLLM_", "PG", "NCCL_", "PYTORCH_", "TORCH", "TRITON_", "FLA
 _SUFFIXES = ("_PROXY", "_proxy")
 _NOT_KEPT = frozenset({"VBATCH_GPU", "VBATCH_DEBUG"})
 
-_HEADER = (
-    "# The environment of vbatch's service; may hold secrets. Yours to edit: install-service only adds.\n"
+_HEADER = "# The environment of vbatch's service; may hold secrets. You may edit it: install-service then only adds.\n"
+
+_QUOTED = re.compile(r"""  "(?:[^"\\]|\\[\s\S])*"  |  '[^']*'  """, re.X)
+_LINE = re.compile(
+    rf"""^[ \t]*(?:
+        [#;].* |
+        (?P<name>[A-Za-z_][A-Za-z0-9_]*)=
+        (?P<quoted>(?:[ \t]*(?:{_QUOTED.pattern}))*)[ \t]*
+        (?P<bare>(?!["'])(?:[^\\\n]|\\[\s\S])*)
+    )$""",
+    re.M | re.X,
 )
+_IN_QUOTES = str.maketrans({character: "\\" + character for character in '\\"`$'})
 
 
 def worth_keeping(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the service needs to see what this shell's commands see."""
-    ours = config.variables() - _NOT_KEPT
+    own = config.variables() - _NOT_KEPT
     return {
         name: value
         for name, value in environ.items()
-        if value
-        and (name in ours or name in _NAMES or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES))
+        if value and (name in own or name in _NAMES or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES))
     }
 
 
 def updated(text: str, changed: Mapping[str, str]) -> str:
     """Return the file's text with these variables set.
 
-    A file that nobody touched is written anew, sealed. To one that a person edited they are added, for the
-    last assignment wins; it stays the person's own, with comments and all.
+    A file as vbatch wrote it is rewritten and sealed. To one that a person edited they are added, for the last
+    assignment wins; it stays the person's own, with comments and all.
     """
     if not text or units.intact(text):
-        known = quoting.read_environment_file(text)
-        return units.seal(_HEADER + quoting.environment_file(known | dict(changed)))
-    return text + ("" if text.endswith("\n") else "\n") + quoting.environment_file(changed)
+        known = parse(text)
+        return units.seal(_HEADER + assignments(known | dict(changed)))
+    return text + ("" if text.endswith("\n") else "\n") + assignments(changed)
+
+
+def assignments(variables: Mapping[str, str]) -> str:
+    """Return the assignments of an environment file, sorted."""
+    return "".join(f'{name}="{variables[name].translate(_IN_QUOTES)}"\n' for name in sorted(variables))
+
+
+def parse(text: str) -> dict[str, str]:
+    """Read the assignments of an environment file as systemd does (parse_env_file_internal in its source)."""
+    found: dict[str, str] = {}
+    for line in _LINE.finditer(text):
+        if line["name"] is not None:
+            quoted = "".join(map(_unquote, _QUOTED.findall(line["quoted"])))
+            found[line["name"]] = quoted + re.sub(r"\\([\s\S])", _kept, line["bare"].rstrip(" \t"))
+    return found
+
+
+def _unquote(text: str) -> str:
+    """Within double quotes a backslash is one, except before what needs it; within single quotes it always is."""
+    if text.startswith("'"):
+        return text[1:-1]
+    return re.sub(r'\\(["\\$`\n])', _kept, text[1:-1])
+
+
+def _kept(escaped: re.Match[str]) -> str:
+    """Return the character that a backslash kept from its meaning; the end of a line vanishes with it."""
+    return escaped[1].replace("\n", "")

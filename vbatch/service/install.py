@@ -7,16 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from vbatch.service import files
-from vbatch.service.errors import ServiceFailed
+from vbatch.errors import VbatchError
 from vbatch.service.plan import LINGER_REMARK, FileState, Plan
 from vbatch.service.unit import render
+from vbatch.system import files
 from vbatch.system.systemd import Systemd, SystemdRefused
 
 READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)
 
-Report = Callable[[str], None]  # a line of progress for whoever looks on
+Report = Callable[[str], None]  # of one line of progress
+
+
+class ServiceFailed(VbatchError):
+    """The service did not become ready."""
+
+    code = "service_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +48,19 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     """Do what the plan says; a hand-edited unit stays unless the plan writes it.
 
     Raises SystemdRefused, and ServiceFailed when the worker ends instead of becoming ready. A worker that
-    still waits for something after ``limit`` is no failure: it goes on waiting.
+    still waits for something after ``limit`` is no failure: it continues to wait.
     """
     systemd = Systemd(plan.scope)
     where = plan.places
     if plan.environment.write:
-        files.write(where.environment, plan.environment.text, mode=0o600)
+        files.replace_text(where.environment, plan.environment.text, mode=0o600)
     refused = _switch_linger_on(systemd, plan) if plan.linger else None
     text, write = plan.unit.text, plan.unit.write
     if plan.linger and refused is None:  # only what was switched on with the unit goes with it
         text = render(replace(plan.unit.spec, remarks=(LINGER_REMARK,)))
         write = write or plan.unit.state is FileState.CURRENT
     if write:
-        files.write(where.unit, text, mode=0o644)
+        files.replace_text(where.unit, text, mode=0o644)
         systemd.systemctl("daemon-reload")
     if plan.surplus:
         stop(systemd, plan.surplus, report=report, limit=plan.drain_limit + READY_LIMIT)
@@ -63,7 +69,7 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
     missing = [name for name in plan.instances if name not in enabled]
     if missing:
         systemd.systemctl("enable", *missing)
-        files.sync_folder(where.units / f"{where.target}.wants")
+        files.sync(where.units / f"{where.target}.wants")
     rewritten = plan.environment.write or write
     started: tuple[Started, ...] = ()
     if plan.start:

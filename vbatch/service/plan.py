@@ -12,15 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from vbatch.errors import UsageError
-from vbatch.service import environment, gpus, installed, mounts, probe, quoting, unit
-from vbatch.service.accounts import Account, account
-from vbatch.service.errors import NotAllowed
-from vbatch.service.files import text_of
-from vbatch.service.installed import Before
-from vbatch.service.unit import UnitSpec
+from vbatch.service import environment, machine, probe, unit
+from vbatch.service.accounts import Account, NotAllowed, account
+from vbatch.service.unit import InstalledUnit, UnitSpec
 from vbatch.store import hosting
 from vbatch.store.hosting import Database, Kind
 from vbatch.system import units
+from vbatch.system.files import text_of
 from vbatch.system.systemd import Systemd, require_running
 from vbatch.system.units import TEMPLATE, Places, Scope, instance, places
 
@@ -35,8 +33,8 @@ class FileState(StrEnum):
 
     MISSING = "missing"
     CURRENT = "current"
-    OUTDATED = "outdated"  # ours and untouched: it is replaced
-    EDITED = "edited"  # changed by hand, or not ours: it is kept unless forced
+    OUTDATED = "outdated"  # as another version of vbatch wrote it: it is replaced
+    EDITED = "edited"  # changed by hand, or not vbatch's: it is kept unless forced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,17 +109,17 @@ def plan(wish: Wish) -> Plan:
     """Look, render, verify.
 
     Raises NoSystemd, NotAllowed, UsageError, UnitInvalid, and ConfigError for settings that the service
-    would stumble over.
+    could not start with.
     """
     require_running(wish.scope)
     systemd = Systemd(wish.scope)
     where = places(wish.scope)
     enabled = systemd.enabled_instances(where.units, where.target)
-    before = installed.read(text_of(where.unit), enabled)
+    before = unit.read(text_of(where.unit), enabled)
     owner = _owner(wish, before)
     wanted = _gpus(wish, before)
     kept, given = text_of(where.environment), environment.worth_keeping(os.environ)
-    variables = quoting.read_environment_file(kept) | given
+    variables = environment.parse(kept) | given
     search_path = f"{Path(sys.executable).parent}:{SEARCH_PATH}"
     home = owner.service_home if wish.scope is Scope.SYSTEM else owner.home
     seen = probe.look(owner, home=home, python=sys.executable, search_path=search_path, environment=variables)
@@ -136,11 +134,11 @@ def plan(wish: Wish) -> Plan:
         search_path=search_path,
         worker_arguments=tuple(wish.worker_arguments) or before.worker_arguments,
         one_per_gpu=bool(wanted),
-        modprobe=gpus.modprobe(wanted),
+        modprobe=machine.modprobe(wanted),
         drain_limit=timedelta(seconds=seen.drain_seconds),
         after=found.after,
         remote=found.kind is Kind.REMOTE,
-        mounts=mounts.of(_folders(found, seen), systemd),
+        mounts=machine.mounts_of(_folders(found, seen), systemd),
         target=where.target,
         remarks=(LINGER_REMARK,) if LINGER_REMARK in text_of(where.unit) else (),
     )
@@ -157,7 +155,7 @@ def plan(wish: Wish) -> Plan:
         linger=linger,
         start=wish.start,
         database=found,
-        idle_gpus=tuple(gpu for gpu in gpus.present() if gpu not in wanted) if not wish.gpus else (),
+        idle_gpus=tuple(gpu for gpu in machine.gpus() if gpu not in wanted) if not wish.gpus else (),
         rival=_rival(wish.scope, owner),
     )
 
@@ -168,9 +166,9 @@ def _folders(found: Database, seen: probe.Seen) -> tuple[str, ...]:
     return tuple(dict.fromkeys([sys.prefix, *store, *seen.folders]))
 
 
-def _gpus(wish: Wish, before: Before) -> tuple[int, ...]:
+def _gpus(wish: Wish, before: InstalledUnit) -> tuple[int, ...]:
     """Return the GPUs to use, one worker each; none means one worker that owns no GPU."""
-    wanted = tuple(sorted(set(wish.gpus))) or before.gpus or gpus.present()
+    wanted = tuple(sorted(set(wish.gpus))) or before.gpus or machine.gpus()
     if before.one_per_gpu and not wanted:
         raise UsageError(
             "the installed service has one worker for each GPU, and no GPU can be seen: is its driver loaded?",
@@ -187,14 +185,14 @@ def _rival(scope: Scope, owner: Account) -> Path | None:
     return other if other.exists() else None
 
 
-def _owner(wish: Wish, before: Before) -> Account:
+def _owner(wish: Wish, before: InstalledUnit) -> Account:
     if wish.scope is Scope.USER:
         if wish.run_as is not None:
             raise UsageError("a user service runs as its user", hint="--run-as goes with --system")
         return account(os.environ.get("USER") if os.geteuid() == 0 else None)
     if os.geteuid() != 0:
         raise NotAllowed(
-            "the machine's own services are root's to install",
+            "only root can install the machine's own services",
             hint=f"{units.scoped_command(Scope.SYSTEM, 'install-service')}, or without root: "
             f"{units.scoped_command(Scope.USER, 'install-service')}",
         )
@@ -202,7 +200,7 @@ def _owner(wish: Wish, before: Before) -> Account:
 
 
 def _unit_plan(where: Places, spec: UnitSpec, systemd: Systemd, *, force: bool) -> UnitPlan:
-    """Compare and verify. A fault in a person's drop-in is told, and is no reason not to renew our unit."""
+    """Compare and verify. A fault in a person's drop-in is reported, and is no reason not to update the unit."""
     text, there = unit.render(spec), text_of(where.unit)
     if not there:
         state = FileState.MISSING
@@ -224,7 +222,7 @@ def _unit_plan(where: Places, spec: UnitSpec, systemd: Systemd, *, force: bool) 
 
 
 def _environment_plan(kept: str, given: Mapping[str, str]) -> EnvironmentPlan:
-    known = quoting.read_environment_file(kept)
+    known = environment.parse(kept)
     changed = {name: value for name, value in sorted(given.items()) if known.get(name) != value}
     return EnvironmentPlan(text=environment.updated(kept, changed), names=tuple(changed))
 

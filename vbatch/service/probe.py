@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vbatch.errors import ConfigError, ExitCode
-from vbatch.service.accounts import Account
-from vbatch.service.errors import NotAllowed
+from vbatch.service.accounts import Account, NotAllowed
 
 if TYPE_CHECKING:
     from vbatch.config import Settings

@@ -1,30 +1,18 @@
-"""Write any text into a unit file or an environment file so that systemd reads back exactly that text.
+"""Write any text into a unit file so that systemd reads back exactly that text.
 
-systemd.syntax(7) for quotes, systemd.unit(5) for ``%``, systemd.service(5) for command lines, and
-systemd.exec(5) for environment files, which have rules of their own.
+systemd.syntax(7) for quotes, systemd.unit(5) for ``%``, systemd.service(5) for command lines. Environment files have
+rules of their own (``vbatch.service.environment``).
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 
 from vbatch.errors import UsageError
 from vbatch.text import harmless
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+,./:=-]+")
-_QUOTED = re.compile(r"""  "(?:[^"\\]|\\[\s\S])*"  |  '[^']*'  """, re.X)
-_LINE = re.compile(
-    rf"""^[ \t]*(?:
-        [#;].* |
-        (?P<name>[A-Za-z_][A-Za-z0-9_]*)=
-        (?P<quoted>(?:[ \t]*(?:{_QUOTED.pattern}))*)[ \t]*
-        (?P<bare>(?!["'])(?:[^\\\n]|\\[\s\S])*)
-    )$""",
-    re.M | re.X,
-)
-_IN_QUOTES = str.maketrans({character: "\\" + character for character in '\\"`$'})
 
 
 def word(text: str) -> str:
@@ -62,33 +50,6 @@ def path(text: str) -> str:
     """Return a path for a setting that takes the rest of its line as it stands, such as EnvironmentFile=."""
     _refuse_controls(text)
     return text.replace("%", "%%")
-
-
-def environment_file(variables: Mapping[str, str]) -> str:
-    """Return the assignments of an environment file, sorted."""
-    return "".join(f'{name}="{variables[name].translate(_IN_QUOTES)}"\n' for name in sorted(variables))
-
-
-def read_environment_file(text: str) -> dict[str, str]:
-    """Read the assignments of an environment file as systemd does (parse_env_file_internal in its source)."""
-    found: dict[str, str] = {}
-    for line in _LINE.finditer(text):
-        if line["name"] is not None:
-            quoted = "".join(map(_unquote, _QUOTED.findall(line["quoted"])))
-            found[line["name"]] = quoted + re.sub(r"\\([\s\S])", _kept, line["bare"].rstrip(" \t"))
-    return found
-
-
-def _unquote(text: str) -> str:
-    """Within double quotes a backslash is one, except before what needs it; within single quotes it always is."""
-    if text.startswith("'"):
-        return text[1:-1]
-    return re.sub(r'\\(["\\$`\n])', _kept, text[1:-1])
-
-
-def _kept(escaped: re.Match[str]) -> str:
-    """Return the character that a backslash kept from its meaning; the end of a line vanishes with it."""
-    return escaped[1].replace("\n", "")
 
 
 def _refuse_controls(text: str) -> None:

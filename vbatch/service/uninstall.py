@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.service import files
-from vbatch.service.errors import NotAllowed, UnitEdited
-from vbatch.service.files import text_of
+from vbatch.errors import VbatchError
+from vbatch.service.accounts import NotAllowed
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
 from vbatch.system import units
+from vbatch.system.files import text_of
 from vbatch.system.systemd import Systemd, SystemdRefused, require_running
 from vbatch.system.units import Places, Scope, instance, places
 
 STOP_LIMIT = timedelta(hours=1)  # systemd ends a worker at the unit's own stop limit, whatever that is
+
+
+class UnitEdited(VbatchError):
+    """The installed unit was changed by hand."""
+
+    code = "unit_edited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,7 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
     require_running(scope)
     if scope is Scope.SYSTEM and os.geteuid() != 0:
         raise NotAllowed(
-            "the machine's own services are root's to remove",
+            "only root can remove the machine's own services",
             hint=units.scoped_command(scope, "uninstall-service"),
         )
     where = places(scope)
@@ -83,7 +89,9 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
     except SystemdRefused:
         if scope is Scope.SYSTEM:
             raise  # but the systemd of a user who is not logged in may have ended with the linger
-    files.remove_if_empty(*_folders(where))
+    for folder in _folders(where):
+        with suppress(OSError):  # a person's files are in it, or it is gone
+            folder.rmdir()
     return Uninstalled(
         scope=scope, instances=names, removed=tuple(removed), kept=tuple(kept), lingers=lingers
     )

@@ -1,20 +1,24 @@
-"""The text of the unit: every key with its reason, for the systemd that will read it. Touches nothing."""
+"""The text of the unit: every key with its reason, for the systemd that will read it, and what it says read back.
+
+Touches nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from vbatch import __version__
 from vbatch.errors import ExitCode
-from vbatch.service import hardening, mounts
+from vbatch.service import machine
 from vbatch.service.accounts import Account
-from vbatch.service.mounts import Mount
-from vbatch.service.quoting import command, path, word
+from vbatch.service.machine import Mount
+from vbatch.service.quoting import command, path, word, words
 from vbatch.system import units
-from vbatch.system.units import TEMPLATE, Scope
+from vbatch.system.units import TEMPLATE, Scope, instance
 
 OLDEST = 249  # of Ubuntu 22.04; older ones were not tried
 GROWING_DELAYS = 254  # RestartSteps= and RestartMaxDelaySec=
@@ -24,9 +28,8 @@ START_LIMIT = timedelta(minutes=3)  # of each step of a start; the worker extend
 AFTER_DRAIN = timedelta(minutes=1)  # what a stop takes beyond the drain limit: save, unload, give memory back
 WATCHDOG = timedelta(minutes=3)
 FIRST_DELAY = timedelta(seconds=5)
-LONGEST_DELAY = timedelta(
-    minutes=1
-)  # systemd counts on after a good start: weeks later a crash still waits so long
+# systemd keeps counting after a good start: weeks later a crash still waits so long.
+LONGEST_DELAY = timedelta(minutes=1)
 DELAY_STEPS = 8
 ONLY_DELAY = timedelta(seconds=20)  # where systemd knows no growing ones
 
@@ -34,6 +37,44 @@ ONLY_DELAY = timedelta(seconds=20)  # where systemd knows no growing ones
 _DOCTOR = ("doctor", "store", "host", "queue", "gpu", "--fix", "--yes")
 
 Key = tuple[str, str]
+
+# What the system service gives up: everything that neither CUDA, nor a JIT compiler, nor a batch needs.
+# Measured with ``systemd-analyze security``; a test keeps the score. What is left out, and why:
+#
+# * MemoryDenyWriteExecute: Triton, Inductor and CUDA compile into memory and run it.
+# * PrivateDevices, DevicePolicy, and ProtectClock, which implies a device list: they hide the GPU.
+# * PrivateTmp, ProtectHome, ProtectSystem=strict: an output file is written beside its input, wherever that is.
+# * ProtectProc, ProcSubset: doctor names the processes that hold GPU memory.
+# * A list of *allowed* system calls: PyTorch shares memory with pidfd_getfd, NCCL with process_vm_readv.
+# * RemoveIPC: it removes the shared memory of everything else that the same person runs.
+# * PrivateNetwork, IPAddressDeny: the store may be remote, and models come from a hub.
+SANDBOX: tuple[Key, ...] = (
+    ("NoNewPrivileges", "yes"),
+    ("UMask", "0077"),
+    ("ProtectSystem", "full"),
+    ("ProtectHostname", "yes"),
+    ("ProtectKernelTunables", "yes"),
+    ("ProtectKernelModules", "yes"),
+    ("ProtectKernelLogs", "yes"),
+    ("ProtectControlGroups", "yes"),
+    ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK"),
+    ("RestrictNamespaces", "yes"),
+    ("RestrictRealtime", "yes"),
+    ("RestrictSUIDSGID", "yes"),
+    ("LockPersonality", "yes"),
+    ("SystemCallArchitectures", "native"),
+    ("SystemCallFilter", "~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap"),
+    ("SystemCallErrorNumber", "EPERM"),
+)
+
+# root without these would not be able to write beside a person's file, nor to end an engine of that person;
+# another account has no capabilities to begin with.
+CAPABILITIES_OF_ROOT = "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL CAP_SYS_PTRACE"
+
+_ACCOUNT = re.compile(r"^User=(.+)$", re.MULTILINE)
+_WORKER = re.compile(r"^ExecStart=.*? -m vbatch run-worker( .*)?$", re.MULTILINE)
+_GPU = re.compile(r"^Environment=VBATCH_GPU=%i$", re.MULTILINE)
+_NUMBERED = re.compile(re.escape(instance("N")).replace("N", r"(\d+)"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +98,24 @@ class UnitSpec:
     remarks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledUnit:
+    """What an installed unit was made for, which the next install keeps; nothing where there is none.
+
+    ``gpus`` are those whose instances are enabled.
+    """
+
+    account: str | None = None
+    worker_arguments: tuple[str, ...] = ()
+    one_per_gpu: bool = False
+    gpus: tuple[int, ...] = ()
+
+
 def render(spec: UnitSpec) -> str:
     """Return the unit file: a header that seals what follows, then the three sections."""
     body = "\n".join(
         [
-            f"# {TEMPLATE}: one vbatch worker{' a GPU' if spec.one_per_gpu else ''}, kept running.",
+            f"# {TEMPLATE}: one vbatch worker{' per GPU' if spec.one_per_gpu else ''}, kept running.",
             f"# Written by vbatch {__version__}. Change it by `systemctl edit`: a drop-in survives updates.",
             *(f"# {remark}" for remark in spec.remarks),
             "",
@@ -79,6 +133,19 @@ def render(spec: UnitSpec) -> str:
         ]
     )
     return units.seal(body)
+
+
+def read(unit: str, enabled: Sequence[str]) -> InstalledUnit:
+    """Read the unit's text, and the names of its enabled instances."""
+    account, worker = _ACCOUNT.search(unit), _WORKER.search(unit)
+    one_per_gpu = _GPU.search(unit) is not None
+    numbers = (_NUMBERED.fullmatch(name) for name in enabled)
+    return InstalledUnit(
+        account=account[1] if account else None,
+        worker_arguments=tuple(words(worker[1])) if worker and worker[1] else (),
+        one_per_gpu=one_per_gpu,
+        gpus=tuple(sorted(int(number[1]) for number in numbers if number)) if one_per_gpu else (),
+    )
 
 
 def _unit(spec: UnitSpec) -> Iterator[Key | str]:
@@ -112,12 +179,12 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
         yield "# A disk that is late is tried again; RequiresMountsFor= would give up for good."
         for mount in spec.mounts:
             prefix = "+" if spec.scope is Scope.SYSTEM else ""
-            yield "ExecStartPre", command(prefix, mounts.check(), mount.point)
+            yield "ExecStartPre", command(prefix, machine.mount_check(), mount.point)
     if spec.modprobe and spec.scope is Scope.SYSTEM:
         yield "# Loads the modules and makes the device nodes, which at boot only root can do."
         for program, *arguments in spec.modprobe:
             yield "ExecStartPre", command("-+", program, *arguments)
-    yield "# Mends what is provably ours and reports the rest; whether to start is the worker's own decision."
+    yield "# Fixes what is provably vbatch's and reports the rest; whether to start is the worker's own decision."
     yield "ExecStartPre", command("-", *vbatch, *_DOCTOR, "--wait", _span(PATIENCE))
     yield "ExecStart", command("", *vbatch, "run-worker", *spec.worker_arguments)
     yield "ExecStopPost", command("-", *vbatch, "doctor", "gpu", "queue", "--fix", "--yes")
@@ -129,7 +196,7 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
     yield "TimeoutStartSec", _span(START_LIMIT)
     yield "# Reset only by progress: a hung worker is restarted."
     yield "WatchdogSec", _span(WATCHDOG)
-    yield "# An engine that the kernel ends for want of memory is the worker's to report and to reload."
+    yield "# An engine that the kernel ends for lack of memory is reported and reloaded by the worker."
     yield "OOMPolicy", "continue"
     yield "SyslogIdentifier", "vbatch"
     yield "LimitNOFILE", "65536"
@@ -139,7 +206,7 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
 
 def _restarts(spec: UnitSpec) -> Iterator[Key | str]:
     yield "Restart", "on-failure"
-    yield "# What only a person can mend is not tried again: wrong settings, wrong usage."
+    yield "# What only a person can fix is not tried again: wrong settings, wrong usage."
     yield "RestartPreventExitStatus", f"{ExitCode.USAGE:d} {ExitCode.MISCONFIGURED:d}"
     if spec.systemd >= GROWING_DELAYS:
         yield "RestartSec", _span(FIRST_DELAY)
@@ -166,8 +233,8 @@ _RUNTIME = "vbatch-worker"
 
 def _sandbox(spec: UnitSpec) -> Iterator[Key | str]:
     yield "# What neither CUDA, nor a JIT compiler, nor a batch needs."
-    yield from hardening.KEYS
-    yield "CapabilityBoundingSet", hardening.CAPABILITIES_OF_ROOT if spec.account.uid == 0 else ""
+    yield from SANDBOX
+    yield "CapabilityBoundingSet", CAPABILITIES_OF_ROOT if spec.account.uid == 0 else ""
 
 
 def _lines(keys: Iterator[Key | str]) -> list[str]:

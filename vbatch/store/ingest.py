@@ -18,7 +18,7 @@ from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import BulkInsert
 from vbatch.store.records import CHUNK_REQUESTS, MODEL_SHIFT, Batch, ChunkState, NewBatch
 from vbatch.store.tables import BATCH, CHUNK, REQUEST
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 CHUNK_BYTES = 16 << 20
 

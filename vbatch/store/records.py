@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from vbatch.protocol import BatchStatus
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 CHUNK_REQUESTS = 256  # in a full chunk
 SPLIT_AT = 2  # engine deaths over the requests of a chunk: from then on it is suspected, and runs alone

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState, EngineProcess, Worker
 from vbatch.store.tables import CHUNK, LIVE, PROCESS, RUNNING, WORKER
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 
 def register(store: Store, *, identity: ProcessIdentity, engine: str, gpu_uuid: str | None) -> str:

@@ -12,7 +12,7 @@ from vbatch.store.catalog import hide, remove_requests, remove_rows
 from vbatch.store.database import Store
 from vbatch.store.records import NewBatch
 from vbatch.store.tables import BATCH, VISIBLE
-from vbatch.system.identity import ProcessIdentity
+from vbatch.system.processes import ProcessIdentity
 
 
 def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:

@@ -16,7 +16,7 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks are written as \040 (proc_pid_m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A file system as it is mounted. ``free`` and ``total`` are in bytes, ``free`` for who is not root."""
+    """A file system as it is mounted. ``free`` and ``total`` are in bytes, ``free`` for users other than root."""
 
     place: Path
     kind: str
@@ -31,7 +31,7 @@ class Mount:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a path leads to something. What cannot be looked at does not: a closed folder, a server that is away.
+    """Whether a path leads to something. What cannot be looked at does not: a closed folder, an unreachable server.
 
     ``Path.exists`` raises there (before Python 3.14).
     """

@@ -1,32 +1,42 @@
-"""Find out who a process is and whether it still lives, and end one without ever hitting another.
+"""Who a process is, whether it still lives, and what can be seen of it, from /proc alone.
 
-Identities are values that outlive the process (``vbatch.system.identity``). What a process *is called* never decides
-anything here: titles can be set by anyone.
+What a process *is called* never decides anything here: any program can set its title.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import re
-import select
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
-from vbatch.system.identity import ProcessIdentity
-
 _PROC = Path("/proc")
 
-LAST_PATIENCE = timedelta(seconds=5)  # after SIGKILL; what lives on then waits in the kernel
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessIdentity:
+    """One process of one boot of one machine, as a value that is comparable across crashes and reboots.
+
+    A pid alone is recycled; with the boot id and the start time it never is. The host says only where a boot
+    was, and is not compared: its name may change while the process lives (DHCP). ``start_ticks`` is field 22
+    of ``/proc/PID/stat`` (clock ticks since boot, proc_pid_stat(5)). ``pid_namespace`` is the inode of
+    ``/proc/PID/ns/pid``: a pid means nothing outside its namespace.
+    """
+
+    host: str = field(compare=False)
+    boot_id: str
+    pid_namespace: int
+    pid: int
+    start_ticks: int
 
 
 class Liveness(StrEnum):
@@ -37,26 +47,16 @@ class Liveness(StrEnum):
     UNKNOWN = "unknown"  # another machine, or another pid namespace of this one
 
 
-class Ended(StrEnum):
-    """How an attempt to end a process came out."""
-
-    ALREADY_GONE = "already_gone"
-    TERMINATED = "terminated"  # it obeyed SIGTERM
-    KILLED = "killed"  # it needed SIGKILL
-    UNKILLABLE = "unkillable"  # it waits in the kernel; only a reboot helps
-    REFUSED = "refused"  # the kernel does not let us: root without CAP_KILL, in a container
-
-
 def current() -> ProcessIdentity:
-    """Return who we are."""
+    """Return the identity of this process."""
     identity = identify(os.getpid())
     assert identity is not None, "/proc is not mounted"
     return identity
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return who has this pid now, in our own pid namespace; None when nobody has, or only a zombie."""
-    found = _stat(pid)
+    """Return which process has this pid now, in this pid namespace; None where none has, or only a zombie."""
+    found = stat_of(pid)
     if found is None or found.state in "ZX":
         return None
     return ProcessIdentity(
@@ -72,7 +72,7 @@ def liveness(identity: ProcessIdentity) -> Liveness:
     """Decide whether a process lives, where that can be known at once.
 
     On the same boot, in the same pid namespace: by its pid and start time. After a reboot of the same host
-    nobody of the earlier boot lives. A zombie is gone: it runs nothing and holds nothing.
+    no process of the earlier boot lives. A zombie is gone: it runs nothing and holds nothing.
     """
     if identity.boot_id != _boot_id():
         return Liveness.GONE if identity.host == _host() else Liveness.UNKNOWN
@@ -87,14 +87,14 @@ def is_gone(identity: ProcessIdentity) -> bool:
 
 
 def among_all() -> bool:
-    """Whether our pid namespace is the machine's own, in which drivers count (PROC_PID_INIT_INO of the kernel)."""
+    """Whether this pid namespace is the machine's own, in which drivers count (PROC_PID_INIT_INO of the kernel)."""
     return _pid_namespace() == 0xEFFFFFFC
 
 
 def title(pid: int) -> str:
     """Return what the process calls itself; empty when it is gone."""
-    with suppress(psutil.Error, OSError):
-        return " ".join(psutil.Process(pid).cmdline()).strip()
+    with suppress(OSError):
+        return os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")).strip()
     return ""
 
 
@@ -107,22 +107,15 @@ def cgroup(pid: int) -> str | None:
     return None
 
 
-def descendants(pid: int, *, deep: bool = True) -> list[int]:
-    """Return the pids of its living children and, where ``deep``, of their children, and so on."""
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children(recursive=deep)]
-    return []
-
-
 def ancestors(pid: int) -> list[int] | None:
-    """Return the pids of its parent, that one's parent, and so on; None where that cannot be told.
+    """Return the pids of its parent, that one's parent, and so on; None where that cannot be seen.
 
-    The last one may be hidden (/proc mounted with hidepid): it is another user's, and so no worker of ours.
+    The last one may be hidden (/proc mounted with hidepid): it is another user's, and so no worker of this one's.
     """
-    for _ in range(3):  # one that goes while we look has its children taken in by another
+    for _ in range(3):  # one that ends meanwhile has its children taken in by another
         found: list[int] = []
         at = pid
-        while (stat := _stat(at)) is not None and stat.parent:
+        while (stat := stat_of(at)) is not None and stat.parent:
             at = stat.parent
             found.append(at)
         if stat is not None or (found and _is_hidden(at)):
@@ -140,87 +133,63 @@ def _is_hidden(pid: int) -> bool:
 
 def owner(pid: int) -> int | None:
     """Return the user id that the process runs as; None when it is gone."""
-    with suppress(psutil.Error):
-        return int(psutil.Process(pid).uids().effective)
-    return None
+    return int(uids.split()[1]) if (uids := _status(pid).get("Uid")) else None  # real, effective, …
+
+
+def pids() -> Iterator[int]:
+    """Yield the pids of all processes that can be seen, zombies included."""
+    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
 
 
 def titles() -> list[str]:
     """Return the titles of all processes that can be seen."""
-    return [title(pid) for pid in psutil.pids()]
+    return [title(pid) for pid in pids()]
 
 
 def entitled(pattern: re.Pattern[str]) -> list[int]:
     """Return the pids of those whose title begins like this."""
-    return [pid for pid in psutil.pids() if pattern.match(title(pid))]
+    return [pid for pid in pids() if pattern.match(title(pid))]
 
 
 def age(pid: int) -> timedelta | None:
     """Return for how long it has lived; None when it is gone."""
-    with suppress(psutil.Error):
-        return timedelta(seconds=max(0.0, time.time() - psutil.Process(pid).create_time()))
-    return None
+    if (found := stat_of(pid)) is None:
+        return None
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return timedelta(seconds=max(0.0, since_boot - found.start_ticks / os.sysconf("SC_CLK_TCK")))
 
 
 def resident_memory(pid: int) -> int:
     """Return the bytes of memory that it holds; 0 when it is gone."""
-    with suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
+    with suppress(OSError):
+        pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def is_condemned(pid: int) -> bool:
     """Whether a SIGKILL is pending that it does not obey: it waits in the kernel (proc_pid_status(5), ShdPnd)."""
-    with suppress(OSError, ValueError):
-        for line in (_PROC / str(pid) / "status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in ("SigPnd", "ShdPnd") and int(value, 16) & 1 << (signal.SIGKILL - 1):
-                return True
-    return False
+    status = _status(pid)
+    pending = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd"))
+    return any(mask & 1 << (signal.SIGKILL - 1) for mask in pending)
 
 
-def end(identity: ProcessIdentity, *, grace: timedelta = timedelta(seconds=10)) -> Ended:
-    """End exactly this process: SIGTERM, and SIGKILL after ``grace``. See ``end_all``."""
-    return end_all([identity], grace=grace)[identity]
+class Stat(NamedTuple):
+    """Fields 3, 4 and 22 of /proc/PID/stat (proc_pid_stat(5))."""
+
+    state: str
+    parent: int
+    start_ticks: int
 
 
-def end_all(
-    identities: Sequence[ProcessIdentity], *, grace: timedelta = timedelta(seconds=10)
-) -> dict[ProcessIdentity, Ended]:
-    """End exactly these processes: SIGTERM to all, and SIGKILL after ``grace`` to those that remain.
-
-    A pidfd is opened first and the identity read again after it, so that a recycled pid is never hit
-    (pidfd_open(2)). The caller has proved that the processes are ours to end.
-    """
-    outcomes = dict.fromkeys(identities, Ended.ALREADY_GONE)
-    with ExitStack() as stack:
-        handles: dict[ProcessIdentity, int] = {}
-        for identity in outcomes:
-            with suppress(ProcessLookupError):
-                if liveness(identity) is Liveness.ALIVE:
-                    handle = os.pidfd_open(identity.pid)
-                    stack.callback(os.close, handle)
-                    if identify(identity.pid) == identity:
-                        handles[identity] = handle
-        for number, patience, outcome in (
-            (signal.SIGTERM, grace, Ended.TERMINATED),
-            (signal.SIGKILL, LAST_PATIENCE, Ended.KILLED),
-        ):
-            for identity, handle in list(handles.items()):
-                try:
-                    signal.pidfd_send_signal(handle, number)
-                except ProcessLookupError:
-                    continue
-                except PermissionError:
-                    outcomes[identity] = Ended.REFUSED
-                    del handles[identity]
-            deadline = time.monotonic() + patience.total_seconds()
-            for identity, handle in list(handles.items()):
-                if _gone_by(handle, deadline):
-                    outcomes[identity] = outcome
-                    del handles[identity]
-        outcomes |= dict.fromkeys(handles, Ended.UNKILLABLE)
-    return outcomes
+def stat_of(pid: int) -> Stat | None:
+    """Return what /proc/PID/stat says; None when the process is gone, or hidden (hidepid=1)."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in field 2 may hold spaces and brackets
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,42 +206,35 @@ class Description:
 
 def describe(pid: int) -> Description | None:
     """Return what a person needs to recognise a process; None when it is gone."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        with process.oneshot():
-            return Description(
-                pid=pid,
-                name=process.name(),
-                title=title(pid) or process.name(),
-                user=process.username(),
-                state=process.status(),
-                cgroup=cgroup(pid),
-            )
-    return None
-
-
-def _gone_by(handle: int, deadline: float) -> bool:
-    """Wait until the process behind a pidfd has ended, which makes the pidfd readable."""
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-
-class _Stat(NamedTuple):
-    """Fields 3, 4 and 22 of /proc/PID/stat (proc_pid_stat(5))."""
-
-    state: str
-    parent: int
-    start_ticks: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        stat = (_PROC / str(pid) / "stat").read_bytes()
-    except OSError:
+    if not (status := _status(pid)):
         return None
-    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in field 2 may hold spaces and brackets
-    return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+    name, titled = status["Name"], title(pid)
+    if len(name) == 15 and (program := titled.partition(" ")[0].rpartition("/")[2]).startswith(name):
+        name = program  # of which the kernel keeps 15 characters
+    return Description(
+        pid=pid,
+        name=name,
+        title=titled or name,
+        user=_user_name(int(status["Uid"].split()[0])),
+        state=status["State"].partition("(")[2].removesuffix(")"),  # "S (sleeping)"
+        cgroup=cgroup(pid),
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _status(pid: int) -> dict[str, str]:
+    """Return the fields of /proc/PID/status (proc_pid_status(5)); none when the process is gone or hidden."""
+    with suppress(OSError):
+        # A name may hold any character that ends a line for Python; the kernel escapes the one that ends it here.
+        lines = (_PROC / str(pid) / "status").read_bytes().decode(errors="replace").split("\n")
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
 
 
 @cache

@@ -13,7 +13,7 @@ from vbatch.gpu_memory import check as memory_check
 from vbatch.recovery import evidence, orphans
 from vbatch.store import registry
 from vbatch.store.records import EngineProcess
-from vbatch.system import processes
+from vbatch.system import descendants, processes
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,8 @@ def _carrying(token: str) -> list[int]:
     A script that becomes the worker by ``exec`` leaves it its own children, a tunnel say: they carry no token.
     """
     prefix = evidence.title_prefix(token)
-    return [pid for pid in processes.descendants(os.getpid()) if processes.title(pid).startswith(prefix)]
+    below = [process.pid for process in descendants.family([os.getpid()])]
+    return [pid for pid in below if pid != os.getpid() and processes.title(pid).startswith(prefix)]
 
 
 def _record(context: Context, token: str) -> None:

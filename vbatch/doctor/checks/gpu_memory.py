@@ -22,7 +22,8 @@ from vbatch.recovery.orphans import Verdict
 from vbatch.store import queue, registry
 from vbatch.store.records import EngineProcess
 from vbatch.system import processes
-from vbatch.system.processes import Ended, Liveness
+from vbatch.system.ending import Ended
+from vbatch.system.processes import Liveness
 from vbatch.text import GIB, size
 
 MIN_FREE_GIB = 12.0  # of the incident; holds where no model is known that needs more or less

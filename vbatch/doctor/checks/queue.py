@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vbatch import jsonl
 from vbatch.doctor.checks import service
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair
@@ -17,7 +14,7 @@ from vbatch.protocol import BatchStatus
 from vbatch.recovery import dead_workers
 from vbatch.store import catalog, overview, registry
 from vbatch.store.records import Batch
-from vbatch.system import disks, processes
+from vbatch.system import disks, files, processes
 from vbatch.system.processes import Liveness
 from vbatch.text import harmless
 
@@ -164,7 +161,7 @@ def _outputs(facts: Facts) -> Iterator[Finding]:
     ]
     yield from wrong
     folders = {Path(path).parent for batch in batches for path in (batch.output_path, batch.error_path)}
-    left = [path for folder in sorted(folders) for path in jsonl.abandoned(folder)]
+    left = [path for folder in sorted(folders) for path in files.abandoned(folder)]
     if left:
         yield LEFTOVERS.warn(
             f"{len(left)} half-written file{'s' if len(left) > 1 else ''} of vbatch, which no process writes any more",
@@ -215,23 +212,8 @@ def _lines(path: Path) -> int | None:
 
 
 def _remove(paths: list[Path]) -> str:
-    removed = sum(map(_remove_unless_written, paths))
+    removed = sum(map(files.remove_unless_locked, paths))
     return "removed" if removed == len(paths) else f"{removed} removed; another process writes the rest again"
-
-
-def _remove_unless_written(path: Path) -> bool:
-    """Remove a half-written file, unless a writer has started it again since: its name is always the same."""
-    try:
-        with path.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
-                return False
-            path.unlink()
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        pass
-    return True
 
 
 _NEEDS = ("store.reach", "store.state")  # the queue of a damaged store is neither reported nor repaired

@@ -28,6 +28,7 @@ from vbatch.errors import StoreMisconfigured
 from vbatch.store.database.backends.protocol import BulkInsert, Row, Write
 from vbatch.store.database.faults import Fault, Transient
 from vbatch.store.database.url import not_understood, parse
+from vbatch.system import files
 
 log = logging.getLogger(__name__)
 
@@ -136,14 +137,9 @@ class Sqlite:
     def migration(self, engine: Engine) -> Iterator[Connection]:
         """Lock a file beside the database, so that the others wait for as long as it takes, and then the database."""
         lock = self.file.with_name(self.file.name + ".migrate.lock")
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            with engine.connect() as connection, connection.begin():
-                self.begin(connection, write=True)
-                yield connection
-        finally:
-            os.close(handle)
+        with files.locked(lock, wait=True), engine.connect() as connection, connection.begin():
+            self.begin(connection, write=True)
+            yield connection
 
     def back_up(self) -> None:
         """Copy the database beside itself, once for each revision that it leaves. An empty one is not worth it."""

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.jsonl import abandoned, atomic_file, temporary_name, writing
+from vbatch.system import files
+from vbatch.system.files import abandoned, atomic_file, replace_text, temporary_name
 
 _WRITER = """
 import sys, time
 from pathlib import Path
-from vbatch.jsonl import atomic_file
+from vbatch.system.files import atomic_file
 with atomic_file(Path(sys.argv[1]), tag="batch_1") as file:
     file.write(b"half\\n" * 300_000)
     print("writing", flush=True)
@@ -58,7 +60,7 @@ def test_another_file_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "out.batch_1.jsonl").read_bytes() == b"line\n"
 
 
-def test_a_link_to_nothing_is_somebody_elses(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_another_file(tmp_path: Path) -> None:
     """Mutant: a comparison that raises for what cannot be read; the batch then never ends."""
     (tmp_path / "out.jsonl").symlink_to(tmp_path / "nothing")
     assert write(tmp_path / "out.jsonl", b"line\n") == tmp_path / "out.batch_1.jsonl"
@@ -119,11 +121,11 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [1, 3 * writing.BUFFER])
-def test_a_disk_that_refuses_is_told_with_the_name(
+@pytest.mark.parametrize("size", [1, 3 * files.BUFFER])
+def test_a_disk_that_refuses_is_reported_with_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """At its end, or in the middle. Mutant: the kernel's words alone; nobody knows which of a batch's disks is full."""
+    """At its end, or in the middle. Mutant: the kernel's words alone: which of a batch's disks is full?."""
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr(os, "dup", lambda _handle: full)
     with pytest.raises(OSError, match="No space left") as refused:
@@ -145,7 +147,7 @@ def test_a_killed_writer_leaves_no_file_and_the_next_one_writes_it(tmp_path: Pat
         assert not path.exists()
         with pytest.raises(BlockingIOError):
             write(path, b"line\n")
-        assert abandoned(tmp_path) == []  # somebody writes it
+        assert abandoned(tmp_path) == []  # it is being written
         os.kill(writer.pid, signal.SIGKILL)
     assert not path.exists()
     assert abandoned(tmp_path) == [temporary_name(path, "batch_1")]
@@ -161,3 +163,50 @@ def test_a_name_of_any_length(tmp_path: Path) -> None:
         file.write(b"whole")
     assert path.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_with_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    """Mutant: no ``O_NOFOLLOW``; the writer opens the link's target again and again, for ever."""
+    temporary_name(tmp_path / "out.jsonl", "batch_1").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"):
+        write(tmp_path / "out.jsonl", b"line\n")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_settings_file_is_replaced_with_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Whatever the umask, and before its content. Mutants: the mode by umask; ``chmod`` after the writing."""
+    path = tmp_path / "new folder/worker.env"
+    modes: list[int] = []
+    really_write = files.AtomicFile.write
+
+    def look(file: files.AtomicFile, data: bytes) -> None:
+        (draft,) = path.parent.glob(".*")
+        modes.append(stat.S_IMODE(draft.stat().st_mode))
+        really_write(file, data)
+
+    monkeypatch.setattr(files.AtomicFile, "write", look)
+    before = os.umask(0o077)
+    try:
+        for text in ("A=1\n", "B=2 ü\n"):
+            replace_text(path, text, mode=mode)
+            assert path.read_text(encoding="utf-8") == text
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+    assert modes == [mode, mode]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
+    """Mutant: no ``LOCK_NB``; two workers on one GPU wait for each other instead of a refusal."""
+    with files.locked(tmp_path / "gpu-0.lock", wait=False):
+        with pytest.raises(BlockingIOError), files.locked(tmp_path / "gpu-0.lock", wait=False):
+            pass
+        assert not files.remove_unless_locked(tmp_path / "gpu-0.lock")
+    with files.locked(tmp_path / "gpu-0.lock", wait=True):
+        pass
+    assert files.remove_unless_locked(tmp_path / "gpu-0.lock")
+    assert not (tmp_path / "gpu-0.lock").exists()

@@ -164,8 +164,8 @@ class Output:
         self.stderr.print(line, soft_wrap=True)
 
 
-def outlive_the_terminal() -> None:
-    """Have this process outlive its terminal: what it prints when that is gone is dropped.
+def continue_without_terminal() -> None:
+    """Have this process continue when its terminal is closed: what it prints after that is dropped.
 
     For a command that works on without a person.
     """

@@ -13,7 +13,7 @@ from vbatch.batches import LeftAlone
 from vbatch.cli import screens
 from vbatch.cli.arguments import check_vllm_flags
 from vbatch.cli.live import Screen, shown
-from vbatch.cli.output import Output, outlive_the_terminal
+from vbatch.cli.output import Output, continue_without_terminal
 from vbatch.cli.startup import settings as load_settings
 from vbatch.config import Settings
 from vbatch.text import count, duration
@@ -44,7 +44,7 @@ def run_worker(
 ) -> None:
     """Work until a signal or, with ``drain``, until nothing is left that the engine serves."""
     check_vllm_flags(vllm_flags)
-    outlive_the_terminal()
+    continue_without_terminal()
     output = Output()
     settings = load_settings(output, engine=engine, gpu=gpu, preload=preload, max_inflight=max_inflight)
     ended = work(output, settings, drain=drain, vllm_flags=vllm_flags)

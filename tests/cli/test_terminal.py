@@ -91,7 +91,7 @@ def test_a_second_ctrl_c_stops_at_once(busy: Cli) -> None:
 def test_a_worker_outlives_its_terminal(cli: Cli, hangs_up: bool) -> None:
     """The window is closed while a request runs. With SIGHUP ignored, as by ``setsid``, the worker works on.
 
-    Mutant: run_worker without continue_without_terminal; the live view's next line is then an error (EIO) inside the worker.
+    Mutant: run_worker without continue_without_terminal; the live view then fails (EIO) inside the worker.
     """
     batch_id = cli.submit("a.jsonl", [chat("long", "long", echo="slow:3")])
     worker = Terminal(

@@ -114,7 +114,7 @@ def test_the_engines_processes_are_its_own_and_guarded(loaded: Loaded) -> None:
         (None, ["stray"], ("stray belongs to no flag", "vllm serve --help=all")),
         (None, ["--max-model-len", "100000"], ("more than the 8192 tokens", "--max-model-len 8192")),
         ("/no/such/model", [], ("there is no model at /no/such/model", "config.toml")),
-        ("owner/absent", [], ("HF_HUB_OFFLINE forbids", "hf download owner/absent")),
+        ("owner/absent", [], ("HF_HUB_OFFLINE prevents", "hf download owner/absent")),
     ],
 )
 def test_a_start_that_fails_early_names_its_cause(

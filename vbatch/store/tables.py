@@ -7,8 +7,7 @@ would check each of a million inserted rows by itself, and rows of a batch come 
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -16,14 +15,11 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    DateTime,
-    Dialect,
     Float,
     Index,
     Integer,
     LargeBinary,
     Text,
-    TypeDecorator,
     and_,
     exists,
     false,
@@ -34,44 +30,8 @@ from sqlmodel import Field, SQLModel
 
 from vbatch.protocol import CUT_OFF, BatchStatus
 from vbatch.store.database.backends import BACKENDS
+from vbatch.store.database.columns import AnyText, UtcDateTime
 from vbatch.store.records import ChunkState
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time. SQLite has no such type: there it is stored without its zone and comes back with it."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Refuse a naive time; store UTC."""
-        if value is not None and value.tzinfo is None:
-            raise ValueError("a time without a zone")
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Return an aware UTC time."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class AnyText(TypeDecorator[str]):
-    """Text from elsewhere: an engine's last words, a process's title.
-
-    They may hold what PostgreSQL's text cannot (NUL) or UTF-8 cannot (lone surrogates, from undecodable
-    bytes); that must never stop what is being recorded with them.
-    """
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Replace what cannot be stored."""
-        return None if value is None else _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 # SQLite makes only an INTEGER PRIMARY KEY the row's own id.
 _Id = BigInteger().with_variant(Integer(), "sqlite")

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import JSON, Connection, DateTime, Engine, inspect, text
+from sqlalchemy import JSON, Connection, Engine, inspect, text
 
 from vbatch.errors import StoreMisconfigured, StoreUnreachable
 from vbatch.store.database.backends.protocol import Backend
+from vbatch.store.database.columns import UtcDateTime
 from vbatch.store.database.faults import Fault
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
@@ -99,20 +99,14 @@ def _workers(connection: Connection, found: str) -> Iterator[ProcessIdentity]:
         f"SELECT host, boot_id, pid_namespace, pid, start_ticks, {heartbeat_at} AS heartbeat_at FROM worker"
         " WHERE stopped_at IS NULL ORDER BY started_at"
     )
-    for row in connection.execute(query.columns(heartbeat_at=DateTime(timezone=True))).all():
-        *_, heartbeat = row
-        identity = ProcessIdentity(**{name: getattr(row, name) for name in row._fields[:-1]})
+    for row in connection.execute(query.columns(heartbeat_at=UtcDateTime())).all():
+        *who, heartbeat = row
+        identity = ProcessIdentity(**dict(zip(row._fields, who, strict=False)))
         match processes.liveness(identity):
             case Liveness.ALIVE:
                 yield identity
-            case Liveness.UNKNOWN if abs(datetime.now(UTC) - _aware(heartbeat)) < FRESH:
+            case Liveness.UNKNOWN if abs(datetime.now(UTC) - heartbeat) < FRESH:
                 yield identity
-
-
-def _aware(moment: Any) -> datetime:
-    """Return a time with its zone, which SQLite does not store."""
-    assert isinstance(moment, datetime)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _how_to_restart(worker: ProcessIdentity) -> str:

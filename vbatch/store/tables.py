@@ -29,9 +29,32 @@ from sqlalchemy import (
 from sqlmodel import Field, SQLModel
 
 from vbatch.protocol import CUT_OFF, BatchStatus
-from vbatch.store import columns
 from vbatch.store.database.backends import BACKENDS
+from vbatch.store.database.columns import AnyText, UtcDateTime
 from vbatch.store.records import ChunkState
+
+# SQLite makes only an INTEGER PRIMARY KEY the row's own id.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _text(**options: Any) -> Any:
+    return Column(Text(), nullable=options.pop("nullable", False), **options)
+
+
+def _words() -> Any:
+    return Column(AnyText(), nullable=True)
+
+
+def _integer(**options: Any) -> Any:
+    return Column(Integer(), nullable=False, **options)
+
+
+def _big(**options: Any) -> Any:
+    return Column(BigInteger(), nullable=False, **options)
+
+
+def _time(*, nullable: bool = True) -> Any:
+    return Column(UtcDateTime(), nullable=nullable)
 
 
 class BatchRow(SQLModel, table=True):
@@ -47,34 +70,34 @@ class BatchRow(SQLModel, table=True):
         {"sqlite_autoincrement": True},  # a deleted batch's pk is never given to another one
     )
 
-    pk: int | None = Field(default=None, sa_column=Column(columns.ID, primary_key=True, autoincrement=True))
-    id: str = Field(sa_column=columns.text(unique=True))
-    status: str = Field(sa_column=columns.text())
-    endpoint: str = Field(sa_column=columns.text())
-    model: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    name: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    priority: int = Field(sa_column=columns.integer())
+    pk: int | None = Field(default=None, sa_column=Column(_Id, primary_key=True, autoincrement=True))
+    id: str = Field(sa_column=_text(unique=True))
+    status: str = Field(sa_column=_text())
+    endpoint: str = Field(sa_column=_text())
+    model: str | None = Field(default=None, sa_column=_text(nullable=True))
+    name: str | None = Field(default=None, sa_column=_text(nullable=True))
+    priority: int = Field(sa_column=_integer())
     metadata_: dict[str, str] = Field(sa_column=Column("metadata", JSON(), nullable=False))
-    input_path: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    input_sha256: str = Field(sa_column=columns.text())
-    output_path: str = Field(sa_column=columns.text())
-    error_path: str = Field(sa_column=columns.text())
-    total: int = Field(sa_column=columns.big_integer())
-    reused: int = Field(sa_column=columns.big_integer(server_default="0"))
+    input_path: str | None = Field(default=None, sa_column=_text(nullable=True))
+    input_sha256: str = Field(sa_column=_text())
+    output_path: str = Field(sa_column=_text())
+    error_path: str = Field(sa_column=_text())
+    total: int = Field(sa_column=_big())
+    reused: int = Field(sa_column=_big(server_default="0"))
     submitter: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
-    finalizer: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    created_at: datetime = Field(sa_column=columns.time(nullable=False))
-    in_progress_at: datetime | None = Field(default=None, sa_column=columns.time())
-    finalizing_at: datetime | None = Field(default=None, sa_column=columns.time())
-    completed_at: datetime | None = Field(default=None, sa_column=columns.time())
-    failed_at: datetime | None = Field(default=None, sa_column=columns.time())
-    expired_at: datetime | None = Field(default=None, sa_column=columns.time())
-    cancelling_at: datetime | None = Field(default=None, sa_column=columns.time())
-    cancelled_at: datetime | None = Field(default=None, sa_column=columns.time())
-    expires_at: datetime | None = Field(default=None, sa_column=columns.time())
-    host: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    notify: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    input_file: str | None = Field(default=None, sa_column=columns.text(nullable=True))
+    finalizer: str | None = Field(default=None, sa_column=_text(nullable=True))
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    in_progress_at: datetime | None = Field(default=None, sa_column=_time())
+    finalizing_at: datetime | None = Field(default=None, sa_column=_time())
+    completed_at: datetime | None = Field(default=None, sa_column=_time())
+    failed_at: datetime | None = Field(default=None, sa_column=_time())
+    expired_at: datetime | None = Field(default=None, sa_column=_time())
+    cancelling_at: datetime | None = Field(default=None, sa_column=_time())
+    cancelled_at: datetime | None = Field(default=None, sa_column=_time())
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    host: str | None = Field(default=None, sa_column=_text(nullable=True))
+    notify: str | None = Field(default=None, sa_column=_text(nullable=True))
+    input_file: str | None = Field(default=None, sa_column=_text(nullable=True))
 
 
 class RequestRow(SQLModel, table=True):
@@ -84,8 +107,8 @@ class RequestRow(SQLModel, table=True):
 
     batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     seq: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
-    line: int = Field(sa_column=columns.big_integer())
-    custom_id: str = Field(sa_column=columns.text())
+    line: int = Field(sa_column=_big())
+    custom_id: str = Field(sa_column=_text())
     body: bytes = Field(sa_column=Column(LargeBinary(), nullable=False))
 
 
@@ -96,28 +119,28 @@ class ChunkRow(SQLModel, table=True):
 
     batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     number: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
-    model: str = Field(sa_column=columns.text())
-    url: str = Field(sa_column=columns.text())
-    priority: int = Field(sa_column=columns.integer())
-    first_seq: int = Field(sa_column=columns.big_integer())
-    last_seq: int = Field(sa_column=columns.big_integer())
-    state: str = Field(sa_column=columns.text())
-    epoch: int = Field(sa_column=columns.integer(server_default="0"))
-    engine_crashes: int = Field(sa_column=columns.integer(server_default="0"))
-    worker_crashes: int = Field(sa_column=columns.integer(server_default="0"))
-    worker: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    total: int = Field(sa_column=columns.integer())
-    completed: int = Field(sa_column=columns.integer(server_default="0"))
-    failed: int = Field(sa_column=columns.integer(server_default="0"))
-    prompt_tokens: int = Field(sa_column=columns.big_integer(server_default="0"))
-    completion_tokens: int = Field(sa_column=columns.big_integer(server_default="0"))
-    error_code: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=columns.untrusted_text())
+    model: str = Field(sa_column=_text())
+    url: str = Field(sa_column=_text())
+    priority: int = Field(sa_column=_integer())
+    first_seq: int = Field(sa_column=_big())
+    last_seq: int = Field(sa_column=_big())
+    state: str = Field(sa_column=_text())
+    epoch: int = Field(sa_column=_integer(server_default="0"))
+    engine_crashes: int = Field(sa_column=_integer(server_default="0"))
+    worker_crashes: int = Field(sa_column=_integer(server_default="0"))
+    worker: str | None = Field(default=None, sa_column=_text(nullable=True))
+    total: int = Field(sa_column=_integer())
+    completed: int = Field(sa_column=_integer(server_default="0"))
+    failed: int = Field(sa_column=_integer(server_default="0"))
+    prompt_tokens: int = Field(sa_column=_big(server_default="0"))
+    completion_tokens: int = Field(sa_column=_big(server_default="0"))
+    error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_words())
     alone: bool = Field(sa_column=Column(Boolean(), nullable=False, server_default=false()))
-    crash_boot: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    comparisons: int = Field(sa_column=columns.integer(server_default="0"))
-    cut_off: int = Field(sa_column=columns.integer(server_default="0"))
-    cached_tokens: int = Field(sa_column=columns.big_integer(server_default="0"))
+    crash_boot: str | None = Field(default=None, sa_column=_text(nullable=True))
+    comparisons: int = Field(sa_column=_integer(server_default="0"))
+    cut_off: int = Field(sa_column=_integer(server_default="0"))
+    cached_tokens: int = Field(sa_column=_big(server_default="0"))
 
 
 class ResultRow(SQLModel, table=True):
@@ -127,17 +150,17 @@ class ResultRow(SQLModel, table=True):
 
     batch: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     seq: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
-    epoch: int = Field(sa_column=columns.integer())
+    epoch: int = Field(sa_column=_integer())
     status_code: int | None = Field(default=None, sa_column=Column(Integer(), nullable=True))
-    request_id: str | None = Field(default=None, sa_column=columns.text(nullable=True))
+    request_id: str | None = Field(default=None, sa_column=_text(nullable=True))
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary(), nullable=True))
-    error_code: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=columns.untrusted_text())
-    prompt_tokens: int = Field(sa_column=columns.integer())
-    completion_tokens: int = Field(sa_column=columns.integer())
-    attempts: int = Field(sa_column=columns.integer())
-    finish: str | None = Field(default=None, sa_column=columns.text(nullable=True))
-    cached_tokens: int = Field(sa_column=columns.integer(server_default="0"))
+    error_code: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_words())
+    prompt_tokens: int = Field(sa_column=_integer())
+    completion_tokens: int = Field(sa_column=_integer())
+    attempts: int = Field(sa_column=_integer())
+    finish: str | None = Field(default=None, sa_column=_text(nullable=True))
+    cached_tokens: int = Field(sa_column=_integer(server_default="0"))
 
 
 class WorkerRow(SQLModel, table=True):
@@ -146,19 +169,19 @@ class WorkerRow(SQLModel, table=True):
     __tablename__ = "worker"
 
     id: str = Field(sa_column=Column(Text(), primary_key=True))
-    host: str = Field(sa_column=columns.text())
-    boot_id: str = Field(sa_column=columns.text())
-    pid_namespace: int = Field(sa_column=columns.big_integer())
-    pid: int = Field(sa_column=columns.integer())
-    start_ticks: int = Field(sa_column=columns.big_integer())
-    engine: str = Field(sa_column=columns.text())
-    note: str | None = Field(default=None, sa_column=columns.untrusted_text())
-    heartbeat: int = Field(sa_column=columns.big_integer())
-    started_at: datetime = Field(sa_column=columns.time(nullable=False))
-    heartbeat_at: datetime = Field(sa_column=columns.time(nullable=False))
-    stopped_at: datetime | None = Field(default=None, sa_column=columns.time())
+    host: str = Field(sa_column=_text())
+    boot_id: str = Field(sa_column=_text())
+    pid_namespace: int = Field(sa_column=_big())
+    pid: int = Field(sa_column=_integer())
+    start_ticks: int = Field(sa_column=_big())
+    engine: str = Field(sa_column=_text())
+    note: str | None = Field(default=None, sa_column=_words())
+    heartbeat: int = Field(sa_column=_big())
+    started_at: datetime = Field(sa_column=_time(nullable=False))
+    heartbeat_at: datetime = Field(sa_column=_time(nullable=False))
+    stopped_at: datetime | None = Field(default=None, sa_column=_time())
     requests_per_second: float | None = Field(default=None, sa_column=Column(Float(), nullable=True))
-    stopping_at: datetime | None = Field(default=None, sa_column=columns.time())
+    stopping_at: datetime | None = Field(default=None, sa_column=_time())
     gpus: list[str] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
     models: list[str] | None = Field(default=None, sa_column=Column(JSON(), nullable=True))
 
@@ -172,9 +195,9 @@ class ProcessRow(SQLModel, table=True):
     pid: int = Field(sa_column=Column(Integer(), primary_key=True, autoincrement=False))
     start_ticks: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
     pid_namespace: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
-    host: str = Field(sa_column=columns.text())
+    host: str = Field(sa_column=_text())
     worker: str = Field(sa_column=Column(Text(), nullable=False, index=True))
-    title: str = Field(sa_column=Column(columns.AnyText(), nullable=False))
+    title: str = Field(sa_column=Column(AnyText(), nullable=False))
 
 
 class BlockedRow(SQLModel, table=True):
@@ -184,10 +207,10 @@ class BlockedRow(SQLModel, table=True):
 
     configuration: str = Field(sa_column=Column(Text(), primary_key=True))
     model: str = Field(sa_column=Column(Text(), primary_key=True))
-    host: str = Field(sa_column=columns.text())
-    reason: str = Field(sa_column=Column(columns.AnyText(), nullable=False))
-    hint: str | None = Field(default=None, sa_column=columns.untrusted_text())
-    since: datetime = Field(sa_column=columns.time(nullable=False))
+    host: str = Field(sa_column=_text())
+    reason: str = Field(sa_column=Column(AnyText(), nullable=False))
+    hint: str | None = Field(default=None, sa_column=_words())
+    since: datetime = Field(sa_column=_time(nullable=False))
 
 
 class FileRow(SQLModel, table=True):
@@ -196,13 +219,13 @@ class FileRow(SQLModel, table=True):
     __tablename__ = "file"
 
     id: str = Field(sa_column=Column(Text(), primary_key=True))
-    filename: str = Field(sa_column=columns.text())
-    purpose: str = Field(sa_column=columns.text())
-    bytes: int = Field(sa_column=columns.big_integer())
-    sha256: str = Field(sa_column=columns.text())
-    created_at: datetime = Field(sa_column=columns.time(nullable=False))
-    expires_at: datetime | None = Field(default=None, sa_column=columns.time())
-    state: str = Field(sa_column=columns.text())
+    filename: str = Field(sa_column=_text())
+    purpose: str = Field(sa_column=_text())
+    bytes: int = Field(sa_column=_big())
+    sha256: str = Field(sa_column=_text())
+    created_at: datetime = Field(sa_column=_time(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    state: str = Field(sa_column=_text())
 
 
 _tables = SQLModel.metadata.tables

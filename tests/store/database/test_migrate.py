@@ -277,6 +277,23 @@ def test_a_live_worker_of_the_older_version_is_not_disturbed(
     store.close()
 
 
+def test_a_submit_of_the_older_version_is_not_disturbed(
+    empty_url: str, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Its last statement would fail, and a file of many minutes be stored in vain. Mutant: a look at workers alone."""
+    store = Store(empty_url)
+    make_released_store(store)
+    identity = processes.identify(sleeper.pid)
+    assert identity is not None
+    submitter = "UPDATE batch SET submitter = :submitter WHERE status = 'validating'"
+    values = {"submitter": json.dumps(asdict(identity))}
+    store.write(lambda connection: connection.execute(text(submitter), values))
+    with pytest.raises(StoreUnreachable, match=f"process {sleeper.pid}"):
+        store.prepare()
+    assert revisions(store) == [("0002",)]
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("group", "command"),
     [

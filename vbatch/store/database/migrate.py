@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, DateTime, Engine, inspect, text
+from sqlalchemy import JSON, Connection, Engine, inspect, text
 
 from vbatch.errors import StoreMisconfigured, StoreUnreachable
 from vbatch.store.database.backends.protocol import Backend
+from vbatch.store.database.columns import UtcDateTime
 from vbatch.store.database.faults import Fault
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
@@ -31,7 +31,7 @@ def ensure_current(engine: Engine, backend: Backend) -> None:
     """Migrate if needed. Several processes may call this at once; one migrates, the others wait.
 
     Raises StoreMisconfigured when the schema is newer than this version of vbatch, or there is no room for a copy, and
-    StoreUnreachable while a worker of the older version works with it.
+    StoreUnreachable while a worker or a submit of the older version uses it.
     """
     with engine.connect() as connection:
         if _is_current(connection):
@@ -63,8 +63,19 @@ def _is_current(connection: Connection) -> bool:
 
 
 def _refuse_to_disturb(connection: Connection) -> None:
-    """Raise StoreUnreachable while a worker of the older version lives: its statements would fail from now on."""
-    at_work = list(_at_work(connection, revision(connection)))
+    """Raise StoreUnreachable while a process of the older version uses the store: its statements would fail."""
+    found = revision(connection)
+    if found is None:
+        return
+    for submitter in _submitters(connection):
+        if processes.liveness(submitter) is Liveness.ALIVE:
+            raise StoreUnreachable(
+                "the store has the tables of an older vbatch, and a submit of that version still uses them: "
+                f"process {submitter.pid}",
+                hint="try again when it has ended",
+                fault=Fault.LOCKED,
+            )
+    at_work = list(_workers(connection, found))
     if not at_work:
         return
     named = ", ".join(f"process {one.pid} on {one.host.partition('/')[0]}" for one in at_work)
@@ -75,29 +86,27 @@ def _refuse_to_disturb(connection: Connection) -> None:
     )
 
 
-def _at_work(connection: Connection, found: str | None) -> Iterator[ProcessIdentity]:
+def _submitters(connection: Connection) -> list[ProcessIdentity]:
+    """Return the processes that announced a batch and have not stored it whole."""
+    query = text("SELECT submitter FROM batch WHERE status = 'validating'").columns(submitter=JSON)
+    return [ProcessIdentity(**found) for found in connection.execute(query).scalars() if found is not None]
+
+
+def _workers(connection: Connection, found: str) -> Iterator[ProcessIdentity]:
     """Yield the workers that live, or that may live on another host or in another pid namespace."""
-    if found is None:
-        return
     heartbeat_at = "beat_at" if found < "0003" else "heartbeat_at"
     query = text(
         f"SELECT host, boot_id, pid_namespace, pid, start_ticks, {heartbeat_at} AS heartbeat_at FROM worker"
         " WHERE stopped_at IS NULL ORDER BY started_at"
     )
-    for row in connection.execute(query.columns(heartbeat_at=DateTime(timezone=True))).all():
-        *_, heartbeat = row
-        identity = ProcessIdentity(**{name: getattr(row, name) for name in row._fields[:-1]})
+    for row in connection.execute(query.columns(heartbeat_at=UtcDateTime())).all():
+        *who, heartbeat = row
+        identity = ProcessIdentity(**dict(zip(row._fields, who, strict=False)))
         match processes.liveness(identity):
             case Liveness.ALIVE:
                 yield identity
-            case Liveness.UNKNOWN if abs(datetime.now(UTC) - _aware(heartbeat)) < FRESH:
+            case Liveness.UNKNOWN if abs(datetime.now(UTC) - heartbeat) < FRESH:
                 yield identity
-
-
-def _aware(moment: Any) -> datetime:
-    """Return a time with its zone, which SQLite does not store."""
-    assert isinstance(moment, datetime)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _how_to_restart(worker: ProcessIdentity) -> str:

@@ -1,12 +1,11 @@
-"""The types of the store's columns, the same on SQLite and PostgreSQL."""
+"""Types of columns that hold the same value in every database."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, Text, TypeDecorator
+from sqlalchemy import DateTime, Dialect, Text, TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,31 +43,3 @@ class AnyText(TypeDecorator[str]):
 
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-# SQLite makes only an INTEGER PRIMARY KEY the row's own id.
-ID = BigInteger().with_variant(Integer(), "sqlite")
-
-
-def text(**options: Any) -> Any:
-    """Return a column of text."""
-    return Column(Text(), nullable=options.pop("nullable", False), **options)
-
-
-def untrusted_text() -> Any:
-    """Return a column of text from elsewhere, which may be null."""
-    return Column(AnyText(), nullable=True)
-
-
-def integer(**options: Any) -> Any:
-    """Return a column of 32-bit integers."""
-    return Column(Integer(), nullable=False, **options)
-
-
-def big_integer(**options: Any) -> Any:
-    """Return a column of 64-bit integers."""
-    return Column(BigInteger(), nullable=False, **options)
-
-
-def time(*, nullable: bool = True) -> Any:
-    """Return a column of aware UTC times."""
-    return Column(UtcDateTime(), nullable=nullable)

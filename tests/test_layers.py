@@ -19,6 +19,7 @@ GATES: dict[str, list[str | Path]] = {
 }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("gate", GATES)
 def test_gate(gate: str) -> None:
     done = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.rigs.filling import answers_to, claim, take_in, worker
 from vbatch import batches
 from vbatch.errors import NoSuchBatch
 from vbatch.store import Store, catalog, finalization, queue, results

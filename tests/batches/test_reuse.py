@@ -6,8 +6,8 @@ import secrets
 from pathlib import Path
 
 from tests.rigs.commands import chats
+from tests.rigs.filling import answers_to, claim, worker
 from tests.rigs.queued import Queued, queued
-from tests.store.filling import answers_to, claim, worker
 from vbatch import batches
 from vbatch.store import Store, catalog, finalization, queue, registry
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.rigs.filling import answers_to, claim, take_in, worker
 from vbatch import batches
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, queue, registry

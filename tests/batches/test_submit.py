@@ -11,8 +11,8 @@ import pytest
 
 from tests.batches.test_reuse import work
 from tests.rigs.commands import chats
+from tests.rigs.filling import new_batch
 from tests.rigs.queued import queued
-from tests.store.filling import new_batch
 from vbatch import batches
 from vbatch.batches import InputFile, SubmitOptions
 from vbatch.errors import InputUnreadable, StoreUnreachable

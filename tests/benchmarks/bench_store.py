@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
+from tests.rigs.filling import answers_to, take_in, worker
 from tests.rigs.postgres import Postgres
-from tests.store.filling import answers_to, take_in, worker
 from vbatch.store import COMMAND_PATIENCE, Store, queue
 
 ROUNDS = 60

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.jsonl.lines import line
+from tests.rigs.lines import line
 from vbatch.jsonl.reading import LINE_LIMIT
 
 GOOD = line("good")

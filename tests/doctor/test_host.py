@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.filling import take_in
+from tests.rigs.filling import take_in
 from vbatch import config
 from vbatch.doctor.checks import host
 from vbatch.doctor.facts import Facts

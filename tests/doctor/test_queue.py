@@ -15,7 +15,7 @@ import pytest
 
 from tests.rigs import engines
 from tests.rigs.commands import Home, chats
-from tests.store.filling import claim, take_in
+from tests.rigs.filling import claim, take_in
 from vbatch import config
 from vbatch.doctor.checks import models as model_checks
 from vbatch.doctor.checks import power, service, sqlite

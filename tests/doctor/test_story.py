@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.rigs import engines
-from tests.store.filling import answers_to, claim, take_in
+from tests.rigs.filling import answers_to, claim, take_in
 from vbatch import config
 from vbatch.doctor import story
 from vbatch.doctor.facts import Facts

@@ -17,7 +17,7 @@ from vbatch.system import descendants
 @contextmanager
 def family(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[descendants.Process], list[bool]]]:
     """Start a worker with two generations below it: its process, theirs, and who leads a group of its own."""
-    command = [sys.executable, "-m", "tests.engine.guarded", *words]
+    command = [sys.executable, "-m", "tests.rigs.guarded", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         pairs = [tuple(map(int, word.split(":"))) for word in worker.stdout.readline().split()]

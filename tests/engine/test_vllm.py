@@ -204,7 +204,7 @@ def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
 
     With two data-parallel ranks there is a coordinator, which loads no plugin. Mutant: no ``guard.run_coordinator``.
     """
-    command = [sys.executable, "-m", "tests.engine.holder", str(small_model), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.rigs.engine_holder", str(small_model), str(tmp_path)]
     if ranks > 1:
         command += ["--data-parallel-size", str(ranks)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as worker:

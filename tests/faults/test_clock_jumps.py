@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.rigs.commands import chats
+from tests.rigs.filling import rows
 from tests.rigs.freezing import freeze
 from tests.rigs.misfortune import WallClock
 from tests.rigs.nvml import COMPILER
 from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, failures, kill, start_worker
-from tests.store.filling import rows
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 

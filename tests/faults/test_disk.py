@@ -19,10 +19,10 @@ import pytest
 
 from tests.rigs.commands import VBATCH, Home, Lines, chats
 from tests.rigs.disk import Disk, Unavailable, ext4, small_disk
+from tests.rigs.filling import count
 from tests.rigs.queued import queued
 from tests.rigs.waiting import SILENCE, output, until
 from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
-from tests.store.filling import count
 from vbatch.errors import StoreUnreachable
 from vbatch.store import Patience, Store, catalog
 from vbatch.system.files import atomic_file

@@ -16,10 +16,10 @@ import pytest
 
 from tests.rigs import parrot
 from tests.rigs.commands import Home, chat, chats
+from tests.rigs.filling import rows
 from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, exit_code, kill, start_worker
-from tests.store.filling import rows
 from vbatch.recovery import dead_workers
 from vbatch.store import Store
 

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from tests.rigs.commands import Home, chats
+from tests.rigs.filling import count, rows
 from tests.rigs.queued import queued
 from tests.rigs.waiting import until
 from tests.rigs.workers import failures, kill, start_worker
-from tests.store.filling import count, rows
 from vbatch.store import Store
 
 WORKERS = 8

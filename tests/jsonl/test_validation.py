@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.jsonl.lines import checked, codes, line
+from tests.rigs.lines import checked, codes, line
 from vbatch.jsonl import LineReader, Validator
 from vbatch.jsonl.validation import SHOWN_DEFECTS
 from vbatch.protocol import ENDPOINTS

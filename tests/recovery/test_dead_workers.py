@@ -10,7 +10,7 @@ from itertools import count as counting
 import pytest
 
 from tests.rigs import engines
-from tests.store.filling import claim, count, rows, take_in, worker
+from tests.rigs.filling import claim, count, rows, take_in, worker
 from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker

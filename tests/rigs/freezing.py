@@ -8,8 +8,8 @@ import sqlite3
 import time
 from pathlib import Path
 
+from tests.rigs.filling import rows
 from tests.rigs.waiting import until
-from tests.store.filling import rows
 from vbatch.store import Store
 
 _BUSY = """SELECT count(*) FROM pg_stat_activity

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.store.filling import answers_to, claim, code_of, count, take_in, worker
+from tests.rigs.filling import answers_to, claim, code_of, count, take_in, worker
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from tests.store.filling import answers_to, claim, rows, take_in, worker
+from tests.rigs.filling import answers_to, claim, rows, take_in, worker
 from vbatch.store import Store, crashes, queue, registry
 from vbatch.store.records import LeaseKey
 from vbatch.system import processes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.rigs.filling import answers_to, claim, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.store import Store, catalog, crashes, failures, queue
 

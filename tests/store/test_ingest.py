@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
+from tests.rigs.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
 from tests.rigs.waiting import until
-from tests.store.filling import ENDPOINT, NOBODY, claim, count, new_batch, rows, take_in, worker
 from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, results, staging

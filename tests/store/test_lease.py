@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import answer, answers_to, claim, code_of, count, rows, take_in, worker
+from tests.rigs.filling import answer, answers_to, claim, code_of, count, rows, take_in, worker
 from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results
 from vbatch.store.records import LeaseKey, Outcome, RequestCounts, Result
 

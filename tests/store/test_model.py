@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from tests.store.filling import answer, rows, take_in, worker
+from tests.rigs.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, crashes, finalization, ingest, queue, registry, results
 from vbatch.store.records import Lease

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Table, event, insert
 
-from tests.store.filling import answers_to, claim, take_in, worker
+from tests.rigs.filling import answers_to, claim, take_in, worker
 from vbatch.store import Store, catalog, crashes, failures, finalization, overview, queue, registry, results
 from vbatch.store.records import Lease
 from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT, WORKER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.store.filling import claim, take_in, worker
+from tests.rigs.filling import claim, take_in, worker
 from vbatch.store import Store, registry
 from vbatch.store.records import EngineProcess
 from vbatch.system.processes import ProcessIdentity

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from tests.store.filling import answers_to, claim, code_of, take_in, worker
+from tests.rigs.filling import answers_to, claim, code_of, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
 from vbatch.store import Store, catalog, crashes, finalization, queue, results

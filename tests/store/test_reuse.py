@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.rigs.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from tests.rigs.waiting import until
-from tests.store.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, queue, results, reuse, staging
 from vbatch.store.records import Batch

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.rigs.filling import NOBODY, answers_to, claim, count, rows, take_in, worker
 from tests.rigs.waiting import until
-from tests.store.filling import NOBODY, answers_to, claim, count, rows, take_in, worker
 from vbatch.store import Store, catalog, crashes, queue, registry, results
 from vbatch.store.records import SPLIT_AT, Batch, Lease, LeaseKey
 from vbatch.store.suspects import UNCOMPARED_WORKER_CRASHES, WORKER_CRASHES

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.filling import answers_to, claim, rows, take_in, worker
 from tests.rigs.parrot import PARROT, parrot
 from tests.rigs.waiting import SILENCE
 from tests.rigs.workers import settings_in
-from tests.store.filling import answers_to, claim, rows, take_in, worker
 from vbatch.engine import Blame, Engine, EngineStartFailed
 from vbatch.engine.kinds import KINDS, Load
 from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError

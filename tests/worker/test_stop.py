@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.rigs.commands import VBATCH, Home, chat, chats
+from tests.rigs.filling import rows
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.waiting import exit_code, until
 from tests.rigs.workers import kill, start_worker
-from tests.store.filling import rows
 from vbatch.recovery import dead_workers
 from vbatch.store import Store
 from vbatch.worker import Stop

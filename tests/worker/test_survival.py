@@ -9,9 +9,9 @@ import time
 import pytest
 
 from tests.rigs.commands import VBATCH, Home, Lines, chats
+from tests.rigs.filling import rows
 from tests.rigs.freezing import freeze
 from tests.rigs.waiting import exit_code, until
-from tests.store.filling import rows
 from vbatch.store import Store, catalog
 
 REQUESTS = chats(2000)

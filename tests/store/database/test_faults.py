@@ -18,10 +18,10 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
 from tests.rigs.disk import Unavailable, small_disk
+from tests.rigs.filling import answers_to, claim, count, take_in, worker
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.waiting import SILENCE, until
-from tests.store.filling import answers_to, claim, count, take_in, worker
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import NO_PATIENCE, Patience, Store, catalog, finalization, queue

@@ -25,8 +25,8 @@ from sqlalchemy import ColumnElement, Connection, inspect, text
 from sqlmodel import SQLModel
 
 from tests.rigs.commands import Home
+from tests.rigs.filling import answers_to, claim, count, rows, take_in, worker
 from tests.rigs.postgres import Postgres
-from tests.store.filling import answers_to, claim, count, rows, take_in, worker
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results, staging, tables

@@ -1,6 +1,6 @@
 """A worker's family without vLLM, for the guard's tests: a child, its child, and one that ignores SIGTERM.
 
-Run as ``python -m tests.engine.guarded``; prints the pids of its descendants and waits to be killed.
+Run as ``python -m tests.rigs.guarded``; prints the pids of its descendants and waits to be killed.
 """
 
 from __future__ import annotations

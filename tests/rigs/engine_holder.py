@@ -1,7 +1,7 @@
 """A process that holds a real engine with requests running, for tests that send it signals.
 
-Run as ``python -m tests.engine.holder MODEL-FOLDER LOG-FOLDER [VLLM-FLAG …]``. It ignores SIGINT, as a worker does that
-drains; prints the engine's pids, then ``running``, then the status of each reply; and waits to be killed.
+Run as ``python -m tests.rigs.engine_holder MODEL-FOLDER LOG-FOLDER [VLLM-FLAG …]``. It ignores SIGINT, as a worker
+does that drains; prints the engine's pids, then ``running``, then the status of each reply; and waits to be killed.
 """
 
 from __future__ import annotations

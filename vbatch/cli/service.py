@@ -67,7 +67,7 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
 
     Raises UsageError, ConfigError, or click's own; ``--help`` shows what there is.
     """
-    run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]
+    run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]  # a group, says the app
     with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
         check_vllm_flags(context.params["vllm_flags"] or [])
         engine, preload = context.params["engine"], context.params["preload"]

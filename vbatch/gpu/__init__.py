@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vbatch.gpu.probe import probe, wait_until_settled
+from vbatch.gpu.probe import probe, wait_until_settled, watched
 from vbatch.gpu.report import POWER_LIMIT, Gpu, GpuReport, Holder, Trouble
-from vbatch.gpu.watch import watched
 from vbatch.gpu.xid import Xid, xid_errors
 
 __all__ = [

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vbatch import gpu as nvml
 from vbatch.engine import Blame, EngineStartFailed, installed
-from vbatch.gpu import Gpu, Trouble, needs
+from vbatch.gpu import Gpu, Trouble
 from vbatch.gpu_memory import holders as gpu_holders
-from vbatch.gpu_memory import locks
+from vbatch.gpu_memory import locks, needs
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Suspect

@@ -75,7 +75,7 @@ class Validator:
         """Return the request and its model, or None for a bad line, which is then among the defects."""
         self._lines += 1
         try:
-            request = _decode_line(line)  # type: ignore[arg-type]
+            request = _decode_line(line)  # type: ignore[arg-type]  # an Overlong is a TypeError
             head = _decode_head(request.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
             known = self.defects.total
@@ -96,14 +96,14 @@ class Validator:
             or "\0" in request.custom_id
             or "\0" in model
             or len(model) > LONGEST_MODEL
-            or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]
+            or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]  # bytes, or it was no JSON
         ):
             defects = self.defects.total
             self._explain_request(number, line, request, head)
             if self.defects.total > defects:
                 return None
         self._ids.add(request.custom_id, number)
-        return request, model  # type: ignore[return-value]
+        return request, model  # type: ignore[return-value]  # a bad model is a defect
 
     def finish(self, *, cut_off: int | None) -> None:
         """Check what only the whole file shows. ``cut_off`` is the last line's number if no line break ends it."""

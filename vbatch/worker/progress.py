@@ -84,7 +84,7 @@ class View:
     def update(self, **changes: object) -> None:
         """Replace some fields."""
         with self._lock:
-            self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]
+            self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]  # any field
 
     def wait_for_store(self, reason: str | None, seconds: float) -> None:
         """Take what the store reports while it is unreachable; None when it is back."""

@@ -12,10 +12,11 @@ from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairFailed
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
-from vbatch.gpu import Gpu, GpuReport, needs
+from vbatch.gpu import Gpu, GpuReport
 from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import holders as gpu_holders
 from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.gpu_memory import needs
 from vbatch.gpu_memory.check import MemoryCheck
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans

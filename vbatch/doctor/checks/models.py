@@ -12,7 +12,7 @@ from vbatch.doctor.checks.gpu_memory import of_the_worker, wanted_models
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level
 from vbatch.engine.kinds import KINDS
-from vbatch.gpu import needs
+from vbatch.gpu_memory import needs
 from vbatch.system.disks import hub_cache
 from vbatch.text import GIB, harmless
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tests.rigs.nvml import GIB, TOTAL
-from vbatch.gpu import needs
+from vbatch.gpu_memory import needs
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 def at_work(
     home: Home, store: Store, *, prepare: Callable[[], object] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker, with the terminal's signals as they are by default; it has a chunk now."""
+    """Run a worker, with the terminal's signals as they are by default; it has saved the quick answer, and runs on."""
     with (home.path / "worker.log").open("ab") as log:
         worker = subprocess.Popen(
             [*VBATCH, "run-worker", "--engine", "echo"],
@@ -76,7 +76,7 @@ def at_work(
             preexec_fn=prepare or (lambda: signal.signal(HUP, signal.SIG_DFL)),
         )
     try:
-        until(lambda: rows(store, "SELECT 1 FROM chunk WHERE state = 'running'") != [])
+        until(lambda: rows(store, "SELECT 1 FROM result") != [])
         yield worker
     finally:
         worker.kill()
@@ -88,14 +88,14 @@ def test_a_closed_terminal_drains_and_is_neither_the_first_nor_the_second_signal
     home: Home, store: Store, signals: tuple[signal.Signals, ...]
 ) -> None:
     """Mutants: on_signals without SIGHUP; with it, but as the second signal; with it as the first one."""
-    batch_id = home.submit([chat("long", "long", echo="slow:3")])
+    batch_id = home.submit([chat("quick", "quick"), chat("long", "long", echo="slow:5")])
     with at_work(home, store) as worker:
         for number in signals:
             worker.send_signal(number)
             until(lambda: "worker.draining" in home.worker_log)
             time.sleep(0.1)  # two of one kind at once are one
         assert exit_code(worker) == 0
-    assert home.finished(batch_id) == 1
+    assert home.finished(batch_id) == 2
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_whatever_the_terminal_sent(
     home: Home, store: Store, second: signal.Signals, code: int
 ) -> None:
     """Mutant: on_signals that forgets the first SIGTERM at a SIGHUP."""
-    home.submit([chat("long", "long", echo="slow:60")])
+    home.submit([chat("quick", "quick"), chat("long", "long", echo="slow:60")])
     with at_work(home, store) as worker:
         for number in (TERM, HUP):
             worker.send_signal(number)
@@ -117,10 +117,10 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_whatever_the_terminal_sent(
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_nohup_keeps_the_worker(home: Home, store: Store) -> None:
     """Mutant: on_signals that takes SIGHUP though it is ignored."""
-    batch_id = home.submit([chat("long", "long", echo="slow:2")])
+    batch_id = home.submit([chat("quick", "quick"), chat("long", "long", echo="slow:2")])
     with at_work(home, store, prepare=lambda: signal.signal(HUP, signal.SIG_IGN)) as worker:
         worker.send_signal(HUP)
-        until(lambda: home.finished(batch_id) == 1)
+        until(lambda: home.finished(batch_id) == 2)
         later = home.submit(chats(3), name="later")
         until(lambda: home.finished(later) == 3)
         worker.send_signal(TERM)

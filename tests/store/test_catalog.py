@@ -246,9 +246,8 @@ def test_progress_is_of_all_unfinished_batches(store: Store) -> None:
         2,
         3,
     )
-    assert (progress.ready_chunks, progress.running_chunks) == (3, 1)
 
 
 def test_progress_of_an_empty_store_is_nothing(store: Store) -> None:
     progress = catalog.progress(store)
-    assert (progress.unfinished_batches, progress.total, progress.ready_chunks) == (0, 0, 0)
+    assert (progress.unfinished_batches, progress.total) == (0, 0)

@@ -20,8 +20,7 @@ from vbatch.service.quoting import command, path, word, words
 from vbatch.system import units
 from vbatch.system.units import TEMPLATE, Scope, instance
 
-OLDEST = 249  # of Ubuntu 22.04; older ones were not tried
-GROWING_DELAYS = 254  # RestartSteps= and RestartMaxDelaySec=
+GROWING_DELAYS = 254  # RestartSteps= and RestartMaxDelaySec=; systemd before 249 (Ubuntu 22.04) was not tried
 
 PATIENCE = timedelta(seconds=60)  # of doctor before the start: the incident's 30 tries, 2 s apart
 START_LIMIT = timedelta(minutes=3)  # of each step of a start; the worker extends it while it has a reason

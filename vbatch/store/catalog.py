@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, delete, func, null, or_, select, update
+from sqlalchemy import Connection, Select, and_, delete, func, null, or_, select, update
 
 from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store.database import Store
-from vbatch.store.records import Batch, ChunkState, RequestCounts
+from vbatch.store.records import Batch, RequestCounts
 from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, NOT_FINAL, REQUEST, RESULT, UNFINISHED, VISIBLE
 
 _DELETE_ROWS = 5000  # rows in one transaction of a delete, so that no other writer waits long for it
@@ -25,8 +25,6 @@ class QueueProgress:
     total: int
     completed: int
     failed: int
-    ready_chunks: int
-    running_chunks: int
 
 
 def find(store: Store, ref: str) -> Batch:
@@ -189,10 +187,6 @@ def progress(store: Store) -> QueueProgress:
             func.coalesce(func.sum(CHUNK.c.total), 0).label("total"),
             func.coalesce(func.sum(CHUNK.c.completed), 0).label("completed"),
             func.coalesce(func.sum(CHUNK.c.failed), 0).label("failed"),
-            func.coalesce(func.sum(case((CHUNK.c.state == ChunkState.READY, 1), else_=0)), 0).label("ready"),
-            func.coalesce(func.sum(case((CHUNK.c.state == ChunkState.RUNNING, 1), else_=0)), 0).label(
-                "running"
-            ),
         )
         .join(BATCH, BATCH.c.pk == CHUNK.c.batch)
         .where(UNFINISHED)
@@ -208,8 +202,6 @@ def progress(store: Store) -> QueueProgress:
             total=int(row.total),
             completed=int(row.completed),
             failed=int(row.failed),
-            ready_chunks=int(row.ready),
-            running_chunks=int(row.running),
         )
 
     return store.read(work)

@@ -25,6 +25,7 @@ from tests.rigs.nvml import COMPILER
 from tests.rigs.postgres import Postgres
 from tests.rigs.queued import Queued, queued
 from tests.rigs.workers import drain, ended, failures, kill, start_worker
+from vbatch.recovery import evidence
 from vbatch.store import Store
 
 pytestmark = pytest.mark.skipif(
@@ -72,6 +73,8 @@ def _kind(call: str, folder: Path) -> str:
     name, _, path = call.partition(" ")
     if path.endswith(".vbatch-tmp"):
         return f"{name} {{folder}}/.*.vbatch-tmp"
+    if path.startswith(f"{folder}/{evidence.FOLDER}/"):
+        return f"{name} {{folder}}/{evidence.FOLDER}/*"
     return f"{name} {path}".replace(str(folder), "{folder}")
 
 

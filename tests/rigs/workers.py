@@ -44,6 +44,7 @@ def _work(
     if settings.engine == parrot.NAME:
         parrot.let_in()
     loop.RELOAD_PAUSE = 0.02
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
     try:

@@ -188,8 +188,7 @@ def _so_far(facts: Facts, fault: str, where: Database) -> str:
     age = processes.age(found[0]) if len(found) == 1 else None  # of several, which one is unknown
     if age is not None:
         return f"; for {duration(age.total_seconds())} so far"
-    looked = facts.looked.total_seconds()
-    return f"; for {duration(looked)} at least" if looked >= 1 else ""
+    return f"; for {duration(looked)} at least" if (looked := facts.looked.total_seconds()) >= 1 else ""
 
 
 _STARTUP = re.compile(r"postgres: (?:.*: )?startup\b")  # the process that starts a server and replays its log

@@ -1,4 +1,4 @@
-"""What vbatch reads of an answer: token counts, and why the engine stopped."""
+"""What vbatch reads of an answer, and the lines that it writes of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vbatch.protocol import CUT_OFF, Facts, facts_of
+from vbatch.answers import CUT_OFF, Facts, facts_of
+from vbatch.protocol import answer_line, no_answer_line
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,18 @@ def test_what_an_answer_says_of_itself(answer: Any, facts: Facts) -> None:
 def test_what_is_not_json_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         facts_of(b"\x00\x01")
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('\u2028\u2029\x85\\"u')))
+def test_no_reader_cuts_a_line_and_its_value_stays(text: str) -> None:
+    """Mutant: one of the three left as it is; one escaped twice."""
+    body = json.dumps({text: [text]}, ensure_ascii=False).encode()
+    lines = [
+        answer_line(line_id="l", custom_id=text, status_code=200, request_id="r", body=body),
+        no_answer_line(line_id="l", custom_id=text, code="c", message=text),
+    ]
+    for line in lines:
+        (only,) = line.decode().splitlines()
+        assert json.loads(only)["custom_id"] == text
+    assert json.loads(lines[0])["response"]["body"] == {text: [text]}
+    assert json.loads(lines[1])["error"]["message"] == text

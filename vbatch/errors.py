@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import ClassVar
 
@@ -53,11 +54,34 @@ class UsageError(VbatchError):
     exit_code = ExitCode.USAGE
 
 
+class NotAllowed(VbatchError):
+    """This needs another user's rights."""
+
+    code = "not_allowed"
+    exit_code = ExitCode.USAGE
+
+
 class InputUnreadable(VbatchError):
     """The input file cannot be read."""
 
     code = "input_unreadable"
     exit_code = ExitCode.USAGE
+
+
+class TableError(VbatchError):
+    """The table cannot be read, or requests cannot be made of it.
+
+    A command in the hint calls the table FILE until it is known what the shell calls it.
+    """
+
+    code = "invalid_table"
+    exit_code = ExitCode.INVALID_INPUT
+
+
+class LabelStudioError(VbatchError):
+    """Label Studio cannot be reached, or refused what was asked."""
+
+    code = "label_studio"
 
 
 class NoSuchBatch(VbatchError):
@@ -79,6 +103,13 @@ class WrongStatus(VbatchError):
     code = "wrong_status"
 
 
+class NoSuchRequest(VbatchError):
+    """There is no request with this custom_id in the batch."""
+
+    code = "no_such_request"
+    exit_code = ExitCode.NO_SUCH_BATCH
+
+
 class OutputPathError(VbatchError):
     """The output cannot be written there."""
 
@@ -89,7 +120,7 @@ class OutputPathError(VbatchError):
 class StoreUnreachable(VbatchError):
     """The job store cannot be reached at the moment.
 
-    ``fault`` is one of ``vbatch.store.database.faults.Fault``.
+    ``fault`` is one of ``vbatch.store.database.backends.protocol.Fault``.
     """
 
     code = "store_unreachable"
@@ -98,6 +129,15 @@ class StoreUnreachable(VbatchError):
     def __init__(self, message: str | None = None, *, hint: str | None = None, fault: str = "away") -> None:
         super().__init__(message, hint=hint)
         self.fault = fault
+
+
+class StoreReplaced(StoreUnreachable):
+    """The job store was replaced by another one, or by older contents of its own, while vbatch used it."""
+
+    code = "store_replaced"
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "vbatch list", fault="replaced")
 
 
 class StoreMisconfigured(ConfigError):
@@ -113,11 +153,32 @@ class StoreMisconfigured(ConfigError):
         self.fault = fault
 
 
+class StoreDefect(Exception):
+    """An error of the database that only a defect of vbatch explains. Its text holds nothing of a request."""
+
+
 class EngineUnavailable(VbatchError):
     """The engine could not be started."""
 
     code = "engine_unavailable"
     exit_code = ExitCode.ENGINE_UNAVAILABLE
+
+
+class OnlyBlocked(EngineUnavailable):
+    """Nothing is left but requests for models that cannot be loaded.
+
+    ``causes`` are the name, the reason and the hint of each.
+    """
+
+    def __init__(self, message: str, *, causes: Sequence[tuple[str, str, str | None]]) -> None:
+        several = len(causes) > 1
+        named = "; ".join(
+            (reason if reason.startswith(name) else f"{name}: {reason}")
+            + (f" ({hint})" if hint and several else "")
+            for name, reason, hint in causes
+        )
+        hint = next((hint for _name, _reason, hint in causes if not several), None)
+        super().__init__(f"{message}: {named}", hint=hint or "vbatch doctor queue.blocked")
 
 
 class Interrupted(VbatchError):

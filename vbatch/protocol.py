@@ -5,10 +5,23 @@ Built on msgspec: ``Raw`` keeps the exact bytes of a part, so that a body is pas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+
+_MEASURING = (
+    "/v1/embeddings",
+    "/v2/embed",
+    "/v1/score",
+    "/score",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/classify",
+)
 
 # What a batch may ask for: the paths that `vllm serve` (0.32) answers to a POST with one JSON document.
 ENDPOINTS = (
@@ -19,15 +32,9 @@ ENDPOINTS = (
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/systemone",
+    "/v1/decisions",
     "/inference/v1/generate",
-    "/v1/embeddings",
-    "/v2/embed",
-    "/v1/score",
-    "/score",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/rerank",
-    "/classify",
+    *_MEASURING,
     "/generative_scoring",
     "/pooling",
     "/tokenize",
@@ -38,13 +45,29 @@ ENDPOINTS = (
     "/v1/completions/derender",
     "/v1/responses/render",
     "/v1/messages/render",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
 )
+
+# Those of pooling models: they draw nothing by chance.
+POOLING_ENDPOINTS = frozenset({*_MEASURING, "/pooling"})
+
+# Those that take a form with a file, not JSON: a request names the file in ``file_url``, as `vllm run-batch` has it.
+AUDIO_ENDPOINTS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+
+INCOMPLETE = (
+    "vbatch_incomplete"  # the field of a line that is no request, and says why the lines before are not all
+)
+
+# What a worker with chat answers beside its batch.
+CHAT_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
+MODELS_PATH = "/v1/models"
 
 
 class BatchStatus(StrEnum):
     """The eight statuses of the Batch API. Failed *requests* live in a ``completed`` batch."""
 
-    VALIDATING = "validating"  # submit is still reading the input; invisible to everyone else
+    VALIDATING = "validating"  # its input is still being read; of a submit invisible to everyone else
     FAILED = "failed"  # refused at validation
     IN_PROGRESS = "in_progress"  # accepted; its chunks are ready or running
     FINALIZING = "finalizing"  # every request has its result; the files are being written
@@ -77,53 +100,14 @@ class BodyHead(msgspec.Struct, gc=False):
     model: str | UnsetType | None = UNSET
     stream: bool | UnsetType | None = UNSET
     encoding_format: object = None
-
-
-CUT_OFF = "length"  # the finish of an answer that reached the limit of tokens
-_LIMITS = ("max_output_tokens", "max_tokens")  # what responses and messages call it
-
-
-class Facts(msgspec.Struct, gc=False):
-    """What an answer says of itself: its token counts, and why the engine stopped writing (None: it does not say)."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    finish: str | None = None
-
-
-class _Cached(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    """Token counts under the names of chat completions, or of responses and messages."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    prompt_tokens_details: _Cached | None = None
-    input_tokens_details: _Cached | None = None
-    cache_read_input_tokens: int | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    finish_reason: str | None = None
-
-
-class _Incomplete(msgspec.Struct, gc=False):
-    reason: str | None = None
-
-
-class _Answer(msgspec.Struct, gc=False):
-    """Token counts, and why the engine stopped where chat completions, messages and responses say it."""
-
-    usage: _Usage | None = None
-    choices: list[_Choice] | None = None
-    stop_reason: str | None = None
-    status: str | None = None
-    incomplete_details: _Incomplete | None = None
+    file_url: Raw | UnsetType = UNSET
+    file: Raw | UnsetType = UNSET
+    messages: Raw | UnsetType = UNSET
+    prompt: Raw | UnsetType = UNSET
+    input: Raw | UnsetType = UNSET
+    instructions: Raw | UnsetType = UNSET
+    tools: Raw | UnsetType = UNSET
+    response_format: Raw | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -135,7 +119,9 @@ class BatchError(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-class _Errors(msgspec.Struct):
+class BatchErrors(msgspec.Struct):
+    """The bad lines of a batch that failed."""
+
     data: list[BatchError]
     object: str = "list"
 
@@ -171,9 +157,9 @@ class BatchObject(msgspec.Struct, kw_only=True):
 
     id: str
     object: str = "batch"
-    endpoint: str
+    endpoint: str | None
     model: str | None
-    errors: _Errors | None = None
+    errors: BatchErrors | None = None
     input_file_id: str
     completion_window: str
     status: BatchStatus
@@ -217,9 +203,18 @@ class _OutputLine(msgspec.Struct):
     error: _NoAnswer | None
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _encoder = msgspec.json.Encoder()
+_AFTER_BODY = b'},"error":null}'  # of the line of an answered request
+_BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
+
+
+def unbroken(line: bytes) -> bytes:
+    """Escape what some readers take for the end of a line, though JSON does not: U+2028, U+2029, U+0085."""
+    for raw, escaped in _BREAKS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line
 
 
 def answer_line(*, line_id: str, custom_id: str, status_code: int, request_id: str, body: bytes) -> bytes:
@@ -228,13 +223,26 @@ def answer_line(*, line_id: str, custom_id: str, status_code: int, request_id: s
     A 2xx line belongs into the output file; any other into the error file, where the body holds the error
     object and ``error`` is null.
     """
-    response = _Response(status_code, request_id, Raw(body))
-    return _encoder.encode(_OutputLine(line_id, custom_id, response, None)) + b"\n"
+    response = _Response(status_code, request_id, Raw(b""))
+    line = _encoder.encode(_OutputLine(line_id, custom_id, response, None))
+    head = line.removesuffix(_AFTER_BODY)
+    return unbroken(b"".join((head, body, _AFTER_BODY, b"\n")))  # one copy of a body that may be large
 
 
 def no_answer_line(*, line_id: str, custom_id: str, code: str, message: str) -> bytes:
     """Return the error file's line of a request that never got an answer, newline included."""
-    return _encoder.encode(_OutputLine(line_id, custom_id, None, _NoAnswer(code, message))) + b"\n"
+    return unbroken(_encoder.encode(_OutputLine(line_id, custom_id, None, _NoAnswer(code, message)))) + b"\n"
+
+
+def request_line(custom_id: str, url: str, body: Mapping[str, Any]) -> bytes:
+    """Return the line of a request, newline included."""
+    request = RequestLine(custom_id, "POST", url, Raw(_encoder.encode(body)))
+    return unbroken(_encoder.encode(request)) + b"\n"
+
+
+def incomplete_line(reason: str) -> bytes:
+    """Return the last line of requests of which more were to follow: whoever reads them refuses them all."""
+    return unbroken(_encoder.encode({INCOMPLETE: reason})) + b"\n"
 
 
 def one_line_json(body: bytes) -> bytes:
@@ -244,36 +252,18 @@ def one_line_json(body: bytes) -> bytes:
 
 def with_model(body: bytes, model: str) -> bytes:
     """Return a request body that names this model; every other field keeps its bytes."""
+    return with_fields(body, {"model": model})
+
+
+def with_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Return a request body with these fields; None removes one. Every other field keeps its bytes."""
     fields = _decode_object(body)
-    fields["model"] = Raw(_encoder.encode(model))
+    for name, value in changes.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = Raw(_encoder.encode(value))
     return _encoder.encode(fields)
-
-
-def facts_of(body: bytes) -> Facts:
-    """Return what an answer says of itself. Raises ValueError where it is not JSON."""
-    try:
-        answer = _decode_answer(body)
-    except msgspec.ValidationError:  # JSON of another shape, or bytes that only begin like it
-        msgspec.json.decode(body)
-        return Facts()
-    usage = answer.usage or _Usage()
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    return Facts(
-        prompt_tokens=usage.prompt_tokens or usage.input_tokens,
-        completion_tokens=usage.completion_tokens or usage.output_tokens,
-        cached_tokens=(details.cached_tokens if details else usage.cache_read_input_tokens) or 0,
-        finish=_finish_of(answer),
-    )
-
-
-def _finish_of(answer: _Answer) -> str | None:
-    """Return why the engine stopped: ``CUT_OFF`` where any of several choices reached the limit of tokens."""
-    if answer.choices:
-        reasons = [choice.finish_reason for choice in answer.choices]
-        return CUT_OFF if CUT_OFF in reasons else reasons[0]
-    details = answer.incomplete_details
-    finish = (details.reason if details else None) or answer.stop_reason or answer.status
-    return CUT_OFF if finish in _LIMITS else finish
 
 
 def encode(document: object) -> bytes:

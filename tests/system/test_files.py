@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -165,14 +166,6 @@ def test_a_name_of_any_length(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_with_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
-    """Mutant: no ``O_NOFOLLOW``; the writer opens the link's target again and again, for ever."""
-    temporary_name(tmp_path / "out.jsonl", "batch_1").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="symbolic links"):
-        write(tmp_path / "out.jsonl", b"line\n")
-    assert not (tmp_path / "target").exists()
-
-
 @pytest.mark.parametrize("mode", [0o600, 0o644])
 def test_a_settings_file_is_replaced_with_its_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
@@ -210,3 +203,59 @@ def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
         pass
     assert files.remove_unless_locked(tmp_path / "gpu-0.lock")
     assert not (tmp_path / "gpu-0.lock").exists()
+
+
+def plant(place: Path, kind: str, victim: Path) -> None:
+    """Put something that is no file of vbatch's where one will be written, as another user of the folder can."""
+    match kind:
+        case "link":
+            victim.write_text("precious")
+            place.symlink_to(victim)
+        case "dangling":
+            place.symlink_to(victim)
+        case "FIFO":
+            os.mkfifo(place)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(place))
+        case "folder":
+            place.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "FIFO", "socket", "folder"])
+def test_what_is_planted_in_the_way_is_named(tmp_path: Path, kind: str) -> None:
+    """It is not followed, not waited for, not removed. Mutants: no O_NOFOLLOW; no O_NONBLOCK, which hangs for ever."""
+    place, victim = temporary_name(tmp_path / "out.jsonl", "batch_1"), tmp_path / "victim"
+    plant(place, kind, victim)
+    with pytest.raises(files.NotAFile, match="is in the way; remove it") as refused:
+        write(tmp_path / "out.jsonl", b"line\n")
+    assert refused.value.filename == str(place)
+    assert os.path.lexists(place)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert (victim.read_text() if victim.exists() else None) == ("precious" if kind == "link" else None)
+    assert abandoned(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "FIFO", "socket"])
+def test_an_output_s_name_that_is_taken_by_another_thing(tmp_path: Path, kind: str) -> None:
+    """The lines appear beside it. Mutant: filecmp without a look at what the other one is."""
+    plant(tmp_path / "out.jsonl", kind, tmp_path / "victim")
+    assert write(tmp_path / "out.jsonl", b"line\n") == tmp_path / "out.batch_1.jsonl"
+    assert files.kind_of(tmp_path / "out.jsonl") is not None
+    assert not (tmp_path / "victim").exists() or (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_file_with_a_second_name_is_not_written_to(tmp_path: Path) -> None:
+    """A hard link to somebody's empty file. Mutant: an existing file is opened and filled."""
+    victim = tmp_path / "victim"
+    victim.touch()
+    temporary_name(tmp_path / "out.jsonl", "batch_1").hardlink_to(victim)
+    write(tmp_path / "out.jsonl", b"line\n")
+    assert victim.read_bytes() == b""
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_lock_is_a_file(tmp_path: Path, kind: str) -> None:
+    plant(tmp_path / "lock", kind, tmp_path / "victim")
+    with pytest.raises(files.NotAFile), files.locked(tmp_path / "lock", wait=False):
+        pass

@@ -11,6 +11,8 @@ import platformdirs
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
 _NETWORK_FUSE = frozenset({"sshfs", "rclone", "s3fs", "glusterfs", "ceph", "davfs2"})  # fuse.NAME
+# emergency_ro: ext4 after an error of its disk, since Linux 6.15; statvfs and access(2) still call it writable.
+_READ_ONLY = frozenset({"ro", "emergency_ro"})
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks are written as \040 (proc_pid_mountinfo(5))
 
 
@@ -38,11 +40,17 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a path leads to a folder, as ``exists`` does; any text will do for a path."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def hub_cache() -> Path:
-    """Return where huggingface_hub keeps models (its HF_HUB_CACHE and HF_HOME)."""
+    """Return where huggingface_hub keeps models, by its variables, in which it replaces ``~`` and ``$NAME``."""
     user = os.environ.get("XDG_CACHE_HOME") or platformdirs.user_cache_dir()
-    home = Path(os.environ.get("HF_HOME") or f"{user}/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    home = os.environ.get("HF_HOME") or f"{user}/huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(os.path.expandvars(cache)).expanduser()
 
 
 def mount_of(path: Path) -> Mount:
@@ -57,7 +65,7 @@ def mount_of(path: Path) -> Mount:
     return Mount(
         place=place,
         kind=kind,
-        read_only="ro" in flags or bool(room.f_flag & os.ST_RDONLY),
+        read_only=bool(_READ_ONLY.intersection(flags)) or bool(room.f_flag & os.ST_RDONLY),
         free=room.f_bavail * room.f_frsize,
         total=room.f_blocks * room.f_frsize,
     )
@@ -70,5 +78,6 @@ def _mounts() -> list[tuple[Path, str, list[str]]]:
         before, _, after = line.partition(" - ")
         fields = before.split()
         place = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields[4])
-        found.append((Path(place), after.split()[0], fields[5].split(",")))
+        kind, *_source, of_disk = after.split(" ")
+        found.append((Path(place), kind, [*fields[5].split(","), *of_disk.split(",")]))
     return found[::-1]

@@ -3,6 +3,9 @@
 Temporary name in the same folder, fsync, the final name, fsync of the folder: without the first fsync a renamed
 file was empty after a power cut, without the last it still had its temporary name (measured). An output gets its
 name by a link, which cannot overwrite; a file of vbatch's own settings by a rename, which replaces the earlier one.
+
+The folder of an output may belong to several people. So no name in it is trusted: nothing is opened through a link,
+nothing waits for the other end of a FIFO, and what is not a file of this user is named and left alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import filecmp
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +27,21 @@ SUFFIX = ".vbatch-tmp"
 # What link(2) says on file systems without hard links (FAT, some network shares): there a rename has to do, which
 # would overwrite a file that appears in the very moment between.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
+
+_KINDS = {
+    stat.S_IFREG: None,
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class NotAFile(FileExistsError):
+    """Something that is no regular file has the name: a link, a FIFO, a device."""
 
 
 class AtomicFile:
@@ -49,15 +68,15 @@ class AtomicFile:
 
 
 @contextmanager
-def atomic_file(path: Path, *, tag: str) -> Iterator[AtomicFile]:
+def atomic_file(path: Path, *, tag: str, mode: int = 0o666) -> Iterator[AtomicFile]:
     """Open a file for writing that appears under its name, durably, when the block ends without an error.
 
     Nothing is overwritten. A file of the same bytes was written by an earlier try, and all is well; beside any
-    other one the file appears with the tag in its name. Raises OSError when the disk refuses, BlockingIOError
-    while another process writes the same file.
+    other one the file appears with the tag in its name. Raises OSError when the disk refuses or something is in the
+    way, BlockingIOError while another process writes the same file.
     """
     temporary = temporary_name(path, tag)
-    with _draft(temporary, path, mode=0o666) as file:
+    with _draft(temporary, path, mode=mode) as file:
         yield file
         file.sync()
         if not _appear(temporary, path):
@@ -87,7 +106,7 @@ def text_of(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Bring a file's bytes, or a folder's entries, to the disk. Raises OSError with its name."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -112,15 +131,37 @@ def abandoned(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob(f".*{SUFFIX}")) if not _is_locked(path)]
 
 
+def kind_of(path: Path) -> str | None:
+    """Return what has this name, in words, where it is no regular file; None for one, and where there is nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "something that is no file")
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError for anything else, which may block or never end: NotAFile."""
+    handle = _open_plain(path, os.O_RDONLY)
+    return os.fdopen(handle, "rb")
+
+
+def create_private(path: Path) -> BinaryIO:
+    """Create a file for its owner alone, to write. Raises FileExistsError where anything has that name."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)  # whatever the umask
+    return os.fdopen(handle, "wb")
+
+
 def remove_unless_locked(path: Path) -> bool:
     """Remove a file that no process has locked. False where one has, or has put a new file in its place.
 
-    Raises OSError for a file that may not be opened or removed.
+    Raises OSError for a file that may not be opened or removed, and for what is no file.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
+            if not _has_name(stream.fileno(), path):
                 return False
             path.unlink()
     except BlockingIOError:
@@ -137,7 +178,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[int]:
     The kernel releases it however the process ends. Raises BlockingIOError where another process holds it,
     unless it is to ``wait``.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = _open_plain(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield handle
@@ -160,33 +201,39 @@ def _draft(temporary: Path, path: Path, *, mode: int) -> Iterator[AtomicFile]:
 
 
 def _locked_draft(path: Path, mode: int) -> BinaryIO:
-    """Open an empty file for this process alone. Raises BlockingIOError while another process writes it.
+    """Create an empty file for this process alone. Raises BlockingIOError while another process writes it.
 
     What a killed writer left is unlinked, never truncated: it may have its final name already, too.
     """
     while True:
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        except FileExistsError:
+            _remove_abandoned(path)
+            continue
         except OSError as error:  # in words about the folder: the temporary name means nothing to a person
             raise _named(error, path.parent) from None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_new(handle, path):
-                return os.fdopen(os.dup(handle), "wb", buffering=BUFFER)
+            with suppress(BlockingIOError):  # another process takes it for abandoned, and removes it
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _has_name(handle, path):
+                    return os.fdopen(os.dup(handle), "wb", buffering=BUFFER)
         finally:
             os.close(handle)
 
 
-def _is_new(handle: int, path: Path) -> bool:
-    """Whether this locked file is the one of that name, and empty; an old one loses the name."""
+def _remove_abandoned(path: Path) -> None:
+    with suppress(FileNotFoundError), open_plain(path) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _has_name(stream.fileno(), path):
+            path.unlink()
+
+
+def _has_name(handle: int, path: Path) -> bool:
     try:
-        same = os.path.samestat(os.fstat(handle), path.lstat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False
-    if same and os.fstat(handle).st_size > 0:
-        path.unlink(missing_ok=True)
-        return False
-    return same
 
 
 def _appear(temporary: Path, path: Path) -> bool:
@@ -214,11 +261,29 @@ def _same(temporary: Path, path: Path) -> bool:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # locked, gone, or another user's
+    except OSError:  # locked, gone, another user's, or no file
         return True
     return False
+
+
+def _open_plain(path: Path, flags: int, mode: int = 0) -> int:
+    """Open a regular file, through no link and without waiting for the other end of a FIFO. Raises NotAFile."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a FIFO without a reader, or a socket
+            raise _in_the_way(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _in_the_way(path)
+    return handle
+
+
+def _in_the_way(path: Path) -> NotAFile:
+    return NotAFile(errno.EEXIST, f"{kind_of(path) or 'no file'} is in the way; remove it", str(path))
 
 
 def _named(error: OSError, path: Path) -> OSError:

@@ -50,6 +50,8 @@ class Liveness(StrEnum):
 def current() -> ProcessIdentity:
     """Return the identity of this process."""
     identity = identify(os.getpid())
+    if identity is None:
+        (_PROC / "self" / "stat").read_bytes()  # says why: too many open files
     assert identity is not None, "/proc is not mounted"
     return identity
 

@@ -13,12 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from vbatch.errors import VbatchError
-from vbatch.system.units import TEMPLATE, UNIT, Scope, instance, own_command
+from vbatch.system.units import SERVER, TEMPLATE, UNIT, Scope, instance, own_command
 from vbatch.text import harmless
 
 BOOTED = Path("/run/systemd/system")  # exists exactly where systemd is PID 1: sd_booted(3)
 PATIENCE = timedelta(seconds=60)
 STRICT_VERIFY = 250  # systemd-analyze verify --recursive-errors=
+ASSUMED_VERSION = 252  # of a systemd that cannot be asked: what Debian 12 has
 
 _VERSION = re.compile(r"systemd (\d+)")
 _EXPOSURE = re.compile(r"Overall exposure level for \S+: ([\d.]+)")
@@ -101,12 +102,12 @@ class Systemd:
         """Return the name of the unit that systemd has for a mount point."""
         return self._order("systemd-escape", "--path", "--suffix=mount", str(point)).strip()
 
-    def verify(self, text: str) -> None:
+    def verify(self, text: str, *, name: str = f"{UNIT}-new@.service") -> None:
         """Let systemd-analyze read the unit as strictly as it can. Raises UnitInvalid with its complaints.
 
         It is read under a name of its own, which no drop-in of a user is for.
         """
-        if complaints := self.complaints(text, name=f"{UNIT}-new@.service"):
+        if complaints := self.complaints(text, name=name):
             raise UnitInvalid(
                 "systemd-analyze verify does not accept the unit: " + "\n".join(complaints),
                 hint="systemctl --version   # and report it with the lines above",
@@ -120,13 +121,13 @@ class Systemd:
             unit.write_text(text)
             done = self._run("systemd-analyze", *self._scoped, "verify", "--man=no", *strict, str(unit))
         said = [harmless(line) for line in done.stderr.splitlines()]
-        of_unit = tuple(line for line in said if UNIT in line)
+        of_unit = tuple(line for line in said if UNIT in line or SERVER in line)
         return of_unit or (tuple(said) or (f"exit {done.returncode}",) if done.returncode != 0 else ())
 
-    def exposure(self, text: str) -> float:
+    def exposure(self, text: str, *, name: str = instance(0)) -> float:
         """Return the unit's exposure by systemd-analyze security: 0 (sealed) to 10 (open)."""
         with tempfile.TemporaryDirectory(prefix="vbatch-unit-") as folder:
-            unit = Path(folder) / instance(0)
+            unit = Path(folder) / name
             unit.write_text(text)
             report = self._order(
                 "systemd-analyze", *self._scoped, "security", "--offline=yes", "--no-pager", str(unit)
@@ -176,6 +177,42 @@ class Systemd:
         except subprocess.TimeoutExpired:
             limit = PATIENCE.total_seconds()
             raise SystemdRefused(f"{' '.join(command)}: no answer within {limit:g} s") from None
+
+
+class AbsentSystemd(Systemd):
+    """In place of a systemd that does not run here: what can be known of a unit without it, for a dry run."""
+
+    def version(self) -> int:
+        """Return the oldest version that a unit of vbatch is written for."""
+        return ASSUMED_VERSION
+
+    def mount_unit(self, point: Path) -> str:
+        """Return the name by systemd's rule (systemd.unit(5), "String Escaping")."""
+        parts = "-".join(_escaped(part) for part in str(point).strip("/").split("/"))
+        return f"{parts or '-'}.mount"
+
+    def verify(self, text: str, *, name: str = "") -> None:
+        """Accept it: there is no systemd-analyze to ask."""
+
+    def complaints(self, text: str, *, name: str = TEMPLATE) -> tuple[str, ...]:  # noqa: ARG002
+        """Return none."""
+        return ()
+
+    def enabled_instances(self, folder: Path, target: str) -> list[str]:  # noqa: ARG002
+        """Return none: nothing is enabled where nothing runs."""
+        return []
+
+    def lingers(self, user: str) -> bool:  # noqa: ARG002
+        """Leave it out of the plan."""
+        return True
+
+
+def _escaped(part: str) -> str:
+    kept = "".join(
+        character if re.fullmatch(r"[A-Za-z0-9:_.]", character) else f"\\x{ord(character):02x}"
+        for character in part
+    )
+    return "\\x2e" + kept[1:] if kept.startswith(".") else kept
 
 
 def require_running(scope: Scope) -> None:

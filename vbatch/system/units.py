@@ -1,4 +1,4 @@
-"""vbatch's own unit: whose systemd runs it, where its files are, and whether they are as vbatch wrote them."""
+"""vbatch's own units: whose systemd runs them, where their files are, and whether they are as vbatch wrote them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 UNIT = "vbatch-worker"
 TEMPLATE = f"{UNIT}@.service"
+SERVER = "vbatch-serve"
+SERVER_UNIT = f"{SERVER}.service"
 ENVIRONMENT_FILE = "worker.env"
 
 _MARK = "# vbatch install-service sha256:"
@@ -38,6 +40,11 @@ class Places:
         return self.units / TEMPLATE
 
     @property
+    def server(self) -> Path:
+        """The unit file of the server, where there is one: no template."""
+        return self.units / SERVER_UNIT
+
+    @property
     def wants(self) -> Path:
         """Where the links are of the instances that start with the target."""
         return self.units / f"{self.target}.wants"
@@ -46,6 +53,11 @@ class Places:
     def drop_ins(self) -> Path:
         """Where ``systemctl edit`` keeps a person's changes."""
         return self.units / f"{TEMPLATE}.d"
+
+    @property
+    def server_drop_ins(self) -> Path:
+        """The same of the server."""
+        return self.units / f"{SERVER_UNIT}.d"
 
     @property
     def environment(self) -> Path:

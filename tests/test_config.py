@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,15 +70,16 @@ def test_never(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('engine = "vlm"', "engine: input should be 'vllm' or 'echo'"),
-        ("gpu = -1", "gpu: input should be greater than or equal to 0"),
+        ('engine = "vlm"', "engine: input should be 'vllm', 'echo' or 'endpoint'"),
+        ("gpu = -1", "gpu: it must be the number of a GPU (0), several for one engine (0,1), or all, not -1"),
+        ('gpu = "0,0"', "gpu: 0,0 names a GPU twice"),
         ('lease = "soon"', "lease: 'soon' is not a duration"),
         ("request_timeout = -5", "request_timeout: input should be greater than 0"),
         ("idle_unload = 0", "idle_unload: input should be greater than 0"),
         ('idle_unload = "0s"', "idle_unload: '0s' is not a duration above zero"),
         ('data_base_url = "x"', "data_base_url is not a setting; did you mean database_url?"),
         ('[models."a/b"]\narg = []', 'models."a/b".arg is not a setting; did you mean args?'),
-        ('[models."a/b"]\nargs = "--x"', 'models."a/b".args: input should be a valid tuple'),
+        ('[models."a/b"]\nargs = "--x"', 'models."a/b".args: it must be a list of texts'),
         ("[defaults]\nx = 1", "defaults.x is not a setting"),
         ("a = \nb", "is not valid TOML: Invalid value (at line 1, column 5)"),
         ("\xff", "is not valid TOML"),
@@ -92,7 +96,7 @@ def test_a_wrong_file_is_named_with_its_key(file: Path, content: str, words: str
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VBATCH_GPU", "first")
-    with pytest.raises(ConfigError, match=r"^VBATCH_GPU: input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"^VBATCH_GPU: it must be the number of a GPU"):
         config.load()
 
 
@@ -161,3 +165,83 @@ def test_any_folder_can_hold_the_store(tmp_path: Path, monkeypatch: pytest.Monke
     folder = tmp_path / "a #1 100%20?"
     monkeypatch.setenv("VBATCH_DATA_DIR", str(folder))
     assert backend_of(config.load().store_url).file == folder / "vbatch.db"
+
+
+COMMAND = '[notify.done]\ncommand = ["true"]\n'
+
+
+@pytest.mark.parametrize("mode", [0o646, 0o666, 0o602])
+def test_commands_of_a_file_that_everyone_can_write_are_not_run(file: Path, mode: int) -> None:
+    """Without commands such a file is read as before. Mutant: ``_read_file`` without require_own."""
+    file.write_text('engine = "echo"\n')
+    file.chmod(mode)
+    assert config.load().engine == "echo"
+    file.write_text(COMMAND)
+    with pytest.raises(ConfigError, match="another user can change them: everyone can write it") as refused:
+        config.load()
+    assert f"chmod go-w {file}" in str(refused.value.hint)
+    file.chmod(0o644)
+    assert config.load().notify["done"].command == ("true",)
+
+
+@pytest.mark.root
+def test_commands_of_a_file_of_another_user_are_not_run(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with sudo that keeps HOME, or a link that leads to another's file. Mutant: ``_stranger`` without st_uid."""
+    if os.geteuid() != 0:
+        pytest.skip("giving a file to another user needs root")
+    other = tmp_path / "other.toml"
+    other.write_text(COMMAND)
+    os.chown(other, 1, 1)
+    named = tmp_path / "link.toml"
+    named.symlink_to(other)
+    monkeypatch.setenv("VBATCH_CONFIG", str(named))
+    with pytest.raises(ConfigError, match="it belongs to daemon"):
+        config.load()
+    os.chown(other, 0, 12)  # root's own, for a group of several
+    other.chmod(0o664)
+    with pytest.raises(ConfigError, match="its group can write it"):
+        config.load()
+    os.chown(other, 0, 0)
+    assert config.load().notify["done"].command == ("true",)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("group", "own_group", "members", "allowed"),
+    [
+        ("ann", 1000, [], True),
+        ("ann", 1000, ["ann"], True),
+        ("ann", 1000, ["ann", "bob"], False),
+        ("staff", 1000, [], False),
+        ("ann", 50, [], False),
+    ],
+)
+def test_the_group_of_one_user_may_write(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    own_group: int,
+    members: list[str],
+    *,
+    allowed: bool,
+) -> None:
+    """As distributions make one for each user, with a umask of 002.
+
+    Mutants: ``_is_of_one_user`` without the user's own group, without the name, without the members.
+    """
+    status = file.parent.stat()
+    person = pwd.struct_passwd(("ann", "x", status.st_uid, own_group, "", "/", ""))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: person)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((group, "x", gid, members)))
+    file.write_text(COMMAND)
+    if os.geteuid() != 0:
+        pytest.skip("giving a file to a group needs root")
+    os.chown(file, -1, 1000)
+    file.chmod(0o664)
+    if allowed:
+        assert config.load().notify
+        return
+    with pytest.raises(ConfigError, match="its group can write it"):
+        config.load()

@@ -1,6 +1,6 @@
 """Settings: a flag wins over a ``VBATCH_*`` variable, that over config.toml, that over the default.
 
-Imported only where a command runs, never for ``--help``: pydantic-settings takes its time to load.
+Imported only where a command runs, never for ``--help``: pydantic takes its time to load.
 """
 
 from __future__ import annotations
@@ -15,29 +15,43 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
-from vbatch.errors import ConfigError, UsageError, VbatchError
+from vbatch.config import gpu_setting, writers
+from vbatch.config.chat import ChatSettings
+from vbatch.config.endpoints import EndpointSettings
+from vbatch.config.pause_hours import PauseHours
+from vbatch.config.serve import KEY_VARIABLE, ServeSettings
+from vbatch.config.tables import (
+    PLAIN,
+    DefaultSettings,
+    DoctorSettings,
+    Folder,
+    ModelSettings,
+    NotifySettings,
+    WebhookSecret,
+    names_once,
+)
+from vbatch.errors import ConfigError, StoreMisconfigured, UsageError, VbatchError
 from vbatch.text import harmless, parse_duration
 
 PREFIX = "VBATCH_"
 SYSTEM_FILE = Path("/etc/vbatch/config.toml")
 FILE_VARIABLE = "VBATCH_CONFIG"
 
-# Variables of vbatch that are not settings: which file to read, and tracebacks for a bug report.
-OTHER_VARIABLES = frozenset({FILE_VARIABLE, "VBATCH_DEBUG"})
+# Variables of vbatch that are not settings: which file to read, the key of `serve`, tracebacks for a bug report.
+OTHER_VARIABLES = frozenset({FILE_VARIABLE, KEY_VARIABLE, "VBATCH_DEBUG"})
 
 # Tables of config.toml; a variable could only hold them as JSON, so there is none.
-TABLES = frozenset({"models", "defaults", "doctor"})
+TABLES: Mapping[str, type[BaseModel]] = {
+    "models": ModelSettings,
+    "notify": NotifySettings,
+    "endpoints": EndpointSettings,
+    "defaults": DefaultSettings,
+    "doctor": DoctorSettings,
+    "serve": ServeSettings,
+}
 
 
 def _duration(value: object) -> object:
@@ -48,48 +62,19 @@ def _duration_or_never(value: object) -> object:
     return None if value == "never" else _duration(value)
 
 
-def _home(value: object) -> object:
-    return Path(value).expanduser() if isinstance(value, str) else value
-
-
 _Positive = Annotated[timedelta, Field(gt=timedelta())]
 Duration = Annotated[_Positive, BeforeValidator(_duration)]
 DurationOrNever = Annotated[_Positive | None, BeforeValidator(_duration_or_never)]
-Folder = Annotated[Path, BeforeValidator(_home)]
+GpuSetting = Annotated[str | None, BeforeValidator(gpu_setting.normalised)]
 
 
-class ModelSettings(BaseModel):
-    """``[models."NAME"]``: where a model's files are, and vLLM's flags for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    args: tuple[str, ...] = ()
-    path: str | None = None
-
-
-class DefaultSettings(BaseModel):
-    """``[defaults]``: vLLM's flags for every model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    args: tuple[str, ...] = ()
-
-
-class DoctorSettings(BaseModel):
-    """``[doctor]``: in ``[doctor.neighbours]`` the services whose health doctor looks at, each with its URL."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    neighbours: Mapping[str, str] = Field(default_factory=dict)
-
-
-class Settings(BaseSettings):
+class Settings(ChatSettings):
     """Everything that can be set. ``gpu`` is ``VBATCH_GPU`` in the environment, ``gpu`` in the file.
 
     Durations are written ``90s`` or ``15m``. ``database_url`` may hold a password: it is never printed.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_url: SecretStr | None = Field(None, description="where the store is; default: a SQLite file")
     data_dir: Folder = Field(
@@ -104,8 +89,10 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_state_path("vbatch"),
         description="the folder of the engines' logs",
     )
-    engine: Literal["vllm", "echo"] = Field("vllm", description="what answers the requests")
-    gpu: int | None = Field(None, ge=0, description="the number of the GPU to use; default: the first")
+    engine: Literal["vllm", "echo", "endpoint"] = Field("vllm", description="what answers the requests")
+    gpu: GpuSetting = Field(
+        None, description="GPU N, or N,N for one engine, or all; default: see docs/models.md"
+    )
     max_inflight: int | None = Field(
         None, ge=1, description="requests given to the engine at once; default: what keeps it busy"
     )
@@ -123,6 +110,7 @@ class Settings(BaseSettings):
     drain_limit: Duration = Field(
         timedelta(minutes=5), description="at a stop, running requests may take this long to finish"
     )
+    pause_hours: PauseHours = Field((), description="hours in which workers rest: `Mon-Fri 08:00-18:00`")
     lease: Duration = Field(
         timedelta(seconds=90), description="a worker on another machine that is silent for this time is dead"
     )
@@ -130,24 +118,34 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=0, le=65000, description="a loopback port for /metrics and /health; GPU N adds N to it"
     )
+    notify_default: str | None = Field(
+        None, description="who is notified of the end of a batch without --notify: a name or a URL"
+    )
+    notify_private: bool = Field(False, description="whether webhooks may go to private addresses")
+    notify_secret: WebhookSecret = Field(None, description="the key that signs webhooks: whsec_ and base64")
+    audio_private: bool = Field(
+        False, description="whether the `file_url` of a request may name plain http and private addresses"
+    )
+    audio_limit: int = Field(512, ge=1, le=16384, description="the largest audio file of a request, in MiB")
+    audio_timeout: Duration = Field(
+        timedelta(minutes=5), description="the longest that fetching the audio of a request may take"
+    )
+    label_studio_url: str | None = Field(None, description="where Label Studio is, for `vbatch label`")
+    label_studio_token: SecretStr | None = Field(
+        None, description="the token for Label Studio: a legacy one, or a personal access token"
+    )
+    label_studio_token_file: Folder | None = Field(
+        None, description="a file with this token, which only you may read (mode 0600)"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least important event that run-worker logs"
     )
     defaults: DefaultSettings = DefaultSettings()
-    models: Mapping[str, ModelSettings] = Field(default_factory=dict)
+    models: Annotated[Mapping[str, ModelSettings], AfterValidator(names_once)] = Field(default_factory=dict)
+    notify: Mapping[str, NotifySettings] = Field(default_factory=dict)
+    endpoints: Mapping[str, EndpointSettings] = Field(default_factory=dict)
     doctor: DoctorSettings = DoctorSettings()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where settings come from, strongest first."""
-        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, _read_file()[1])
+    serve: ServeSettings = ServeSettings()
 
     @property
     def echo_latency(self) -> timedelta:
@@ -159,7 +157,13 @@ class Settings(BaseSettings):
         """The store's URL, password included: for the store only, never printed."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{quote(str(self.data_dir / 'vbatch.db'))}"
+        try:
+            return f"sqlite:///{quote(str(self.data_dir / 'vbatch.db'))}"
+        except UnicodeEncodeError:
+            raise StoreMisconfigured(
+                f"the name of the data folder is not UTF-8: {self.data_dir}",
+                hint="export VBATCH_DATA_DIR=/var/tmp/vbatch",
+            ) from None
 
     def model_path(self, model: str) -> str:
         """Where vLLM finds this model: the configured path, a folder of the cache, or the name itself."""
@@ -167,20 +171,11 @@ class Settings(BaseSettings):
         if configured is not None:
             return str(Path(configured).expanduser())
         cached = self.cache_dir / "models" / model
-        return str(cached) if cached.is_dir() else model
+        return str(cached) if os.path.isdir(cached) else model  # noqa: PTH112  (Path's raises for a long name)
 
     def engine_args(self, model: str) -> tuple[str, ...]:
         """All of vLLM's flags for this model."""
         return (*self.defaults.args, *(self.models[model].args if model in self.models else ()))
-
-
-class _Environment(EnvSettingsSource):
-    """The ``VBATCH_*`` variables; there is none for a table of the file."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return (
-            (None, field_name, False) if field_name in TABLES else super().get_field_value(field, field_name)
-        )
 
 
 def load(**flags: Any) -> Settings:
@@ -190,7 +185,7 @@ def load(**flags: Any) -> Settings:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**given)
+        return Settings(**{**_read_file()[1], **_environment(), **given})
     except ValidationError as error:
         raise _describe(error.errors(include_url=False)[0], given) from None
     except RuntimeError as error:  # of pathlib and platformdirs: no HOME, and no entry for this user
@@ -199,13 +194,28 @@ def load(**flags: Any) -> Settings:
         ) from None
 
 
+def _environment() -> dict[str, str]:
+    """Return the settings that ``VBATCH_*`` variables give, in capitals or not; an empty one gives none."""
+    given = {name.upper(): value for name, value in os.environ.items() if value}
+    names = (name for name in Settings.model_fields if name not in TABLES)
+    return {name: given[variable] for name in names if (variable := PREFIX + name.upper()) in given}
+
+
+def with_present_models(settings: Settings) -> Settings:
+    """Return settings with the models as the configuration file has them now; one that is not valid changes nothing."""
+    try:
+        return settings.model_copy(update={"models": load().models}) if _read_file()[0] else settings
+    except VbatchError:
+        return settings
+
+
 def variables() -> frozenset[str]:
     """Return the name of every environment variable that vbatch reads."""
     return OTHER_VARIABLES | {PREFIX + name.upper() for name in Settings.model_fields if name not in TABLES}
 
 
 def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return one sentence for each ``VBATCH_*`` variable that sets nothing; pydantic-settings is silent."""
+    """Return one sentence for each ``VBATCH_*`` variable that sets nothing."""
     known = variables()
     return [
         f"{harmless(name)} is not a setting of vbatch{_suggestion(name, known, prefix=PREFIX)}"
@@ -220,7 +230,10 @@ def _read_file() -> tuple[Path | None, dict[str, Any]]:
     candidates = [Path(named).expanduser()] if named else [user_file(), SYSTEM_FILE]
     for path in candidates:
         try:
-            return path, tomllib.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                found = tomllib.load(file)
+                writers.check(path, os.fstat(file.fileno()), found)
+                return path, found
         except FileNotFoundError:
             continue
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -245,7 +258,7 @@ def _describe(detail: ErrorDetails, flags: Collection[str]) -> VbatchError:
     location = [str(part) for part in detail["loc"]]
     name = location[0]
     message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = PLAIN.get(detail["type"]) or message[:1].lower() + message[1:]
     if name in flags:
         return UsageError(f"--{name.replace('_', '-')}: {message}")
     variable = PREFIX + name.upper()
@@ -258,15 +271,8 @@ def _describe(detail: ErrorDetails, flags: Collection[str]) -> VbatchError:
 
 
 def _known_keys(location: list[str]) -> Collection[str]:
-    match location:
-        case ["models", _, _]:
-            return ModelSettings.model_fields
-        case ["defaults", _]:
-            return DefaultSettings.model_fields
-        case ["doctor", _]:
-            return DoctorSettings.model_fields
-        case _:
-            return Settings.model_fields
+    table = TABLES.get(location[0]) if len(location) > 1 else None
+    return (table or Settings).model_fields
 
 
 def _key(location: list[str]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.rigs.lines import checked, codes, line
 from vbatch.jsonl import LineReader, Validator
 from vbatch.jsonl.validation import SHOWN_DEFECTS
-from vbatch.protocol import ENDPOINTS
+from vbatch.protocol import AUDIO_ENDPOINTS, ENDPOINTS
 
 GOOD = line("first")
 
@@ -45,7 +45,6 @@ GOOD = line("first")
         (line(method="GET"), "invalid_method", "it must be POST"),
         (line(method="post"), "invalid_method", "it must be POST"),
         (line(url="/v1/chat/completion"), "invalid_url", "/v1/chat/completions"),
-        (line(url="/v1/embeddings"), "url_mismatch", "'/v1/chat/completions'"),
         (line(body={"model": "m", "stream": True}), "unsupported_parameter", "remove 'stream'"),
         (line(body={"messages": []}), "model_not_found", "give one with -m"),
         (line(body={"model": "", "messages": []}), "model_not_found", "give one with -m"),
@@ -146,7 +145,39 @@ def test_bad_lines_are_told_in_the_order_of_the_file() -> None:
 
 @pytest.mark.parametrize("url", ENDPOINTS)
 def test_every_endpoint_is_accepted(url: str) -> None:
-    assert codes(line(url=url)) == []
+    named = {"file_url": "https://host/a.wav"} if url in AUDIO_ENDPOINTS else {}
+    assert codes(line(url=url, body={"model": "m"} | named)) == []
+
+
+@pytest.mark.parametrize("url", sorted(AUDIO_ENDPOINTS))
+@pytest.mark.parametrize(
+    ("named", "code", "words"),
+    [
+        ({}, "missing_required_parameter", "'body.file_url' is missing"),
+        ({"file_url": None}, "invalid_type", "'body.file_url' must be a string"),
+        ({"file_url": ["https://host/a"]}, "invalid_type", "'body.file_url' must be a string"),
+        ({"file_url": "/home/me/a.wav"}, "invalid_value", "must begin with https:// or data:"),
+        ({"file_url": "data:audio/wav;base64,A"}, "invalid_value", "not valid base64"),
+        ({"file": "@a.wav"}, "unsupported_parameter", "name it in 'file_url'"),
+        ({"file_url": "https://host/a", "stream": True}, "unsupported_parameter", "remove 'stream'"),
+    ],
+)
+def test_audio_that_cannot_be_fetched(url: str, named: dict[str, object], code: str, words: str) -> None:
+    """Found at ``submit``, where nothing is fetched. Mutant: the check of ``file_url`` left out."""
+    good = line("good", url=url, body={"model": "m", "file_url": "https://host/a.wav"})
+    _, (defect,) = checked(good + line(url=url, body={"model": "m"} | named))
+    assert defect.line == 2
+    assert (defect.code, words in defect.message) == (code, True), defect
+
+
+def test_other_endpoints_may_have_any_file_url() -> None:
+    assert codes(line(body={"model": "m", "messages": [], "file_url": 7, "file": None})) == []
+
+
+def test_a_file_url_whose_slashes_are_escaped() -> None:
+    """As PHP writes JSON. Mutant: the bytes are looked at, not the text."""
+    good = line(url="/v1/audio/translations", body={"model": "m", "file_url": "https://host/a.wav"})
+    assert codes(good.replace(b"https://host/", rb"https:\/\/host\/")) == []
 
 
 json_values = st.recursive(

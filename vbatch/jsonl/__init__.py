@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vbatch.jsonl.reading import LineReader
-from vbatch.jsonl.validation import Defects, Validator
+from vbatch.jsonl.formats import BOM
+from vbatch.jsonl.reading import ForeignInput, LineReader
+from vbatch.jsonl.validation import Defects, Validator, kind_of
 
-__all__ = ["Defects", "LineReader", "Validator"]
+__all__ = ["BOM", "Defects", "ForeignInput", "LineReader", "Validator", "kind_of"]

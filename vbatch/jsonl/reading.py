@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from vbatch.jsonl.formats import BOM, Foreign, recognise
+
 BLOCK = 1 << 20  # bytes read at once
 LINE_LIMIT = 64 << 20  # bytes; a longer line is a file of another kind
 
@@ -16,6 +18,14 @@ class Stream(Protocol):
     def read(self, size: int, /) -> bytes:
         """Return up to so many bytes, none at the end."""
         ...
+
+
+class ForeignInput(Exception):
+    """The stream holds something else than lines of requests."""
+
+    def __init__(self, found: Foreign) -> None:
+        self.found = found
+        super().__init__(found.what)
 
 
 class Overlong:
@@ -54,12 +64,21 @@ class LineReader:
         """The digest of what was read so far, in hexadecimal."""
         return self._digest.hexdigest()
 
+    def _look_at_beginning(self, block: bytes) -> None:
+        """Raise ForeignInput for a file of another kind."""
+        found = recognise(block)
+        if found is not None:
+            raise ForeignInput(found)
+
     def __iter__(self) -> Iterator[tuple[int, bytes | Overlong]]:
         number = 0
         started: list[bytes] = []  # the pieces of a line whose end has not been read yet
         held = 0
         while block := self._stream.read(self._block):
             self._digest.update(block)
+            if self.size == 0:
+                self._look_at_beginning(block)
+                block = block.removeprefix(BOM)
             self.size += len(block)
             self._on_read(self.size)
             pieces = block.split(b"\n")

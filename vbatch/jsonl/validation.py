@@ -5,23 +5,30 @@ The codes are the Batch API's own where it has one for the case.
 
 from __future__ import annotations
 
+import difflib
 import heapq
+import re
 from typing import Any
 
 import msgspec
 
+from vbatch.jsonl import audio
 from vbatch.jsonl.duplicates import SeenIds
+from vbatch.jsonl.formats import BOM
 from vbatch.jsonl.reading import LINE_LIMIT, Overlong
-from vbatch.protocol import ENDPOINTS, BatchError, BodyHead, RequestLine
+from vbatch.protocol import AUDIO_ENDPOINTS, ENDPOINTS, INCOMPLETE, BatchError, BodyHead, RequestLine
 
 SHOWN_DEFECTS = 100
+FIRST_LINES = 3  # of those that share a defect
 LONGEST_MODEL = 500  # characters: PostgreSQL's index of waiting work takes entries of up to 2,704 bytes
 
 _decode_line = msgspec.json.Decoder(RequestLine).decode
 _decode_head = msgspec.json.Decoder(BodyHead).decode
 _REQUIRED = ("custom_id", "method", "url", "body")
 _NOT_JSON = ("bytes", "bytes_only")  # vLLM's encodings of embeddings that no line can hold
-_BOM = b"\xef\xbb\xbf"
+_NO_NUMBER = re.compile(rb"[\[:,]\s*(-?Infinity|NaN)\b")
+_PLACE = re.compile(r" \((?:at )?byte \d+\)")
+_EARLIER = re.compile(r" on line \d+")
 _NO_LINE_FEED = (
     "The line holds carriage returns, but no line feed ends it, as on an old Mac: "
     "convert the file with tr '\\r' '\\n'."
@@ -34,15 +41,32 @@ class Defects:
     def __init__(self) -> None:
         self.total = 0
         self._first: list[tuple[int, int, BatchError]] = []  # a heap: what comes last in the file is on top
+        self._kinds: dict[tuple[str, str], list[int]] = {}  # code and kind: how many, and the first lines
+        self.lines: set[int] | None = None  # of all bad lines, where they are asked for
 
     @property
     def shown(self) -> list[BatchError]:
         """The first hundred, in the order of the file."""
         return [defect for _, _, defect in sorted(self._first, reverse=True)]
 
+    @property
+    def shared(self) -> dict[tuple[str, str], tuple[int, list[int]]]:
+        """The defects that many lines share: by code and kind, how many lines, and the first of them."""
+        return {key: (many, lines) for key, (many, *lines) in self._kinds.items() if many > FIRST_LINES}
+
     def add(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
         """Count one, and keep it while it is among the first."""
         self.total += 1
+        if self.lines is not None and line is not None:
+            self.lines.add(line)
+        key = code, kind_of(message)
+        kind = self._kinds.get(key)
+        if kind is not None:
+            kind[0] += 1
+            if len(kind) <= FIRST_LINES or (line or 0) < kind[-1]:  # they may come in any order
+                kind[1:] = sorted([*kind[1:], line or 0])[:FIRST_LINES]
+        elif len(self._kinds) < SHOWN_DEFECTS:
+            self._kinds[key] = [1, line or 0]
         entry = (-(line or 0), -self.total, BatchError(code=code, message=message, line=line, param=param))
         if len(self._first) < SHOWN_DEFECTS:
             heapq.heappush(self._first, entry)
@@ -60,19 +84,20 @@ class Defects:
 class Validator:
     """Checks one line after the other, and at the end what only the whole file shows.
 
-    ``model`` is what replaces the model of every line, None to keep each line's own. The first good line's url
-    becomes the file's ``endpoint``.
+    ``model`` is what replaces the model of every line, None to keep each line's own. ``urls`` are those of the good
+    lines, of which a file may have several. ``incomplete`` is whether what made the file says that lines are missing.
     """
 
     def __init__(self, *, model: str | None) -> None:
         self._model = model
         self._ids = SeenIds()
         self._lines = 0
-        self.endpoint: str | None = None
+        self.urls: set[str] = set()
         self.defects = Defects()
+        self.incomplete = False
 
-    def check(self, number: int, line: bytes | Overlong) -> tuple[RequestLine, str] | None:
-        """Return the request and its model, or None for a bad line, which is then among the defects."""
+    def check(self, number: int, line: bytes | Overlong) -> tuple[RequestLine, str, BodyHead] | None:
+        """Return the request, its model and its head, or None for a bad line, which is then among the defects."""
         self._lines += 1
         try:
             request = _decode_line(line)  # type: ignore[arg-type]  # an Overlong is a TypeError
@@ -87,7 +112,7 @@ class Validator:
             return None
         model = self._model or head.model
         if (
-            request.url != self.endpoint
+            request.url not in self.urls
             or request.method != "POST"
             or head.stream is True
             or head.encoding_format in _NOT_JSON
@@ -96,6 +121,7 @@ class Validator:
             or "\0" in request.custom_id
             or "\0" in model
             or len(model) > LONGEST_MODEL
+            or (request.url in AUDIO_ENDPOINTS and audio.defect(head) is not None)
             or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]  # bytes, or it was no JSON
         ):
             defects = self.defects.total
@@ -103,7 +129,7 @@ class Validator:
             if self.defects.total > defects:
                 return None
         self._ids.add(request.custom_id, number)
-        return request, model  # type: ignore[return-value]  # a bad model is a defect
+        return request, model, head  # type: ignore[return-value]  # a bad model is a defect
 
     def finish(self, *, cut_off: int | None) -> None:
         """Check what only the whole file shows. ``cut_off`` is the last line's number if no line break ends it."""
@@ -142,6 +168,10 @@ class Validator:
         if not isinstance(document, dict):
             add("invalid_json_line", "The line is JSON, but not an object.", line=number)
             return
+        if INCOMPLETE in document:
+            self.incomplete = True
+            add("incomplete_input", f"The requests before are not all: {document[INCOMPLETE]}.", line=number)
+            return
         for key in _REQUIRED:
             expected = dict if key == "body" else str
             if key not in document or document[key] is None:
@@ -169,13 +199,9 @@ class Validator:
                 param="method",
             )
         if request.url not in ENDPOINTS:
-            add("invalid_url", f"There is no endpoint {request.url!r} (use one of {', '.join(ENDPOINTS)}).",
-                line=number, param="url")  # fmt: skip
-        elif self.endpoint is None:
-            self.endpoint = request.url
-        elif request.url != self.endpoint:
-            add("url_mismatch", f"The url is {request.url!r}, but earlier lines have {self.endpoint!r}: "
-                "all lines of a file go to one endpoint.", line=number, param="url")  # fmt: skip
+            add("invalid_url", _no_endpoint(request.url), line=number, param="url")
+        else:
+            self.urls.add(request.url)
         if head.stream is True:
             add(
                 "unsupported_parameter",
@@ -190,6 +216,9 @@ class Validator:
                 line=number,
                 param="body.encoding_format",
             )
+        if request.url in AUDIO_ENDPOINTS and (defect := audio.defect(head)) is not None:
+            code, message, param = defect
+            add(code, message, line=number, param=f"body.{param}")
         model = self._model or head.model
         if not model:
             add(
@@ -213,6 +242,21 @@ class Validator:
             )
 
 
+def kind_of(message: str) -> str:
+    """Return a defect's message without the place, which differs in each line."""
+    return _EARLIER.sub(" on an earlier line", _PLACE.sub("", message))
+
+
+def _no_endpoint(url: str) -> str:
+    """Say that there is no such endpoint, and which one is meant."""
+    path = re.sub(r"^https?://[^/]*", "", url).rstrip("/")
+    likely = [path, f"/v1{path}", f"/v1/{path}", *difflib.get_close_matches(path, ENDPOINTS, n=1, cutoff=0.5)]
+    meant = next((endpoint for endpoint in likely if endpoint in ENDPOINTS), None)
+    if meant is None:
+        return f"There is no endpoint {url!r} (use one of {', '.join(ENDPOINTS)})."
+    return f"There is no endpoint {url!r}; did you mean {meant!r}?"
+
+
 def _is_utf8(line: bytes) -> bool:
     try:
         line.decode()
@@ -223,18 +267,30 @@ def _is_utf8(line: bytes) -> bool:
 
 def _not_json(line: bytes) -> str | None:
     """Name the byte-level reasons why a line cannot be JSON; None when there is none of these."""
-    if line.startswith(_BOM):
-        return "The line begins with a byte order mark (BOM): save the file as UTF-8 without one."
+    if line.startswith(BOM):
+        return "The line begins with a byte order mark (BOM), which only the first line of a file may have."
     if b"\0" in line:
         return f"The line holds a NUL byte (at byte {line.index(0) + 1}): the file may be damaged or UTF-16."
     try:
         line.decode()
     except UnicodeDecodeError as error:
         return f"The line is not UTF-8 (at byte {error.start + 1}): save the file as UTF-8."
+    if (number := _NO_NUMBER.search(line)) is not None and not _parses(line):
+        name, place = number[1].decode(), number.start(1) + 1
+        return f"{name} is not JSON (at byte {place}): write null, or a number."
     return None
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply."
-    return str(error).removeprefix("JSON is malformed: ").removesuffix(".") + "."
+    words = re.sub(r"\(byte (\d+)\)", lambda place: f"(byte {int(place[1]) + 1})", str(error))  # 1-based
+    return words.removeprefix("JSON is malformed: ").removesuffix(".") + "."

@@ -131,7 +131,7 @@ def _claim_all(url: str, start: Connection, found: Connection) -> None:
     me = registry.register(store, identity=processes.current(), engine="echo")
     start.recv()
     keys: list[LeaseKey] = []
-    while leases := queue.claim(store, worker=me, model="m", chunks=2, held=frozenset(keys)):
+    while leases := queue.claim(store, worker=me, models=["m"], chunks=2, held=frozenset(keys)):
         keys += [lease.key for lease in leases]
     found.send((me, keys))
 

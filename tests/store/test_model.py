@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import Connection
-from sqlmodel import SQLModel
 
 from tests.rigs.filling import answer, rows, take_in, worker
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, crashes, finalization, ingest, queue, registry, results
 from vbatch.store.records import Lease
+from vbatch.store.table_objects import METADATA
 
 T = TypeVar("T")
 MODELS = ("a", "b")
@@ -59,10 +59,9 @@ class Expected:
     status: BatchStatus = BatchStatus.IN_PROGRESS
     stopped: str | None = None  # why what is unfinished never will be
     ended: dict[int, int | str] = field(default_factory=dict)
-    failed_model: dict[int, str] = field(default_factory=dict)
 
     def open(self, line: int) -> bool:
-        return self.stopped is None and line not in self.ended and line not in self.failed_model
+        return self.stopped is None and line not in self.ended
 
     @property
     def open_lines(self) -> set[int]:
@@ -124,7 +123,7 @@ class Machine(RuleBasedStateMachine):
             (batch.priority for batch in self.batches.values() if self.ready(batch, model)), default=None
         )
         self.store.forget = lost
-        leases = queue.claim(self.store, worker=who, model=model, chunks=chunks, held=held)
+        leases = queue.claim(self.store, worker=who, models=[model], chunks=chunks, held=held)
         self.store.forget = False
         assert len(leases) <= chunks
         alone = [lease for lease in leases if lease.alone]
@@ -278,26 +277,6 @@ class Machine(RuleBasedStateMachine):
         for pk in due:
             self.stop(self.batches[pk], "batch_expired")
 
-    @rule(data=st.data(), model=st.sampled_from(MODELS), lost=st.booleans())
-    def give_up_on(self, data: st.DataObject, model: str, lost: bool) -> None:
-        """The model cannot be loaded: what waits for it fails, unless another worker has it loaded."""
-        who = data.draw(st.sampled_from(self.workers))
-        elsewhere = any(
-            entry.good and entry.worker != who and entry.lease.model == model for entry in self.leases
-        )
-        waiting = {batch.pk: self.ready(batch, model) for batch in self.batches.values()}
-        self.store.forget = lost
-        failed = crashes.fail_model(
-            self.store, worker=who, model=model, code="model_not_loaded", message="too big"
-        )
-        self.store.forget = False
-        if elsewhere:
-            assert failed is None
-            return
-        assert lost or failed == sum(map(len, waiting.values()))
-        for pk, lines in waiting.items():
-            self.batches[pk].failed_model |= dict.fromkeys(lines, "model_not_loaded")
-
     @rule(data=st.data(), lost=st.booleans())
     def finalize(self, data: st.DataObject, lost: bool) -> None:
         who = data.draw(st.sampled_from(self.workers))
@@ -335,7 +314,7 @@ class Machine(RuleBasedStateMachine):
         assert found.keys() == self.batches.keys()
         for pk, batch in self.batches.items():
             good = sum(status == 200 for status in batch.ended.values())
-            bad = len(batch.ended) - good + len(batch.failed_model)
+            bad = len(batch.ended) - good
             counts = found[pk].counts
             assert (counts.total, counts.completed, counts.failed) == (len(batch.models), good, bad)
             assert found[pk].status == batch.status
@@ -365,13 +344,13 @@ def _lines(store: Store, batch: Expected) -> Iterator[tuple[int, int | str | Non
 
 def _expected_lines(batch: Expected) -> Iterator[tuple[int, int | str | None, bytes | None]]:
     for line in range(1, len(batch.models) + 1):
-        ended = batch.ended.get(line) or batch.failed_model.get(line) or batch.stopped
+        ended = batch.ended.get(line) or batch.stopped
         if ended is not None:
             yield line, ended, b'"%d"' % line if isinstance(ended, int) else None
 
 
 def _empty(connection: Connection) -> None:
-    for table in SQLModel.metadata.tables.values():
+    for table in METADATA.tables.values():
         connection.execute(table.delete())
 
 

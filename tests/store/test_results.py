@@ -8,16 +8,16 @@ from itertools import islice
 
 import pytest
 
-from tests.rigs.filling import answers_to, claim, code_of, take_in, worker
+from tests.rigs.filling import answers_to, claim, code_of, fail_waiting, take_in, worker
 from tests.store.test_plans import statements_of
 from vbatch.errors import NoSuchBatch
-from vbatch.store import Store, catalog, crashes, finalization, queue, results
+from vbatch.store import Store, catalog, crashes, file_order, finalization, queue, results
 
 
 def test_mixed_models_come_in_file_order_page_after_page(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "PAGE", 7)
+    monkeypatch.setattr(file_order, "PAGE", 7)
     dice = random.Random(1)
     models = [dice.choice("abc") for _ in range(500)]
     batch = take_in(store, models)
@@ -36,7 +36,7 @@ def test_mixed_models_come_in_file_order_page_after_page(
 def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "PAGE", 50)
+    monkeypatch.setattr(file_order, "PAGE", 50)
     batch = take_in(store, 600)
     who = worker(store)
     first, second, third = claim(store, who, chunks=3)
@@ -78,7 +78,7 @@ def test_failed_requests_come_with_model_and_body(store: Store) -> None:
 
 def test_each_stopped_chunk_tells_its_own_reason(store: Store) -> None:
     batch = take_in(store, ["bad"] * 300 + ["good"] * 300)
-    crashes.fail_model(store, worker="w", model="bad", code="model_not_loaded", message="too big")
+    fail_waiting(store, model="bad", message="too big")
     who = worker(store)
     (lease,) = claim(store, who, model="good")
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:10]))
@@ -95,7 +95,7 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
         for lease in claim(store, who):
             accused = {lease.key: [lease.requests[0].seq]}
             crashes.record_engine_crash(store, worker=who, suspects_of=accused, cause="bad\0byte \udcff")
-    crashes.fail_model(store, worker="w", model="m", code="model_not_loaded", message="bad\0byte \udcff")
+    fail_waiting(store, model="m", message="bad\0byte \udcff")
     messages = {
         answer.outcome.error_message
         for answer in results.finished(store, pk=batch.pk)
@@ -106,7 +106,7 @@ def test_a_message_that_a_database_would_choke_on_is_made_harmless(store: Store)
 
 def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutants: a page of 1,000 whole answers; one whole page for each model of the file."""
-    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(file_order, "PAGE_BYTES", 4 << 20)
     batch = take_in(store, ["a", "b", "c", "d"] * 12)
     who = worker(store)
     for model in "abcd":
@@ -129,7 +129,7 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
 
 
 def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "PAGE_BYTES", 1)
+    monkeypatch.setattr(file_order, "PAGE_BYTES", 1)
     batch = take_in(store, ["a", "b", "a"])
     who = worker(store)
     for model in "ab":
@@ -159,7 +159,7 @@ def test_a_batch_that_is_deleted_while_it_is_read_is_told(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: in_file_order ends without a last look at the batch; its reader takes half of it for all."""
-    monkeypatch.setattr(results, "PAGE", 10)
+    monkeypatch.setattr(file_order, "PAGE", 10)
     batch = take_in(store, 100)
     who = worker(store)
     for lease in claim(store, who):

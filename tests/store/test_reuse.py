@@ -14,7 +14,7 @@ import pytest
 from tests.rigs.filling import ENDPOINT, answers_to, claim, code_of, count, new_batch, rows, worker
 from tests.rigs.waiting import until
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, finalization, ingest, queue, results, reuse, staging
+from vbatch.store import Store, catalog, file_order, finalization, ingest, queue, results, reuse, staging
 from vbatch.store.records import Batch
 from vbatch.system import processes
 from vbatch.system.processes import Liveness
@@ -76,7 +76,7 @@ def test_everything_unchanged_is_done_at_once(store: Store, monkeypatch: pytest.
 
 def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: reading all requests of a chunk at once."""
-    monkeypatch.setattr(results, "PAGE_BYTES", 4 << 20)
+    monkeypatch.setattr(file_order, "PAGE_BYTES", 4 << 20)
     large = lines(32, body=b'{"body": %d' + b" " * (1 << 20) + b"}")
     first = take_in(store, large)
     work(store)
@@ -95,7 +95,7 @@ def test_large_requests_are_compared_a_few_at_a_time(store: Store, monkeypatch: 
 
 
 def test_only_what_is_new_or_changed_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutants: queue._open_requests looks at results only after a first lease; _digest without the body."""
+    """Mutants: bodies.open_requests looks at results only after a first lease; _digest without the body."""
     monkeypatch.setattr(ingest, "CHUNK_REQUESTS", 4)
     first = take_in(store, lines(8))
     work(store)

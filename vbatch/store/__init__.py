@@ -6,6 +6,13 @@ session, connection or row ever leaves this package.
 
 from __future__ import annotations
 
-from vbatch.store.database import COMMAND_PATIENCE, NO_PATIENCE, WORKER_PATIENCE, Patience, Store
+from vbatch.store.database import (
+    COMMAND_PATIENCE,
+    NO_PATIENCE,
+    READ_PATIENCE,
+    WORKER_PATIENCE,
+    Patience,
+    Store,
+)
 
-__all__ = ["COMMAND_PATIENCE", "NO_PATIENCE", "WORKER_PATIENCE", "Patience", "Store"]
+__all__ = ["COMMAND_PATIENCE", "NO_PATIENCE", "READ_PATIENCE", "WORKER_PATIENCE", "Patience", "Store"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, delete, func, null, or_, select, update
@@ -12,7 +13,19 @@ from vbatch.errors import AmbiguousBatch, NoSuchBatch, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store.database import Store
 from vbatch.store.records import Batch, RequestCounts
-from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, NOT_FINAL, REQUEST, RESULT, UNFINISHED, VISIBLE
+from vbatch.store.tables import (
+    ACCEPTED,
+    BATCH,
+    CHUNK,
+    EVENT,
+    HAS_OPEN_CHUNK,
+    NOT_FINAL,
+    REQUEST,
+    RESULT,
+    UNFINISHED,
+    VISIBLE,
+)
+from vbatch.system import processes
 
 _DELETE_ROWS = 5000  # rows in one transaction of a delete, so that no other writer waits long for it
 
@@ -27,38 +40,47 @@ class QueueProgress:
     failed: int
 
 
-def find(store: Store, ref: str) -> Batch:
-    """Return the batch with this id, or with a unique beginning or ending like it.
+LAST = "last"
 
-    Raises NoSuchBatch or AmbiguousBatch.
+
+def find(store: Store, ref: str) -> Batch:
+    """Return the batch that a person means: by its id, ``last``, its name, or a unique beginning or ending of its id.
+
+    ``last`` is the newest batch that was submitted on this host. Raises NoSuchBatch or AmbiguousBatch.
     """
 
     def work(connection: Connection) -> Batch:
-        exact = connection.execute(select(BATCH.c.pk).where(BATCH.c.id == ref, VISIBLE)).scalar()
-        if exact is not None:
-            return find_in(connection, exact)
-        escaped = ref.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        candidates = connection.execute(
-            select(BATCH.c.pk, BATCH.c.id)
-            .where(
-                VISIBLE,
-                or_(
-                    BATCH.c.id.like(f"{escaped}%", escape="\\"),
-                    BATCH.c.id.like(f"batch\\_{escaped}%", escape="\\"),
-                    BATCH.c.id.like(f"%{escaped}", escape="\\"),
-                ),
-            )
-            .order_by(BATCH.c.pk.desc())
-            .limit(10)
-        ).all()
-        if not ref or not candidates:
-            raise NoSuchBatch(f"there is no batch {ref!r}", hint="vbatch list")
-        if len(candidates) > 1:
-            names = ", ".join(row.id for row in candidates)
-            raise AmbiguousBatch(f"{ref!r} matches several batches: {names}", hint="give more of the id")
-        return find_in(connection, candidates[0].pk)
+        for condition in _meanings(ref):
+            candidates = connection.execute(
+                select(BATCH.c.pk, BATCH.c.id).where(VISIBLE, condition).order_by(BATCH.c.pk.desc()).limit(10)
+            ).all()
+            if len(candidates) > 1 and ref != LAST:
+                names = ", ".join(row.id for row in candidates)
+                raise AmbiguousBatch(
+                    f"{ref!r} matches several batches: {names}", hint="give the id, or more of it"
+                )
+            if candidates:
+                return find_in(connection, candidates[0].pk)
+        raise NoSuchBatch(f"there is no batch {ref!r}", hint="vbatch list")
 
     return store.read(work)
+
+
+def _meanings(ref: str) -> Iterator[Any]:
+    """Yield what a reference may mean, in the order in which it is tried."""
+    if not ref:
+        return
+    yield BATCH.c.id == ref
+    if ref == LAST:
+        yield BATCH.c.host == processes.current().host
+        yield BATCH.c.host.is_(None)
+    yield BATCH.c.name == ref
+    escaped = ref.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    yield or_(
+        BATCH.c.id.like(f"{escaped}%", escape="\\"),
+        BATCH.c.id.like(f"batch\\_{escaped}%", escape="\\"),
+        BATCH.c.id.like(f"%{escaped}", escape="\\"),
+    )
 
 
 def find_in(connection: Connection, pk: int) -> Batch:
@@ -74,11 +96,29 @@ def by_pk(store: Store, *, pk: int) -> Batch:
     return store.read(lambda connection: find_in(connection, pk))
 
 
-def recent(store: Store, *, limit: int, statuses: Collection[BatchStatus] | None = None) -> list[Batch]:
-    """Return batches, the newest first."""
+def recent(
+    store: Store,
+    *,
+    limit: int,
+    statuses: Collection[BatchStatus] | None = None,
+    name: str | None = None,
+    after: int | None = None,
+) -> list[Batch]:
+    """Return batches, the newest first: all, those of some statuses, those of this name, those ``after`` a key."""
     query = select(BATCH).where(VISIBLE).order_by(BATCH.c.pk.desc()).limit(limit)
     if statuses is not None:
         query = query.where(BATCH.c.status.in_(statuses))
+    if name is not None:
+        query = query.where(BATCH.c.name == name)
+    if after is not None:
+        query = query.where(BATCH.c.pk < after)
+    return store.read(lambda connection: to_batches(connection, query))
+
+
+def ended_before(store: Store, *, moment: datetime) -> list[Batch]:
+    """Return the batches that ended before this moment, the oldest first."""
+    ends = (BATCH.c.completed_at, BATCH.c.failed_at, BATCH.c.expired_at, BATCH.c.cancelled_at)
+    query = select(BATCH).where(ACCEPTED, ~NOT_FINAL, func.coalesce(*ends) < moment).order_by(BATCH.c.pk)
     return store.read(lambda connection: to_batches(connection, query))
 
 
@@ -147,7 +187,7 @@ def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
         changed = connection.execute(
             update(BATCH)
             .where(BATCH.c.pk == pk, or_(BATCH.c.status == was, hidden))
-            .values(status=BatchStatus.VALIDATING, submitter=null())
+            .values(status=BatchStatus.VALIDATING, submitter=null(), asked=null())
         )
         return changed.rowcount == 1
 
@@ -157,7 +197,12 @@ def hide(store: Store, pk: int, *, was: BatchStatus) -> bool:
 def remove_rows(store: Store, pk: int) -> None:
     """Remove everything of a batch that is not visible, in short transactions. Several processes may do so at once."""
     remove_requests(store, pk)
-    store.write(lambda connection: connection.execute(delete(BATCH).where(BATCH.c.pk == pk)))
+
+    def work(connection: Connection) -> None:
+        connection.execute(delete(EVENT).where(EVENT.c.batch == pk))
+        connection.execute(delete(BATCH).where(BATCH.c.pk == pk))
+
+    store.write(work)
 
 
 def remove_requests(store: Store, pk: int) -> None:
@@ -221,39 +266,34 @@ def _sums(connection: Connection, pks: Iterable[int]) -> dict[int, Any]:
         func.sum(CHUNK.c.failed).label("failed"),
         func.sum(CHUNK.c.prompt_tokens).label("prompt_tokens"),
         func.sum(CHUNK.c.completion_tokens).label("completion_tokens"),
+        func.sum(CHUNK.c.cached_tokens).label("cached_tokens"),
+        func.sum(CHUNK.c.cut_off).label("cut_off"),
+        func.sum(CHUNK.c.empty).label("empty"),
+        func.max(CHUNK.c.epoch).label("epoch"),
     ).where(CHUNK.c.batch.in_(list(pks)))
     return {row.batch: row for row in connection.execute(counted.group_by(CHUNK.c.batch))}
 
 
+# The columns of a batch that are not given as they are.
+_OTHERWISE = frozenset({"status", "total", "submitter", "finalizer", "ignored", "errors"})
+_AS_THEY_ARE = tuple(column.name for column in BATCH.c if column.name not in _OTHERWISE)
+
+
 def _to_batch(row: Any, sums: Any | None) -> Batch:
     return Batch(
-        pk=row.pk,
-        id=row.id,
+        **{name: getattr(row, name) for name in _AS_THEY_ARE},
         status=BatchStatus(row.status),
-        endpoint=row.endpoint,
-        model=row.model,
-        name=row.name,
-        priority=row.priority,
-        metadata=row.metadata,
-        input_path=row.input_path,
-        input_sha256=row.input_sha256,
-        output_path=row.output_path,
-        error_path=row.error_path,
         counts=RequestCounts(
             total=row.total,
             completed=int(sums.completed) if sums else 0,
             failed=int(sums.failed) if sums else 0,
         ),
-        reused=row.reused,
+        ignored=tuple(row.ignored or ()),
+        errors=tuple(row.errors or ()),
         prompt_tokens=int(sums.prompt_tokens) if sums else 0,
         completion_tokens=int(sums.completion_tokens) if sums else 0,
-        created_at=row.created_at,
-        in_progress_at=row.in_progress_at,
-        finalizing_at=row.finalizing_at,
-        completed_at=row.completed_at,
-        failed_at=row.failed_at,
-        expired_at=row.expired_at,
-        cancelling_at=row.cancelling_at,
-        cancelled_at=row.cancelled_at,
-        expires_at=row.expires_at,
+        cached_tokens=int(sums.cached_tokens) if sums else 0,
+        cut_off=int(sums.cut_off) if sums else 0,
+        empty=int(sums.empty) if sums else 0,
+        begun=bool(sums and (sums.epoch or sums.completed or sums.failed)),
     )

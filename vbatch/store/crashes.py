@@ -1,4 +1,4 @@
-"""Crashes, and what the queue makes of them: of a worker, of an engine; and of a model that cannot be loaded.
+"""Crashes, and what the queue makes of them: of a worker, of an engine.
 
 Every function is one transaction and safe to replay.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
-from vbatch.store.records import ChunkState, LeaseKey
-from vbatch.store.tables import CHUNK, LIVE, READY, RUNNING, WORKER, same_chunk
+from vbatch.store.records import LeaseKey
+from vbatch.store.tables import CHUNK, LIVE, RUNNING, WORKER, same_chunk
 
 
 def reclaim(
@@ -58,11 +58,17 @@ def at_stake(store: Store, *, workers: Collection[str]) -> frozenset[str]:
 
 
 def record_engine_crash(
-    store: Store, *, worker: str, suspects_of: Mapping[LeaseKey, Sequence[int]], cause: str
+    store: Store,
+    *,
+    worker: str,
+    suspects_of: Mapping[LeaseKey, Sequence[int]],
+    cause: str,
+    killed: bool = False,
 ) -> None:
     """Count an engine crash on the chunks whose requests were in the engine, and give them back.
 
-    ``suspects_of`` names those requests by their ``seq``. See ``vbatch.store.suspects`` for what follows.
+    ``suspects_of`` names those requests by their ``seq``. An engine that SIGKILL ended (``killed``) counts like a
+    worker that is gone: most often something else needed the memory. See ``vbatch.store.suspects`` for what follows.
     """
 
     alone = sum(map(len, suspects_of.values())) == 1
@@ -74,36 +80,10 @@ def record_engine_crash(
                 .where(same_chunk(key), RUNNING, CHUNK.c.worker == worker, CHUNK.c.epoch == key.epoch)
                 .with_for_update()
             ).one_or_none()
-            if row is not None:
+            if row is not None and killed:
+                boot = connection.execute(select(WORKER.c.boot_id).where(WORKER.c.id == worker)).scalar()
+                suspects.worker_crashed(connection, row, boot=boot, alone=alone)
+            elif row is not None:
                 suspects.engine_crashed(connection, row, suspects_of[key], cause, alone=alone)
 
     store.write(work)
-
-
-def fail_model(store: Store, *, worker: str, model: str, code: str, message: str) -> int | None:
-    """Fail every ready chunk of a model that this worker cannot load; return how many requests that were.
-
-    None, and nothing is done, where another worker has it loaded and works with it: on a bigger GPU, say.
-    """
-
-    def work(connection: Connection) -> int | None:
-        elsewhere = select(CHUNK.c.number).where(RUNNING, CHUNK.c.model == model, CHUNK.c.worker != worker)
-        if connection.execute(elsewhere.limit(1)).first() is not None:
-            return None
-        ready = and_(READY, CHUNK.c.model == model)
-        rows = connection.execute(
-            select(CHUNK.c.total, CHUNK.c.completed, CHUNK.c.failed).where(ready).with_for_update()
-        ).all()
-        connection.execute(
-            update(CHUNK)
-            .where(ready)
-            .values(
-                state=ChunkState.FAILED,
-                failed=CHUNK.c.total - CHUNK.c.completed,
-                error_code=code,
-                error_message=message,
-            )
-        )
-        return int(sum(row.total - row.completed - row.failed for row in rows))
-
-    return store.write(work)

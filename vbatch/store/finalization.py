@@ -9,10 +9,11 @@ from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
 
 from vbatch.errors import WrongStatus
 from vbatch.protocol import BatchStatus
+from vbatch.store import events
 from vbatch.store.catalog import find_in, still_there, to_batches
 from vbatch.store.database import Store
 from vbatch.store.records import Batch, ChunkState
-from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, LIVE, OPEN, UNFINISHED, WORKER
+from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, LIVE, OPEN, SERVED, UNFINISHED, WORKER
 
 
 def request_cancel(store: Store, *, pk: int) -> Batch:
@@ -26,6 +27,14 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
         batch = find_in(connection, pk)
         if batch.status.final:
             raise WrongStatus(f"{batch.id} is already {batch.status}")
+        if batch.status is BatchStatus.VALIDATING:  # none of its requests is there yet, as far as others see
+            now = datetime.now(UTC)
+            connection.execute(
+                update(BATCH)
+                .where(BATCH.c.pk == pk)
+                .values(status=BatchStatus.CANCELLED, cancelling_at=now, cancelled_at=now)
+            )
+            events.record_end(connection, pk=pk, status=BatchStatus.CANCELLED)
         if batch.status is BatchStatus.IN_PROGRESS:
             connection.execute(
                 update(BATCH)
@@ -86,12 +95,14 @@ def _free_for(by: str) -> Any:
     return and_(UNFINISHED, ~HAS_OPEN_CHUNK, free)
 
 
-def to_finalize(store: Store, *, by: str) -> list[Batch]:
+def to_finalize(store: Store, *, by: str, served_on: str | None = None) -> list[Batch]:
     """Return the unfinished batches of which no request is open any more, and which no other live worker is finalizing.
 
-    One that ``by`` itself began and could not end (a full disk) is among them again.
+    One that ``by`` itself began and could not end (a full disk) is among them again. Those of programs are left to the
+    server: it gets them, and no others, with the name of its host as ``served_on``.
     """
-    query = select(BATCH).where(_free_for(by)).order_by(BATCH.c.pk)
+    mine = ~SERVED if served_on is None else and_(SERVED, BATCH.c.host == served_on)
+    query = select(BATCH).where(_free_for(by), mine).order_by(BATCH.c.pk)
     return store.read(lambda connection: to_batches(connection, query))
 
 
@@ -141,11 +152,13 @@ def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str)
             ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
         else:
             ending = {"status": BatchStatus.COMPLETED, "completed_at": datetime.now(UTC)}
-        connection.execute(
+        ended = connection.execute(
             update(BATCH)
             .where(BATCH.c.pk == pk, BATCH.c.finalizer == by, UNFINISHED)
             .values(output_path=output_path, error_path=error_path, finalizer=None, **ending)
         )
+        if ended.rowcount:
+            events.record_end(connection, pk=pk, status=ending["status"])
         return find_in(connection, pk)
 
     return store.write(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,24 +10,33 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, null, update
 
-from vbatch.errors import StoreUnreachable
+from vbatch.errors import StoreReplaced, StoreUnreachable, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store import reuse, staging
 from vbatch.store.catalog import find_in
 from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import BulkInsert
-from vbatch.store.records import CHUNK_REQUESTS, MODEL_SHIFT, Batch, ChunkState, NewBatch
+from vbatch.store.ranges import WINDOW_SHIFT, first_of_run
+from vbatch.store.records import CHUNK_REQUESTS, SEVERAL, Batch, ChunkState, NewBatch
 from vbatch.store.tables import BATCH, CHUNK, REQUEST
 from vbatch.system.processes import ProcessIdentity
 
 CHUNK_BYTES = 16 << 20
+TRIES = 3  # of storing a batch when the database became unreachable in the middle
+ROW_BYTES = 320  # what a row takes in memory beside its body: short ones would be kept in great number
+CHUNK_ROWS = 1000  # chunks inserted at once
 
 
 @dataclass(slots=True)
 class _Run:
-    """The requests of one model: where its present chunk began and how big it is."""
+    """The requests of one model and url: where its present chunk began and how big it is.
+
+    ``state`` is that of its chunks: those of duplicates wait.
+    """
 
     model: str
+    url: str
+    state: ChunkState
     first: int
     next: int
     bytes: int = 0
@@ -41,47 +50,88 @@ class Ingest:
         self._pk = pk
         self._new = new
         self._inserting = inserting
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[tuple[str, str, bool, bool], _Run] = {}
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
         self._chunks: list[dict[str, Any]] = []
         self._total = 0
         self.accepted: Batch | None = None
+        self.may_have_taken_out = False  # requests of another batch, which are then in this one alone
 
-    def add(self, line: int, custom_id: str, model: str, body: bytes) -> None:
-        """Take one request. Raises StoreUnreachable when the database becomes unreachable."""
-        run = self._runs.get(model)
-        if run is None:
-            first = len(self._runs) << MODEL_SHIFT
-            run = self._runs[model] = _Run(model, first, first)
+    def add(
+        self,
+        line: int,
+        custom_id: str,
+        model: str,
+        body: bytes,
+        url: str = "",
+        *,
+        grouped: bool = False,
+        duplicate: bool = False,
+    ) -> None:
+        """Take one request, for the endpoint of the whole batch without a ``url`` of its own.
+
+        Lines ascend for each model and url; those of ``grouped`` requests do so from window to window alone. A
+        ``duplicate`` has the body of another request for the same model and url, and gets its outcome.
+        Raises StoreUnreachable when the database becomes unreachable.
+        """
+        kind = model, url, grouped, duplicate
+        run = self._runs.get(kind) or self._begin(*kind)
         size = len(body)
         self._rows.append((self._pk, run.next, line, custom_id, body))
         run.next += 1
         run.bytes += size
         if run.next - run.first >= CHUNK_REQUESTS or run.bytes >= CHUNK_BYTES:
             self._cut(run)
-        self._bytes += size
+        self._bytes += size + ROW_BYTES
         if self._bytes >= self._inserting.write_bytes:
             self._flush()
+
+    def begin_window(self, model: str, url: str) -> None:
+        """Begin a window of grouped requests of this model and url: a chunk ends with the window before."""
+        run = self._runs.get((model, url, True, False))
+        if run is not None:
+            if run.next > run.first:
+                self._cut(run)
+            run.first = run.next = (((run.next - 1) >> WINDOW_SHIFT) + 1) << WINDOW_SHIFT
+
+    def begin_group(self, model: str, url: str, *, fewest: int) -> None:
+        """Begin a group: a chunk that has so many requests at least ends here."""
+        run = self._runs.get((model, url, True, False))
+        if run is not None and run.next - run.first >= fewest:
+            self._cut(run)
 
     @property
     def total(self) -> int:
         """How many requests were added."""
         return self._total + sum(run.next - run.first for run in self._runs.values())
 
-    def accept(self, *, endpoint: str, input_sha256: str, earlier: Sequence[Batch] = ()) -> Batch:
+    def accept(
+        self,
+        *,
+        endpoint: str,
+        input_sha256: str,
+        earlier: Sequence[Batch] = (),
+        skipped: int = 0,
+        ignored: Sequence[Mapping[str, Any]] = (),
+        also: Callable[[Connection], None] | None = None,
+    ) -> Batch:
         """Make the batch visible, with its chunks, in one transaction that is safe to replay.
 
-        Requests that one of the ``earlier`` batches has answered need not run: they have that answer.
+        ``skipped`` lines were left out; ``ignored`` are fields of the others. Requests that one of the ``earlier``
+        batches has answered need not run: they have that answer. ``also`` is done in the same transaction; what it
+        raises refuses the batch.
         """
         self._flush()
         for run in self._runs.values():
             if run.next > run.first:
                 self._cut(run)
-        models = list(self._runs)
-        chunks = [chunk | {"url": endpoint} for chunk in self._chunks]
+        models = list(dict.fromkeys(run.model for run in self._runs.values()))
+        chunks = [chunk | {"url": chunk["url"] or endpoint} for chunk in self._chunks]
         self._inserting.close()  # the rows must be durable before the batch shows them
-        reused = self._take_over(chunks, [batch.pk for batch in earlier if batch.endpoint == endpoint])
+        # of several endpoints it is not known which one an earlier answer came from
+        alike = [batch.pk for batch in earlier if batch.endpoint == endpoint != SEVERAL]
+        reused = self._take_over(chunks, alike)
 
         def work(connection: Connection) -> Batch:
             changed = connection.execute(
@@ -99,14 +149,24 @@ class Ingest:
                     model=models[0] if len(models) == 1 else None,
                     total=self._total,
                     reused=reused,
+                    skipped=skipped,
+                    ignored=list(ignored) or None,
                     submitter=null(),
                 )
             )
             if changed.rowcount:
-                connection.execute(insert(CHUNK), chunks)
+                for first in range(0, len(chunks), CHUNK_ROWS):
+                    connection.execute(insert(CHUNK), chunks[first : first + CHUNK_ROWS])
+                if also is not None:
+                    also(connection)
             return find_in(connection, self._pk)
 
-        self.accepted = self._store.write(work)
+        self.may_have_taken_out = also is not None
+        try:
+            self.accepted = self._store.write(work)
+        except WrongStatus:  # a refusal, not a COMMIT without an answer
+            self.may_have_taken_out = False
+            raise
         return self.accepted
 
     def _take_over(self, chunks: list[dict[str, Any]], earlier: Sequence[int]) -> int:
@@ -121,9 +181,16 @@ class Ingest:
             chunk["completion_tokens"] = taken.completion_tokens
             chunk["cached_tokens"] = taken.cached_tokens
             chunk["cut_off"] = taken.cut_off
+            chunk["empty"] = taken.empty
             if taken.requests == chunk["total"]:
                 chunk["state"] = ChunkState.DONE
         return sum(taken.requests for taken in given)
+
+    def _begin(self, model: str, url: str, grouped: bool, duplicate: bool) -> _Run:
+        first = first_of_run(len(self._runs), grouped=grouped)
+        state = ChunkState.WAITING if duplicate else ChunkState.READY
+        run = self._runs[model, url, grouped, duplicate] = _Run(model, url, state, first, first)
+        return run
 
     def _cut(self, run: _Run) -> None:
         count = run.next - run.first
@@ -132,10 +199,11 @@ class Ingest:
                 "batch": self._pk,
                 "number": len(self._chunks),
                 "model": run.model,
+                "url": run.url,
                 "priority": self._new.priority,
                 "first_seq": run.first,
                 "last_seq": run.next - 1,
-                "state": ChunkState.READY,
+                "state": run.state,
                 "total": count,
             }
         )
@@ -150,12 +218,33 @@ class Ingest:
             self._bytes = 0
 
 
+def patiently(
+    store: Store, storing: Callable[[], Batch], *, tries: int = TRIES, bound: bool = False
+) -> Batch:
+    """Store a batch, from its start again when the database becomes unreachable in the middle, or is replaced.
+
+    Raises StoreUnreachable after so many ``tries``, and StoreReplaced at once where the batch is ``bound`` to others
+    that are not there any more: it takes answers or requests from them.
+    """
+    for _ in range(tries - 1):
+        try:
+            return storing()
+        except StoreReplaced:
+            if bound:
+                raise
+        except StoreUnreachable:
+            pass
+        store.prepare()  # waits for the database
+    return storing()
+
+
 @contextmanager
 def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterator[Ingest]:
     """Open an ingest. Leaving it without ``accept`` removes every trace.
 
     Raises StoreUnreachable when the database becomes unreachable in the middle: what was written is then invisible, and
-    removed by ``staging.sweep`` later.
+    removed by ``staging.sweep`` later. So it is where the COMMIT of ``accept`` may have taken requests out of another
+    batch: if it has, they are in this batch alone.
     """
     pk = staging.announce(store, new, submitter)
     running: Ingest | None = None
@@ -164,7 +253,7 @@ def ingest(store: Store, *, new: NewBatch, submitter: ProcessIdentity) -> Iterat
             running = Ingest(store, pk, new, inserting)
             yield running
     except BaseException:
-        if running is None or running.accepted is None:
+        if running is None or not (running.accepted or running.may_have_taken_out):
             with suppress(StoreUnreachable):  # the first error is reported; a sweep removes the rest
                 staging.take_back(store, pk, submitter)
         raise

@@ -7,44 +7,43 @@ the worker's name, the epoch of its lease. Anything else that a late or frozen w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
-from vbatch.protocol import CUT_OFF
-from vbatch.store import suspects
+from vbatch.answers import CUT_OFF, EMPTY
+from vbatch.store import bodies, registry, suspects
 from vbatch.store.database import Store
-from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Request, Result, Waiting
+from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Result, Waiting
 from vbatch.store.tables import (
     BATCH,
     CHUNK,
     READY,
-    REQUEST,
-    REQUEST_WITH_RESULT,
     RESULT,
     RUNNING,
-    UNRECORDED,
     WORKER,
     same_chunk,
 )
 
+Closed = Mapping[str, Collection[str]]  # the urls of each model that the loaded engine does not answer at
 _BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
 
 
-def waiting(store: Store) -> list[Waiting]:
+def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B006  (never changed)
     """Return the best ready work of each model, the best model first: highest priority, then oldest batch.
 
-    Jumps from model to model in the index of ready chunks, so that it costs the same however many there are.
+    ``closed`` are the urls of each model for which nothing is to be claimed. Jumps from model to model in the index of
+    ready chunks, so that it costs the same however many there are.
     """
 
     def work(connection: Connection) -> list[Waiting]:
         found: list[Waiting] = []
         best_of_next_model = (
             select(CHUNK.c.model, CHUNK.c.priority, CHUNK.c.batch)
-            .where(READY)
+            .where(READY, *_open_to(closed))
             .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
             .limit(1)
         )
@@ -60,34 +59,50 @@ def waiting(store: Store) -> list[Waiting]:
     return sorted(store.read(work), key=lambda entry: (-entry.priority, entry.batch))
 
 
-def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collection[LeaseKey]) -> list[Lease]:
-    """Lease up to ``chunks`` ready chunks of a model, by priority, then in the order of submission.
+def _open_to(closed: Closed) -> Iterator[Any]:
+    """Yield the conditions for chunks that may be claimed."""
+    for model, urls in closed.items():
+        yield or_(CHUNK.c.model != model, CHUNK.c.url.not_in(sorted(urls)))
 
+
+def claim(
+    store: Store,
+    *,
+    worker: str,
+    models: Collection[str],
+    chunks: int,
+    held: Collection[LeaseKey],
+    closed: Closed = {},  # noqa: B006  (never changed)
+    room: int = bodies.READ_BYTES,
+    heartbeat: int = 0,
+    on_heartbeat: Callable[[int], None] = lambda _heartbeat: None,
+) -> list[Lease]:
+    """Lease up to ``chunks`` ready chunks of an engine's models, by priority, then in the order of submission.
+
+    ``models`` are the names at which the engine answers. None for the ``closed`` urls of a model is among the chunks.
+    Bodies are read as far as there is ``room``, in bytes.
     Leases that this worker has in the store but are not ``held`` come first: the answer to an earlier COMMIT was lost.
     A chunk that runs alone (``vbatch.store.suspects``) is leased by a worker that holds nothing else; of what stands
-    behind it at most one request is leased before it, to compare with.
+    behind it at most one request is leased before it, to compare with. A claim counts as a
+    heartbeat, which is given to ``on_heartbeat``: a backup from before it is known by that. Raises StoreReplaced where
+    the store does not know this worker, or not its last known ``heartbeat``.
     """
 
-    def work(connection: Connection) -> list[Lease]:
-        boot = _count_as_alive(connection, worker)
+    def work(connection: Connection) -> tuple[list[Lease], int]:
+        boot, beaten = _count_as_alive(connection, worker, heartbeat)
         mine = connection.execute(
-            select(CHUNK)
-            .where(RUNNING, CHUNK.c.worker == worker, CHUNK.c.model == model)
-            .order_by(*_BEST_FIRST)
+            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*_BEST_FIRST)
         ).all()
-        strays = [row for row in mine if _key(row) not in held]
-        best = connection.execute(
-            select(CHUNK)
-            .where(READY, CHUNK.c.model == model)
-            .order_by(*_BEST_FIRST)
-            .limit(max(0, chunks - len(strays)))
-            .with_for_update(skip_locked=True)
-        ).all()
+        strays = [row for row in mine if row.model in models and _key(row) not in held]
+        best = _best(connection, models, closed, most=max(0, chunks - len(strays)))
         fresh = list(takewhile(lambda row: not row.alone, best))
         if any(row.alone for row in mine):
             fresh = []
         elif not (mine or fresh):
             fresh = [suspects.first(connection, row, boot) for row in best[:1]]
+        if fresh:
+            beaten += 1
+            connection.execute(update(WORKER).where(WORKER.c.id == worker).values(heartbeat=beaten))
         for row in fresh:
             connection.execute(
                 update(CHUNK)
@@ -95,12 +110,27 @@ def claim(store: Store, *, worker: str, model: str, chunks: int, held: Collectio
                 .values(state=ChunkState.RUNNING, worker=worker, epoch=CHUNK.c.epoch + 1)
             )
         ids = _batch_ids(connection, {row.batch for row in (*strays, *fresh)})
-        return [
-            *(_lease(connection, row, row.epoch, ids) for row in strays),
-            *(_lease(connection, row, row.epoch + 1, ids) for row in fresh),
-        ]
+        leases: list[Lease] = []
+        left = room
+        for row, epoch in (*((row, row.epoch) for row in strays), *((row, row.epoch + 1) for row in fresh)):
+            leases.append(_lease(connection, row, epoch, ids, room=left))
+            left = 0 if leases[-1].unread else left - sum(len(read.body) for read in leases[-1].requests)
+        return leases, beaten
 
-    return store.write(work)
+    leases, beaten = store.write(work)
+    on_heartbeat(beaten)
+    return leases
+
+
+def _best(connection: Connection, models: Collection[str], closed: Closed, *, most: int) -> list[Any]:
+    """Lock and return the best ready chunks of these models: those of each in the order of the index, then the best."""
+    ready = select(CHUNK).where(READY, *_open_to(closed)).order_by(*_BEST_FIRST).limit(most)
+    found = [
+        row
+        for model in sorted(models)
+        for row in connection.execute(ready.where(CHUNK.c.model == model).with_for_update(skip_locked=True))
+    ]
+    return sorted(found, key=lambda row: (-row.priority, row.batch, row.number))[:most]
 
 
 def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
@@ -130,6 +160,7 @@ def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
             if _record(connection, row, new):
                 finished.add(key)
                 suspects.ended(connection, row, worker)
+        bodies.drop_buffers(connection, sum(len(result.outcome.body or b"") for result in results))
         return Flushed(recorded=recorded, rejected=frozenset(rejected), finished=frozenset(finished))
 
     return store.write(work)
@@ -158,20 +189,16 @@ def release(store: Store, *, worker: str, keys: Collection[LeaseKey]) -> int:
     )
 
 
-def _count_as_alive(connection: Connection, worker: str) -> str | None:
-    """Lock the worker's row against a reclaim, and take back that it stopped; return its boot.
+def _count_as_alive(connection: Connection, worker: str, heartbeat: int) -> tuple[str, int]:
+    """Lock the worker's row against a reclaim, and take back that it stopped; return its boot and its heartbeat.
 
     A worker that was frozen past its lease is recorded as dead. Thawed it continues, and when it dies, what it holds
     then must be found among the chunks of workers that did not stop.
     """
-    row = connection.execute(
-        select(WORKER.c.stopped_at, WORKER.c.boot_id).where(WORKER.c.id == worker).with_for_update()
-    ).one_or_none()
-    if row is None:
-        return None
+    row = registry.require_known(connection, worker, heartbeat)
     if row.stopped_at is not None:
         connection.execute(update(WORKER).where(WORKER.c.id == worker).values(stopped_at=None))
-    return str(row.boot_id)
+    return str(row.boot_id), int(row.heartbeat)
 
 
 def _unrecorded(connection: Connection, row: Any, results: Sequence[Result]) -> list[Result]:
@@ -216,6 +243,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
             + sum(result.outcome.completion_tokens for result in results),
             cached_tokens=CHUNK.c.cached_tokens + sum(result.outcome.cached_tokens for result in results),
             cut_off=CHUNK.c.cut_off + sum(result.outcome.finish == CUT_OFF for result in results),
+            empty=CHUNK.c.empty + sum(result.outcome.finish == EMPTY for result in results),
             worker_crashes=0,
             state=ChunkState.DONE if finished else ChunkState.RUNNING,
         )
@@ -234,25 +262,14 @@ def _batch_ids(connection: Connection, pks: Collection[int]) -> dict[int, str]:
     return {row.pk: row.id for row in rows}
 
 
-def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str]) -> Lease:
+def _lease(connection: Connection, row: Any, epoch: int, ids: Mapping[int, str], *, room: int) -> Lease:
+    requests, unread = bodies.open_requests(connection, row, room=room)
     return Lease(
         key=LeaseKey(row.batch, row.number, epoch),
         batch_id=ids[row.batch],
         model=row.model,
         url=row.url,
         alone=row.alone,
-        requests=tuple(_open_requests(connection, row)),
+        requests=requests,
+        unread=unread,
     )
-
-
-def _open_requests(connection: Connection, row: Any) -> list[Request]:
-    """Return the requests of a chunk that have no result."""
-    query = select(REQUEST.c.seq, REQUEST.c.line, REQUEST.c.custom_id, REQUEST.c.body).where(
-        REQUEST.c.batch == row.batch, REQUEST.c.seq.between(row.first_seq, row.last_seq)
-    )
-    if row.epoch or row.completed:
-        query = query.select_from(REQUEST_WITH_RESULT).where(UNRECORDED)
-    return [
-        Request(seq=found.seq, line=found.line, custom_id=found.custom_id, body=bytes(found.body))
-        for found in connection.execute(query.order_by(REQUEST.c.seq))
-    ]

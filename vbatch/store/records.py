@@ -6,14 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vbatch.protocol import BatchStatus
 from vbatch.system.processes import ProcessIdentity
 
 CHUNK_REQUESTS = 256  # in a full chunk
+SEVERAL = ""  # the endpoint of a batch whose lines go to several
+DEDUPE = "vbatch_dedupe"  # the metadata key of a batch whose identical requests run once; no user sets it
+COMMAND = "command"  # in place of an engine: a command that writes files, registered like a worker
 SPLIT_AT = 2  # engine crashes over the requests of a chunk: from then on it is suspected, and runs alone
-MODEL_SHIFT = 40  # seq = the model's ordinal in the file << 40 | the request's number among that model's
+SUBMITTED_AGAIN = "submitted_again"  # the error code of a request that ``retry`` took out of a running batch
+
+
+class Span(NamedTuple):
+    """A chunk of a batch: its number, and the first and last ``seq`` of it."""
+
+    number: int
+    first: int
+    last: int
 
 
 class ChunkState(StrEnum):
@@ -21,9 +32,12 @@ class ChunkState(StrEnum):
 
     READY = "ready"  # may be claimed
     RUNNING = "running"  # leased to a worker
+    WAITING = (
+        "waiting"  # never claimed: each request gets the outcome of an identical one (store/duplicates.py)
+    )
     DONE = "done"  # every request of it has its result
     CANCELLED = "cancelled"  # its batch was cancelled or expired; what is unfinished stays so
-    FAILED = "failed"  # its model cannot be loaded; what is unfinished counts as failed
+    FAILED = "failed"  # what is unfinished counts as failed: it was submitted again; in 0.1, its model was not loaded
 
 
 class LeaseKey(NamedTuple):
@@ -61,13 +75,20 @@ class NewBatch:
     error_path: str
     expires_at: datetime | None
     created_at: datetime
+    notify: str | None = None
+    input_file: str | None = None
+    asked: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A batch as it stands in the store. Times are aware UTC; ``model`` is None when its lines name several.
 
-    ``reused`` of its completed requests were answered by an earlier batch.
+    ``reused`` of its completed requests were answered by an earlier batch; ``cut_off`` answers ended at the limit of
+    tokens, ``empty`` ones have no text. ``skipped`` lines of its file were not valid and left out; the engine
+    ignores the ``ignored`` fields (field, lines, hint). ``begun``: a worker
+    has had a part of it. Of the prompts' tokens ``cached_tokens`` were in an engine's cache. Of a program's batch,
+    ``input_file`` is its uploaded file, ``asked`` what else was asked for, ``errors`` are its bad lines.
     """
 
     pk: int
@@ -86,6 +107,12 @@ class Batch:
     reused: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    cut_off: int = 0
+    empty: int = 0
+    skipped: int = 0
+    ignored: tuple[Mapping[str, Any], ...] = ()
+    begun: bool = True
     created_at: datetime
     in_progress_at: datetime | None
     finalizing_at: datetime | None
@@ -95,6 +122,11 @@ class Batch:
     cancelling_at: datetime | None
     cancelled_at: datetime | None
     expires_at: datetime | None
+    notify: str | None = None
+    host: str | None = None
+    input_file: str | None = None
+    asked: Mapping[str, Any] | None = None
+    errors: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +139,18 @@ class Request:
     body: bytes
 
 
+class Unread(NamedTuple):
+    """A leased request whose body, of so many bytes, has not been read."""
+
+    seq: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """A chunk that one worker runs now. ``requests`` are those of it that have no result yet.
 
+    There was no room for the bodies of the ``unread`` ones, which follow them (``vbatch.store.bodies``).
     ``alone``: nothing else may run while these requests do.
     """
 
@@ -120,6 +160,7 @@ class Lease:
     url: str
     alone: bool
     requests: tuple[Request, ...]
+    unread: tuple[Unread, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +258,22 @@ class Worker:
     def lost(self) -> bool:
         """Whether its end was not seen, or may still come: a later reclaim records its last heartbeat as its end."""
         return self.stopped_at is None or self.stopped_at == self.heartbeat_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockedModel:
+    """A model that the workers of one configuration on a host cannot load.
+
+    ``url`` is the endpoint that the loaded model cannot do; empty where the model itself cannot be loaded.
+    """
+
+    configuration: str
+    model: str
+    url: str
+    host: str
+    reason: str
+    hint: str | None
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Workers, and the ledger of the engine processes that they started."""
+"""Workers, commands that write files, and the ledger of the engine processes that workers started."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
+from vbatch.errors import StoreReplaced
 from vbatch.store.database import Store
 from vbatch.store.records import ChunkState, EngineProcess, Worker
-from vbatch.store.tables import CHUNK, LIVE, PROCESS, RUNNING, WORKER
+from vbatch.store.tables import BATCH, CHUNK, IS_COMMAND, LIVE, PROCESS, RUNNING, WORKER
 from vbatch.system.processes import ProcessIdentity
 
 
@@ -30,6 +31,7 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpus: Sequ
                 WORKER.c.pid_namespace == identity.pid_namespace,
                 WORKER.c.pid == identity.pid,
                 WORKER.c.start_ticks == identity.start_ticks,
+                WORKER.c.engine == engine,
                 LIVE,
             )
         ).scalar()
@@ -58,24 +60,50 @@ def heartbeat(
     models: Sequence[str],
     note: str | None,
     requests_per_second: float | None = None,
-) -> None:
-    """Raise the worker's heartbeat: it lives and makes progress.
+    known: int = 0,
+) -> int:
+    """Raise the worker's heartbeat and return it: it lives and makes progress.
 
     ``models`` are those that its engine serves. The time and the pace are for people, nothing is decided by them.
+    Raises StoreReplaced where the worker is not in the store, or with less than the ``known`` heartbeat.
     """
-    store.write(
-        lambda connection: connection.execute(
+
+    def work(connection: Connection) -> int:
+        beaten = require_known(connection, worker, known).heartbeat + 1
+        connection.execute(
             update(WORKER)
             .where(WORKER.c.id == worker)
             .values(
-                heartbeat=WORKER.c.heartbeat + 1,
+                heartbeat=beaten,
                 heartbeat_at=datetime.now(UTC),
                 models=list(models),
                 note=note,
                 requests_per_second=requests_per_second,
             )
         )
-    )
+        return int(beaten)
+
+    return store.write(work)
+
+
+def require_known(connection: Connection, worker: str, heartbeat: int) -> Any:
+    """Lock the worker's row and return it.
+
+    Raises StoreReplaced where there is none, or one of a time before this heartbeat: then this is another store, or a
+    backup was restored, and what the worker had leased is not its own here.
+    """
+    row = connection.execute(
+        select(WORKER.c.heartbeat, WORKER.c.stopped_at, WORKER.c.boot_id)
+        .where(WORKER.c.id == worker)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise StoreReplaced(
+            "the store does not know this worker: it was replaced or restored while vbatch used it"
+        )
+    if row.heartbeat < heartbeat:
+        raise StoreReplaced("the store is older than it was: a backup was restored while vbatch used it")
+    return row
 
 
 def stopping(store: Store, *, worker: str) -> None:
@@ -112,25 +140,30 @@ def stop(store: Store, *, worker: str) -> None:
 
 def live(store: Store) -> list[Worker]:
     """Return the workers that did not stop cleanly: they work, or they died."""
-    rows = store.read(
-        lambda connection: connection.execute(select(WORKER).where(LIVE).order_by(WORKER.c.started_at)).all()
-    )
-    return [_to_worker(row) for row in rows]
+    return _selected(store, select(WORKER).where(LIVE, ~IS_COMMAND).order_by(WORKER.c.started_at))
+
+
+def commands(store: Store) -> list[Worker]:
+    """Return the commands that write files, as far as they did not end cleanly."""
+    return _selected(store, select(WORKER).where(LIVE, IS_COMMAND))
+
+
+def finalizer(store: Store, *, pk: int) -> Worker | None:
+    """Return the worker or command that writes the files of this batch; it may have died."""
+    query = select(WORKER).join(BATCH, BATCH.c.finalizer == WORKER.c.id).where(BATCH.c.pk == pk, LIVE)
+    return next(iter(_selected(store, query)), None)
 
 
 def working_on(store: Store, *, pk: int) -> list[Worker]:
     """Return the workers that did not stop cleanly and hold a chunk of this batch."""
     holders = select(CHUNK.c.worker).where(CHUNK.c.batch == pk, RUNNING)
     query = select(WORKER).where(LIVE, WORKER.c.id.in_(holders))
-    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
+    return _selected(store, query)
 
 
 def of_boot(store: Store, *, boot_id: str) -> list[Worker]:
     """Return every worker that registered on this boot of its machine, stopped ones too."""
-    rows = store.read(
-        lambda connection: connection.execute(select(WORKER).where(WORKER.c.boot_id == boot_id)).all()
-    )
-    return [_to_worker(row) for row in rows]
+    return _selected(store, select(WORKER).where(WORKER.c.boot_id == boot_id, ~IS_COMMAND))
 
 
 def asked_to_stop(store: Store, *, boot_id: str, around: datetime, within: timedelta) -> bool:
@@ -143,12 +176,9 @@ def asked_to_stop(store: Store, *, boot_id: str, around: datetime, within: timed
 
 def recent(store: Store, *, limit: int) -> list[Worker]:
     """Return workers, stopped ones too, the newest first."""
-    rows = store.read(
-        lambda connection: connection.execute(
-            select(WORKER).order_by(WORKER.c.started_at.desc()).limit(limit)
-        ).all()
+    return _selected(
+        store, select(WORKER).where(~IS_COMMAND).order_by(WORKER.c.started_at.desc()).limit(limit)
     )
-    return [_to_worker(row) for row in rows]
 
 
 def record_processes(store: Store, *, worker: str, processes: Sequence[EngineProcess]) -> None:
@@ -199,6 +229,10 @@ def ledger(store: Store) -> list[EngineProcess]:
     """Return every engine process in the ledger."""
     rows = store.read(lambda connection: connection.execute(select(PROCESS)).all())
     return [EngineProcess(worker=row.worker, identity=_identity(row), title=row.title) for row in rows]
+
+
+def _selected(store: Store, query: Select[Any]) -> list[Worker]:
+    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
 
 
 def _columns(identity: ProcessIdentity) -> dict[str, Any]:

@@ -1,64 +1,40 @@
 """Read what became of the requests of a batch, in file order, in short transactions at any time.
 
-``seq`` is the order of work, so a file that mixes models is one ascending run of lines per model; these are
-merged by line. Pages are read by key: no snapshot is held open, and no writer waits for a long read. Bodies are
-read after that, a page of them at a time: memory is flat however large they are and however many models there are.
+How they are brought into the order of the file stands in ``file_order``.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, case, func, select
+from sqlalchemy import Connection, literal_column, select
 
+from vbatch.store import file_order
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
-from vbatch.store.records import MODEL_SHIFT, OUTCOME, Answer, ChunkState, Outcome
-from vbatch.store.tables import CHUNK, FAILED, REQUEST, REQUEST_WITH_RESULT, RESULT
-
-PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
-PAGE_BYTES = 16 << 20  # of bodies in a page; one body alone may be larger
-
-
-_WITHOUT_BODY = tuple(name for name in OUTCOME if name != "body")
-
-
-@dataclass(frozen=True, slots=True)
-class _Bodies:
-    """Which bodies are read: how large that of a request is (None without one), and how a run of them is read."""
-
-    size: Any
-    select: Any
-
-
-def _between(table: Any) -> Any:
-    return and_(table.c.batch == bindparam("pk"), table.c.seq.between(bindparam("first"), bindparam("last")))
-
-
-_ANSWERS = _Bodies(
-    size=func.length(RESULT.c.body), select=select(RESULT.c.seq, RESULT.c.body).where(_between(RESULT))
-)
-_FAILED_REQUESTS = _Bodies(
-    size=case((FAILED, func.length(REQUEST.c.body))),
-    select=select(REQUEST.c.seq, REQUEST.c.body)
-    .select_from(REQUEST_WITH_RESULT)
-    .where(_between(REQUEST), FAILED),
-)
+from vbatch.store.database.backends.protocol import READS_BODIES
+from vbatch.store.file_order import WITHOUT_BODY
+from vbatch.store.ranges import MODEL_SHIFT
+from vbatch.store.records import OUTCOME, SUBMITTED_AGAIN, Answer, ChunkState, Outcome, Span
+from vbatch.store.tables import CHUNK, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRequest:
-    """A request that is worth submitting again. ``line`` is its place in the original file."""
+    """A request that is worth submitting again. ``line`` is its place in the original file.
+
+    ``code`` is how it failed: an error's code, or ``http_…``; None where it was cut off, or has not run.
+    """
 
     line: int
     custom_id: str
     model: str
+    url: str
     body: bytes
+    code: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,99 +50,81 @@ def in_file_order(store: Store, *, pk: int) -> Iterator[Answer]:
 
     Raises NoSuchBatch at the end where the batch was deleted meanwhile, for then some were missing.
     """
-    for row, body, stopped in _read(store, pk, _ANSWERS):
-        yield _to_answer(row, body, stopped)
+    stopped = store.read(lambda connection: stopped_chunks(connection, pk))
+    for row, (body,) in file_order.read(store, pk, file_order.ANSWERS):
+        yield to_answer(row, body, stopped)
+        del body  # before the next page is read: it may be large
     store.read(lambda connection: still_there(connection, pk))
 
 
 def finished(store: Store, *, pk: int) -> Iterator[Answer]:
     """Yield the requests that are finished: the same lines as at the end, as far as they are known."""
-    return (answer for answer in in_file_order(store, pk=pk) if answer.outcome is not None)
+    for answer in in_file_order(store, pk=pk):
+        if answer.outcome is not None:
+            yield answer
+        del answer  # as above
 
 
-def failed_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
-    """Yield, in file order, the requests that ended without a 2xx answer, bodies included."""
-    models = store.read(lambda connection: _models(connection, pk))
-    for row, body, stopped in _read(store, pk, _FAILED_REQUESTS):
-        if body is not None and (row.epoch is not None or _stopped_with(stopped, row.seq) is not None):
-            yield FailedRequest(
-                line=row.line,
-                custom_id=row.custom_id,
-                model=models[row.seq >> MODEL_SHIFT],
-                body=body,
-            )
+def failed_requests(store: Store, *, pk: int, waiting: Sequence[Span] = ()) -> Iterator[FailedRequest]:
+    """Yield, in file order, the requests that ended without a 2xx answer, bodies included.
+
+    Those that wait in the ``waiting`` spans are among them; those that were submitted again already are not.
+    """
+    models, stopped = store.read(
+        lambda connection: (models_of(connection, pk), stopped_chunks(connection, pk))
+    )
+    for row, (body,) in file_order.read(store, pk, file_order.FAILED_REQUESTS):
+        if body is None:
+            continue
+        chunk = _stopped_with(stopped, row.seq)
+        code = row.error_code or (f"http_{row.status_code}" if row.status_code else None)
+        if row.epoch is None:
+            if chunk is None and not any(span.first <= row.seq <= span.last for span in waiting):
+                continue
+            code = chunk.code if chunk is not None else None
+        if code != SUBMITTED_AGAIN:
+            yield _failed(row, models, body, code)
+        del body
     store.read(lambda connection: still_there(connection, pk))
 
 
-def pages(rows: Iterable[Any], *, most: int = PAGE) -> Iterator[list[Any]]:
-    """Cut rows into pages that fit into memory, never an empty one.
-
-    ``row.size`` is what its body takes, None without a body.
-    """
-    page: list[Any] = []
-    held = 0
-    for row in rows:
-        size = row.size or 0
-        if page and (len(page) >= most or held + size > PAGE_BYTES):
-            yield page
-            page, held = [], 0
-        page.append(row)
-        held += size
-    if page:
-        yield page
+def cut_off_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
+    """Yield, in file order, the requests whose answers ended at the limit of tokens."""
+    models = store.read(lambda connection: models_of(connection, pk))
+    for row, (body,) in file_order.read(store, pk, file_order.CUT_OFF_REQUESTS):
+        if body is not None:
+            yield _failed(row, models, body, None)
+        del body
+    store.read(lambda connection: still_there(connection, pk))
 
 
-def _read(store: Store, pk: int, bodies: _Bodies) -> Iterator[tuple[Any, bytes | None, list[_Stopped]]]:
-    """Yield every request in file order, with its body of this kind and the chunks that were stopped."""
-    ordinals, stopped = store.read(lambda connection: (_ordinals(connection, pk), _stopped(connection, pk)))
-    limit = max(1, PAGE // max(1, len(ordinals)))
-    runs = [_run(store, pk, ordinal, bodies, limit) for ordinal in ordinals]
-    for page in pages(heapq.merge(*runs, key=lambda row: row.line), most=PAGE):
-        found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=page))
-        for row in page:
-            yield row, found.pop(row.seq, None), stopped
+def _failed(row: Any, models: dict[int, tuple[str, str]], body: bytes, code: str | None) -> FailedRequest:
+    model, url = models[row.seq >> MODEL_SHIFT]
+    return FailedRequest(line=row.line, custom_id=row.custom_id, model=model, url=url, body=body, code=code)
 
 
-def _run(store: Store, pk: int, ordinal: int, bodies: _Bodies, limit: int) -> Iterator[Any]:
-    """Yield the requests of one model, without bodies."""
-    after, end = (ordinal << MODEL_SHIFT) - 1, (ordinal + 1) << MODEL_SHIFT
+def one(store: Store, *, pk: int, custom_id: str) -> tuple[Answer, bytes] | None:
+    """Return one request with its body; None where the batch has none of this custom_id. Reads the whole batch."""
     query = (
         select(
             REQUEST.c.seq,
             REQUEST.c.line,
             REQUEST.c.custom_id,
+            REQUEST.c.body.label("request"),
             RESULT.c.epoch,
-            *(RESULT.c[name] for name in _WITHOUT_BODY),
-            bodies.size.label("size"),
+            *(RESULT.c[name] for name in OUTCOME),
         )
         .select_from(REQUEST_WITH_RESULT)
-        .where(REQUEST.c.batch == pk, REQUEST.c.seq > bindparam("after"), REQUEST.c.seq < end)
-        .order_by(REQUEST.c.seq)
-        .limit(limit)
+        .where(REQUEST.c.batch == pk, REQUEST.c.custom_id == custom_id)
     )
-    while True:
-        rows = store.read(partial(_rows, query=query, after=after))
-        yield from rows
-        if len(rows) < limit:
-            return
-        after = rows[-1].seq
 
+    def work(connection: Connection) -> tuple[Answer, bytes] | None:
+        row = connection.execute(query, execution_options={READS_BODIES: True}).one_or_none()
+        if row is None:
+            return None
+        return to_answer(row, row.body, stopped_chunks(connection, pk)), bytes(row.request)
 
-def _rows(connection: Connection, query: Select[Any], after: int) -> Sequence[Any]:
-    return connection.execute(query, {"after": after}).all()
-
-
-def _bodies_of(connection: Connection, pk: int, bodies: _Bodies, rows: Sequence[Any]) -> dict[int, bytes]:
-    """Read the bodies of a page: of each model it holds an unbroken run."""
-    runs: dict[int, list[int]] = {}
-    for row in rows:
-        if row.size is not None:
-            runs.setdefault(row.seq >> MODEL_SHIFT, []).append(row.seq)
-    found: dict[int, bytes] = {}
-    for seqs in runs.values():
-        span = {"pk": pk, "first": seqs[0], "last": seqs[-1]}
-        found.update(connection.execute(bodies.select, span).all())
-    return found
+    return store.read(work)
 
 
 def _stopped_with(stopped: list[_Stopped], seq: int) -> _Stopped | None:
@@ -179,16 +137,16 @@ def _first(chunk: _Stopped) -> int:
     return chunk.first
 
 
-def _to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
+def to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
     outcome = None
     if row.epoch is not None:
-        outcome = Outcome(body=body, **{name: getattr(row, name) for name in _WITHOUT_BODY})
+        outcome = Outcome(body=body, **{name: getattr(row, name) for name in WITHOUT_BODY})
     elif (chunk := _stopped_with(stopped, row.seq)) is not None:
         outcome = Outcome(error_code=chunk.code, error_message=chunk.message, attempts=0)
     return Answer(seq=row.seq, line=row.line, custom_id=row.custom_id, outcome=outcome)
 
 
-def _stopped(connection: Connection, pk: int) -> list[_Stopped]:
+def stopped_chunks(connection: Connection, pk: int) -> list[_Stopped]:
     """Return the chunks that were stopped before all their requests had results, by their first request."""
     rows = connection.execute(
         select(CHUNK.c.first_seq, CHUNK.c.last_seq, CHUNK.c.error_code, CHUNK.c.error_message)
@@ -198,23 +156,10 @@ def _stopped(connection: Connection, pk: int) -> list[_Stopped]:
     return [_Stopped(*row) for row in rows]
 
 
-def _ordinals(connection: Connection, pk: int) -> list[int]:
-    """Return the ordinals of the batch's models, by jumping from one to the next."""
-    found: list[int] = []
-    while True:
-        beyond = (found[-1] + 1) << MODEL_SHIFT if found else 0
-        seq = connection.execute(
-            select(func.min(REQUEST.c.seq)).where(REQUEST.c.batch == pk, REQUEST.c.seq >= beyond)
-        ).scalar()
-        if seq is None:
-            return found
-        found.append(seq >> MODEL_SHIFT)
-
-
-def _models(connection: Connection, pk: int) -> dict[int, str]:
+def models_of(connection: Connection, pk: int) -> dict[int, tuple[str, str]]:
+    """Return model and url of the requests, by their ordinal."""
+    ordinal: Any = literal_column(f"first_seq >> {MODEL_SHIFT}").label("ordinal")
     rows = connection.execute(
-        select(func.min(CHUNK.c.first_seq).label("seq"), CHUNK.c.model)
-        .where(CHUNK.c.batch == pk)
-        .group_by(CHUNK.c.model)
+        select(ordinal, CHUNK.c.model, CHUNK.c.url).where(CHUNK.c.batch == pk).distinct()
     )
-    return {row.seq >> MODEL_SHIFT: row.model for row in rows}
+    return {row.ordinal: (row.model, row.url) for row in rows}

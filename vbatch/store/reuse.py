@@ -8,7 +8,7 @@ earlier answers is in an unnamed temporary file: memory is flat however many the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,11 @@ from sqlalchemy import Connection, case, func, select, text
 
 from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store
+from vbatch.store.database.backends.protocol import READS_BODIES
+from vbatch.store.file_order import pages
+from vbatch.store.ranges import between, with_results
 from vbatch.store.records import OUTCOME
-from vbatch.store.results import pages
-from vbatch.store.tables import CHUNK, REQUEST, RESULT, RESULT_OF_REQUEST, SUCCEEDED, WAS_CUT_OFF
+from vbatch.store.tables import CHUNK, IS_EMPTY, REQUEST, RESULT, SUCCEEDED, UNRECORDED, WAS_CUT_OFF
 
 WRITE_CHUNKS = (
     16  # chunks in one transaction: each costs SQLite three syncs, and no other writer may wait long for it
@@ -29,7 +31,7 @@ WRITE_CHUNKS = (
 INDEX_CACHE_KIB = 32 * 1024
 
 _COPIED = ", ".join(OUTCOME)
-_COPY = text(
+COPY = text(
     f"INSERT INTO result (batch, seq, epoch, {_COPIED})"
     f" SELECT CAST(:batch AS bigint), CAST(:seq AS bigint), 0, {_COPIED} FROM result"
     " WHERE batch = :from_batch AND seq = :from_seq"
@@ -54,6 +56,7 @@ class Reused:
     completion_tokens: int = 0
     cached_tokens: int = 0
     cut_off: int = 0
+    empty: int = 0
 
 
 def take_over(store: Store, *, pk: int, spans: Sequence[Span], earlier: Sequence[int]) -> list[Reused]:
@@ -63,22 +66,22 @@ def take_over(store: Store, *, pk: int, spans: Sequence[Span], earlier: Sequence
     Raises StoreUnreachable.
     """
     given: list[Reused] = []
-    with _Answered.open() as answered:
+    with Answered.open() as answered:
         for batch in earlier:
             for span in _spans_with_answers(store, batch):
-                answered.add(batch, _requests(store, batch, span, succeeded=True))
+                answered.add(batch, requests(store, batch, span, digest=_digest, having=SUCCEEDED))
         for first in range(0, len(spans), WRITE_CHUNKS):
             some = spans[first : first + WRITE_CHUNKS]
             copies = [
                 {"batch": pk, "seq": seq, "from_batch": batch, "from_seq": from_seq}
                 for span in some
-                for seq, (batch, from_seq) in answered.find(_requests(store, pk, span))
+                for seq, (batch, from_seq) in answered.find(requests(store, pk, span, digest=_digest))
             ]
             given += _copy(store, pk, some, copies) if copies else [Reused()] * len(some)
     return given
 
 
-class _Answered:
+class Answered:
     """Which requests have an answer, by a digest of what they ask."""
 
     def __init__(self, index: sqlite3.Connection) -> None:
@@ -94,7 +97,7 @@ class _Answered:
 
     @classmethod
     @contextmanager
-    def open(cls) -> Iterator[_Answered]:
+    def open(cls) -> Iterator[Answered]:
         """Open an empty one, in a temporary file that has no name."""
         try:
             with closing(sqlite3.connect("", isolation_level=None)) as index:
@@ -131,26 +134,32 @@ def _spans_with_answers(store: Store, batch: int) -> list[Span]:
     return [Span(first=row.first_seq, last=row.last_seq) for row in rows]
 
 
-def _requests(
-    store: Store, batch: int, span: Span, *, succeeded: bool = False
+def requests(
+    store: Store, batch: int, span: Span, *, digest: Callable[[str, bytes], bytes], having: Any = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield ``seq`` and digest of the requests of a chunk; with ``succeeded`` only of those with an answer."""
+    """Yield ``seq`` and digest of the requests of a chunk, or of those ``having`` a result of which that is true.
+
+    ``digest`` is made of the custom_id and the body. The bodies are read a page at a time.
+    """
+    of_chunk = between(span.first, span.last)
     query = select(REQUEST.c.seq, func.length(REQUEST.c.body).label("size"))
-    if succeeded:
-        query = query.join_from(REQUEST, RESULT, RESULT_OF_REQUEST).where(SUCCEEDED)
-    query = query.where(REQUEST.c.batch == batch, REQUEST.c.seq.between(span.first, span.last))
+    if having is not None:
+        query = query.select_from(with_results(of_chunk)).where(~UNRECORDED, having)
+    query = query.where(REQUEST.c.batch == batch, of_chunk(REQUEST))
     rows = store.read(lambda connection: connection.execute(query.order_by(REQUEST.c.seq)).all())
     for page in pages(rows):
         seqs = [row.seq for row in page]
-        yield from store.read(partial(_digests, batch=batch, seqs=seqs))
+        yield from store.read(partial(_digests, batch=batch, seqs=seqs, digest=digest))
 
 
-def _digests(connection: Connection, batch: int, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
+def _digests(
+    connection: Connection, batch: int, seqs: Sequence[int], digest: Callable[[str, bytes], bytes]
+) -> list[tuple[int, bytes]]:
     query = select(REQUEST.c.seq, REQUEST.c.custom_id, REQUEST.c.body).where(
         REQUEST.c.batch == batch, REQUEST.c.seq.in_(seqs)
     )
-    rows = connection.execute(query.order_by(REQUEST.c.seq))
-    return [(row.seq, _digest(row.custom_id, row.body)) for row in rows]
+    rows = connection.execute(query.order_by(REQUEST.c.seq), execution_options={READS_BODIES: True})
+    return [(row.seq, digest(row.custom_id, row.body)) for row in rows]
 
 
 def _digest(custom_id: str, body: bytes) -> bytes:
@@ -162,7 +171,7 @@ def _copy(store: Store, pk: int, spans: Sequence[Span], copies: list[dict[str, i
     """Copy answers and count them by span. An answer that was deleted meanwhile is not there to be copied."""
 
     def work(connection: Connection) -> list[Reused]:
-        connection.execute(_COPY, copies)
+        connection.execute(COPY, copies)
         return [_count(connection, pk, span) for span in spans]
 
     return store.write(work)
@@ -176,6 +185,7 @@ def _count(connection: Connection, pk: int, span: Span) -> Reused:
             func.coalesce(func.sum(RESULT.c.completion_tokens), 0).label("completion_tokens"),
             func.coalesce(func.sum(RESULT.c.cached_tokens), 0).label("cached_tokens"),
             func.coalesce(func.sum(case((WAS_CUT_OFF, 1), else_=0)), 0).label("cut_off"),
+            func.coalesce(func.sum(case((IS_EMPTY, 1), else_=0)), 0).label("empty"),
         ).where(RESULT.c.batch == pk, RESULT.c.seq.between(span.first, span.last))
     ).one()
     return Reused(
@@ -184,4 +194,5 @@ def _count(connection: Connection, pk: int, span: Span) -> Reused:
         completion_tokens=int(counted.completion_tokens),
         cached_tokens=int(counted.cached_tokens),
         cut_off=int(counted.cut_off),
+        empty=int(counted.empty),
     )

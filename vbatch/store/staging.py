@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, null, select, update
 
 from vbatch.protocol import BatchStatus
 from vbatch.store.catalog import hide, remove_requests, remove_rows
@@ -42,6 +42,9 @@ def announce(store: Store, new: NewBatch, submitter: ProcessIdentity) -> int:
                 host=submitter.host,
                 created_at=new.created_at,
                 expires_at=new.expires_at,
+                notify=new.notify,
+                input_file=new.input_file,
+                asked=null() if new.asked is None else dict(new.asked),
             )
         )
         assert inserted.inserted_primary_key is not None

@@ -5,12 +5,12 @@ causes. At the second crash it is split: what was not in the engine is innocent,
 runs alone from then on (``queue.claim``). A crash while a single request of such a half runs alone convicts it. So
 one poisonous request of a full chunk costs at most log2(chunk) + 2 engine crashes.
 
-**A worker crashed.** Most workers are ended from outside: a closed terminal, ``kill -9``, the OOM killer. Nothing is
-left to report what was running, so what the worker held is counted (``worker_crashes``, in a row without any result
-of the chunk in between), and at the third crash halved as above. A request that was all that the worker held runs
-alone from then on, and before each further attempt of it another request of its model runs alone, if there is one
-(``first``): a comparison, counted (``comparisons``) when it ends on the same boot of the same machine. A request is
-convicted
+**A worker crashed**, or SIGKILL ended its engine. Most are ended from outside: a closed terminal, ``kill -9``, the OOM
+killer. Nothing is left to report what was running, so what the worker held is counted (``worker_crashes``, in a row
+without any result of the chunk in between), and at the third crash halved as above. A request that was all that the
+worker held runs alone from then on, and before each further attempt of it another request of its model runs alone, if
+there is one (``first``): a comparison, counted (``comparisons``) when it ends on the same boot of the same machine. A
+request is convicted
 
 * at 3 crashes while it ran alone, if a comparison ended between them: this machine runs other requests, not this one;
 * at 10 crashes while it ran alone, where there was nothing to compare it with.
@@ -27,6 +27,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from vbatch.store.ranges import between, with_results
 from vbatch.store.records import SPLIT_AT, ChunkState
 from vbatch.store.tables import (
     BATCH,
@@ -34,7 +35,6 @@ from vbatch.store.tables import (
     OPEN,
     READY,
     REQUEST,
-    REQUEST_WITH_RESULT,
     RESULT,
     UNRECORDED,
     WORKER,
@@ -163,7 +163,7 @@ def _evidence(crashes: int, comparisons: int) -> str:
         if comparisons
         else "there was no other request to compare it with"
     )
-    return f"The worker died {crashes} times in a row while this request ran alone; {compared}."
+    return f"The worker or its engine died {crashes} times in a row while this request ran alone; {compared}."
 
 
 def _give_back(connection: Connection, row: Any, **values: Any) -> None:
@@ -272,14 +272,11 @@ def _cut(connection: Connection, row: Any, pieces: Sequence[tuple[Sequence[int],
 
 
 def _open(connection: Connection, row: Any) -> list[int]:
+    of_chunk = between(row.first_seq, row.last_seq)
     query = (
         select(REQUEST.c.seq)
-        .select_from(REQUEST_WITH_RESULT)
-        .where(
-            REQUEST.c.batch == row.batch,
-            REQUEST.c.seq.between(row.first_seq, row.last_seq),
-            UNRECORDED,
-        )
+        .select_from(with_results(of_chunk))
+        .where(REQUEST.c.batch == row.batch, of_chunk(REQUEST), UNRECORDED)
         .order_by(REQUEST.c.seq)
     )
     return list(connection.execute(query).scalars())

@@ -25,6 +25,7 @@ from tests.rigs.waiting import SILENCE, until
 from vbatch.errors import ExitCode, Interrupted, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import NO_PATIENCE, Patience, Store, catalog, finalization, queue
+from vbatch.store.database.backends.postgresql import SETTINGS
 
 QUICK = Patience(limit=timedelta(seconds=0.5), pause=timedelta(seconds=0.1))
 ENDLESS = Patience(limit=None, pause=timedelta(seconds=0.1))
@@ -311,7 +312,7 @@ def test_a_lock_of_another_transaction_is_told_and_waited_for(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A psql session that was left open, say. Mutant: no lock_timeout; the worker then hangs without a word."""
-    monkeypatch.setattr("vbatch.store.database.backends.postgresql.LOCK_TIMEOUT_MS", 300)
+    monkeypatch.setitem(SETTINGS, "lock_timeout", "300ms")
     said: list[str | None] = []
     store = Store(postgresql_url, patience=ENDLESS, on_wait=lambda reason, _seconds: said.append(reason))
     take_in(store)
@@ -334,7 +335,7 @@ def test_who_is_frozen_in_a_transaction_does_not_keep_its_locks(
 
     Mutants: no idle_in_transaction_session_timeout; SQLSTATE 25P03 taken for a defect, which ends the thawed worker.
     """
-    monkeypatch.setattr("vbatch.store.database.backends.postgresql.IDLE_IN_TRANSACTION_MS", 300)
+    monkeypatch.setitem(SETTINGS, "idle_in_transaction_session_timeout", "300ms")
     store, other = Store(postgresql_url, patience=ENDLESS), Store(postgresql_url, patience=NO_PATIENCE)
     pk = take_in(store).pk
     frozen, thawed = threading.Event(), threading.Event()

@@ -22,14 +22,25 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import ColumnElement, Connection, inspect, text
-from sqlmodel import SQLModel
 
+from tests.rigs import tables as written
 from tests.rigs.commands import Home
 from tests.rigs.filling import answers_to, claim, count, rows, take_in, worker
 from tests.rigs.postgres import Postgres
 from vbatch.errors import ExitCode, StoreMisconfigured, StoreUnreachable
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, crashes, finalization, queue, registry, results, staging, tables
+from vbatch.store import (
+    Store,
+    catalog,
+    crashes,
+    finalization,
+    queue,
+    registry,
+    results,
+    schema,
+    staging,
+    tables,
+)
 from vbatch.store.database import migrate
 from vbatch.store.database.backends import copies
 from vbatch.system import processes
@@ -78,16 +89,20 @@ def test_the_known_revisions_are_those_of_the_scripts() -> None:
     assert scripts.get_heads() == [migrate.CURRENT]
 
 
+def test_the_table_objects_are_those_of_the_schema() -> None:
+    assert written.FILE.read_text() == written.written(), "run: python -m tests.rigs.tables"
+
+
 def test_the_migrations_make_what_the_tables_say(empty_url: str, tmp_path: Path) -> None:
     store = Store(empty_url)
     store.prepare()
     made = store.read(lambda connection: set(inspect(connection).get_table_names()))
-    assert made == {table.name for table in SQLModel.metadata.tables.values()} | {"alembic_version"}
+    assert made == {table.name for table in schema.METADATA.tables.values()} | {"alembic_version"}
     if (
         store.file is not None
     ):  # Alembic cannot compare expression indexes there; the statements themselves can be
         other = Store(f"sqlite:///{tmp_path}/made-by-the-metadata.db")
-        other.write(SQLModel.metadata.create_all)
+        other.write(schema.METADATA.create_all)
         assert statements(store) == statements(other)
         other.close()
     else:
@@ -100,7 +115,7 @@ def differences(connection: Connection) -> list[object]:
     context = MigrationContext.configure(
         connection, opts={"compare_type": True, "compare_server_default": True}
     )
-    return list(compare_metadata(context, SQLModel.metadata))
+    return list(compare_metadata(context, schema.METADATA))
 
 
 def statements(store: Store) -> dict[object, str]:
@@ -255,7 +270,9 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_live_worker_of_the_older_version_is_not_disturbed(
     empty_url: str, tmp_path: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    """The command asks to try again, and names the worker and how to restart it. Mutant: a migration under it."""
+    """The command asks to try again, and names the worker and how to restart it. Mutants: a migration under it;
+    doctor that promises one.
+    """
     store = Store(empty_url)
     make_released_store(store)
     identity = processes.identify(sleeper.pid)
@@ -266,6 +283,10 @@ def test_a_live_worker_of_the_older_version_is_not_disturbed(
     error = json.loads(said.stdout)["error"]
     assert f"process {sleeper.pid} on {os.uname().nodename}" in error["message"]
     assert error["hint"] == "press Ctrl-C in the terminal of that worker, then: vbatch run-worker"
+    diagnosis = Home(tmp_path, empty_url).run("doctor", "store", check=False)
+    assert diagnosis.returncode == ExitCode.STORE_UNREACHABLE, "not that the next command migrates"
+    assert error["message"] in " ".join(diagnosis.stdout.split())
+    assert error["hint"] in " ".join(diagnosis.stdout.split())
     assert revisions(store) == [("0002",)]
     assert rows(store, "SELECT beat FROM worker") == [(4,), (4,)]
     if store.file is not None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from vbatch.store.database.store import COMMAND_PATIENCE, NO_PATIENCE, WORKER_PATIENCE, Patience, Store
+from vbatch.store.database.store import (
+    COMMAND_PATIENCE,
+    NO_PATIENCE,
+    READ_PATIENCE,
+    WORKER_PATIENCE,
+    Patience,
+    Store,
+)
 
-__all__ = ["COMMAND_PATIENCE", "NO_PATIENCE", "WORKER_PATIENCE", "Patience", "Store"]
+__all__ = ["COMMAND_PATIENCE", "NO_PATIENCE", "READ_PATIENCE", "WORKER_PATIENCE", "Patience", "Store"]

@@ -1,11 +1,12 @@
-"""Types of columns that hold the same value in every database."""
+"""Columns that hold the same value in every database: their types, and how a table declares them."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Text, TypeDecorator
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, Text, TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -43,3 +44,31 @@ class AnyText(TypeDecorator[str]):
 
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+# SQLite makes only an INTEGER PRIMARY KEY the row's own id.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def text(**options: Any) -> Any:
+    """Return a column: text."""
+    return Column(Text(), nullable=options.pop("nullable", False), **options)
+
+
+def words() -> Any:
+    """Return a column: text from elsewhere, which may hold anything."""
+    return Column(AnyText(), nullable=True)
+
+
+def integer(**options: Any) -> Any:
+    """Return a column: a number of 32 bits."""
+    return Column(Integer(), nullable=False, **options)
+
+
+def big(**options: Any) -> Any:
+    """Return a column: a number of 64 bits."""
+    return Column(BigInteger(), nullable=False, **options)
+
+
+def time(*, nullable: bool = True) -> Any:
+    """Return a column: a time."""
+    return Column(UtcDateTime(), nullable=nullable)

@@ -11,9 +11,8 @@ from pathlib import Path
 from sqlalchemy import JSON, Connection, Engine, inspect, text
 
 from vbatch.errors import StoreMisconfigured, StoreUnreachable
-from vbatch.store.database.backends.protocol import Backend
+from vbatch.store.database.backends.protocol import Backend, Fault, NotThere
 from vbatch.store.database.columns import UtcDateTime
-from vbatch.store.database.faults import Fault
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
 from vbatch.system.units import UNIT
@@ -21,25 +20,32 @@ from vbatch.system.units import UNIT
 log = logging.getLogger(__name__)
 
 # Oldest first; a test holds this in step with the scripts in migrations/versions.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 CURRENT = REVISIONS[-1]
 
 FRESH = timedelta(seconds=90)  # since the last heartbeat of a worker that cannot be seen from here: a lease
 
 
-def ensure_current(engine: Engine, backend: Backend) -> None:
+def ensure_current(engine: Engine, backend: Backend, *, create: bool = True) -> None:
     """Migrate if needed. Several processes may call this at once; one migrates, the others wait.
 
+    Without ``create`` an empty database raises NotThere: a backup may be about to be restored.
     Raises StoreMisconfigured when the schema is newer than this version of vbatch, or there is no room for a copy, and
     StoreUnreachable while a worker or a submit of the older version uses it.
     """
     with engine.connect() as connection:
         if _is_current(connection):
             return
+        if not create and revision(connection) is None:
+            raise NotThere(
+                "it holds no tables of vbatch any more: restore a backup; or start with an empty store: vbatch list",
+                Fault.REPLACED,
+                "vbatch list",
+            )
     with backend.migration(engine) as connection:
         if _is_current(connection):
             return
-        _refuse_to_disturb(connection)
+        require_unused(connection)
         backend.back_up()
         _upgrade(connection)
 
@@ -62,7 +68,7 @@ def _is_current(connection: Connection) -> bool:
     return found == CURRENT
 
 
-def _refuse_to_disturb(connection: Connection) -> None:
+def require_unused(connection: Connection) -> None:
     """Raise StoreUnreachable while a process of the older version uses the store: its statements would fail."""
     found = revision(connection)
     if found is None:
@@ -75,7 +81,8 @@ def _refuse_to_disturb(connection: Connection) -> None:
                 hint="try again when it has ended",
                 fault=Fault.LOCKED,
             )
-    at_work = list(_workers(connection, found))
+    me = processes.current()  # in an old backup that was put back under this process
+    at_work = [worker for worker in _workers(connection, found) if worker != me]
     if not at_work:
         return
     named = ", ".join(f"process {one.pid} on {one.host.partition('/')[0]}" for one in at_work)

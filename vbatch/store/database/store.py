@@ -17,12 +17,10 @@ import tenacity
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from vbatch.errors import Interrupted, StoreMisconfigured, StoreUnreachable
+from vbatch.errors import Interrupted, StoreDefect, StoreMisconfigured, StoreReplaced, StoreUnreachable
 from vbatch.store.database import migrate
 from vbatch.store.database.backends import backend_of
-from vbatch.store.database.backends.protocol import BulkInsert
-from vbatch.store.database.faults import Transient
-from vbatch.store.database.url import shown
+from vbatch.store.database.backends.protocol import BulkInsert, Fault, NotThere, Transient, shown
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +36,13 @@ class Patience:
 
 
 COMMAND_PATIENCE = Patience(limit=timedelta(seconds=60), pause=timedelta(seconds=2))  # some 30 tries
+READ_PATIENCE = Patience(limit=timedelta(seconds=9), pause=timedelta(seconds=1))  # 10 seconds in all
 WORKER_PATIENCE = Patience(limit=None, pause=timedelta(seconds=3))
+LONGEST_RESTORE = timedelta(minutes=5)  # a file that is damaged for longer is not being copied
 NO_PATIENCE = Patience(limit=timedelta(0), pause=timedelta(0))
+
+
+_OPENED_ANEW = (Fault.MOVED, Fault.REPLACED, Fault.FOREIGN_JOURNAL, Fault.DAMAGED, Fault.NOT_SQLITE)
 
 
 class _Passing(Exception):
@@ -73,6 +76,7 @@ class Store:
         self._on_wait = on_wait or (lambda _reason, _seconds: None)
         self._stop = stop or threading.Event()
         self._engine: Engine = self.backend.engine(as_it_is=as_it_is)
+        self._opened = False  # a good store was there: none is made in its place
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -85,13 +89,19 @@ class Store:
     def prepare(self) -> None:
         """Wait for the database, and bring its schema up to date.
 
-        Raises StoreUnreachable when patience ends, StoreMisconfigured when waiting cannot help.
+        After StoreReplaced it takes what is there now, once that is a store. Raises StoreUnreachable when patience
+        ends, StoreMisconfigured when waiting cannot help.
         """
-        self._patiently(lambda: migrate.ensure_current(self._engine, self.backend))
+        self._engine.dispose()
+        self.backend.renew()
+        self._patiently(lambda: migrate.ensure_current(self._engine, self.backend, create=not self._opened))
+        self.backend.accept()
+        self._opened = True
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+        self.backend.renew()
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction, again and again until it is committed.
@@ -118,22 +128,49 @@ class Store:
             if isinstance(fault, Transient):
                 raise self._unreachable(
                     "became unreachable while the batch was being stored", fault
-                ) from error
-            if fault is None:
+                ) from None
+            if (known := fault or self._defect(error)) is None:
                 raise
-            raise fault from error
+            raise known from None  # the driver's own text holds rows
 
     def _once(self, work: Callable[[Connection], T], *, write: bool) -> T:
         with self._engine.connect() as connection, connection.begin():
             self.backend.begin(connection, write=write)
-            return work(connection)
+            result = work(connection)
+        self.backend.ended()
+        return result
 
     def _diagnose(self, error: Exception) -> Transient | StoreMisconfigured | None:
+        if isinstance(error, NotThere):
+            return Transient(error.reason, error.fault, error.hint)
         return self.backend.diagnose(error.orig if isinstance(error, DBAPIError) else error)
+
+    def _defect(self, error: Exception) -> StoreDefect | StoreReplaced | None:
+        """Return an error of the database that only a defect of vbatch explains; None for one of another kind.
+
+        Or the tables are not vbatch's any more: the store was replaced in its place, or is being restored.
+        """
+        driver = error.orig if isinstance(error, DBAPIError) else error
+        if driver is None or (words := self.backend.describe(driver)) is None:
+            return None
+        if self._opened and not self._has_its_tables():
+            return StoreReplaced(
+                f"the tables of the store {self} were removed or replaced while vbatch used it"
+            )
+        return StoreDefect(words + (f" [{error.statement}]" if isinstance(error, DBAPIError) else ""))
+
+    def _has_its_tables(self) -> bool:
+        try:
+            with self._engine.connect() as connection:
+                return migrate.revision(connection) == migrate.CURRENT
+        except Exception:  # it will be met again, by whoever can say what it is
+            return True
 
     def _unreachable(self, what: str, fault: Transient) -> StoreUnreachable:
         return StoreUnreachable(
-            f"the store {self} {what}: {fault.reason}", hint="vbatch doctor store", fault=fault.fault
+            f"the store {self} {what}: {fault.reason}",
+            hint=fault.hint or "vbatch doctor store",
+            fault=fault.fault,
         )
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
@@ -146,12 +183,16 @@ class Store:
             except Exception as error:
                 fault = self._diagnose(error)
                 if isinstance(fault, Transient):
-                    if self.backend.connections_fail_together:
+                    # Where the server has no more to give, those that this process has are good, and the last.
+                    together = self.backend.connections_fail_together and fault.fault is not Fault.FULL
+                    if together or fault.fault in _OPENED_ANEW:
                         self._engine.dispose()
-                    raise _Passing(fault) from error
-                if fault is None:
+                    if fault.lasting is not None and not self._bears(fault.fault, time.monotonic() - started):
+                        raise fault.lasting from None
+                    raise _Passing(fault) from None
+                if (known := fault or self._defect(error)) is None:
                     raise
-                raise fault from error
+                raise known from None  # the driver's own text holds rows
 
         def announce(state: tenacity.RetryCallState) -> None:
             nonlocal waited
@@ -178,11 +219,16 @@ class Store:
         try:
             result = retrying(once)
         except _Passing as error:
-            raise self._unreachable("cannot be reached", error.fault) from error
+            raise self._unreachable("cannot be reached", error.fault) from None
         if waited:
             log.info("store.back seconds=%.1f", time.monotonic() - started)
             self._on_wait(None, time.monotonic() - started)
         return result
+
+    def _bears(self, fault: Fault, seconds: float) -> bool:
+        """Whether to wait for so long for what a person must fix: as a worker, for a backup that takes its place."""
+        as_worker = self._patience.limit is None
+        return as_worker and (fault is Fault.REPLACED or seconds < LONGEST_RESTORE.total_seconds())
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):

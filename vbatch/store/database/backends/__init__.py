@@ -6,9 +6,8 @@ A further kind is one more module with a class that has the shape of ``Backend``
 from __future__ import annotations
 
 from vbatch.store.database.backends.postgresql import Postgresql
-from vbatch.store.database.backends.protocol import Backend
+from vbatch.store.database.backends.protocol import Backend, not_understood, parse
 from vbatch.store.database.backends.sqlite import Sqlite
-from vbatch.store.database.url import not_understood, parse
 
 BACKENDS: tuple[type[Backend], ...] = (Sqlite, Postgresql)
 

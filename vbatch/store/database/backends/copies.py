@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vbatch.errors import StoreMisconfigured
-from vbatch.store.database.faults import Fault
+from vbatch.store.database.backends.protocol import Fault
 from vbatch.system import disks
 from vbatch.text import size
 

@@ -1,28 +1,49 @@
-"""PostgreSQL, through psycopg 3."""
+"""PostgreSQL, through psycopg 3, which is imported where a server is spoken to: a SQLite store needs none of it."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import psycopg
-from sqlalchemy import Connection, Engine, Table, create_engine, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.exc import ArgumentError
 
 from vbatch.errors import StoreMisconfigured
-from vbatch.store.database.backends.protocol import BulkInsert, Row, Write
-from vbatch.store.database.faults import Fault, Transient
-from vbatch.store.database.url import not_understood, parse, shown
+from vbatch.store.database.backends import sqlstates
+from vbatch.store.database.backends.protocol import (
+    READS_BODIES,
+    BulkInsert,
+    Fault,
+    Row,
+    Transient,
+    Write,
+    not_understood,
+    parse,
+    shown,
+)
+
+if TYPE_CHECKING:
+    import psycopg
 
 PORT = 5432
 CONNECT_TIMEOUT_S = 10
-LOCK_TIMEOUT_MS = 10_000  # then it is reported what is waited for, and tried again
-IDLE_IN_TRANSACTION_MS = 30_000  # of a worker that was frozen, or lost its power: its locks must not stay
+# What holds in each transaction, whatever the server, the database or the role has set.
+SETTINGS = {
+    "synchronous_commit": "on",  # saved means saved
+    "statement_timeout": "0",  # a COPY of a million lines is one statement
+    "lock_timeout": "10s",  # then it is reported what is waited for, and tried again
+    "idle_in_transaction_session_timeout": "30s",  # of a worker that was frozen: its locks must not stay
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",  # psycopg reads no other
+    "IntervalStyle": "postgres",
+}
+SETTINGS_17 = {"transaction_timeout": "0"}  # since PostgreSQL 17
 BULK_BYTES = 16 << 10  # handed to COPY at once: few, for the server works while vbatch validates
 
 _MIGRATION_LOCK = 0x76626174  # "vbat": the advisory lock of all migrations
@@ -48,6 +69,7 @@ class Postgresql:
             self.url.get_dialect()().create_connect_args(self.url)
         except (ArgumentError, ValueError):
             raise not_understood() from None
+        self._accepted = False  # a good store was there once
 
     @property
     def address(self) -> tuple[str, int]:
@@ -62,55 +84,100 @@ class Postgresql:
         return (given if isinstance(given, str) else given[0]).partition(",")[0]
 
     def engine(self, *, as_it_is: bool) -> Engine:  # noqa: ARG002  (a server keeps no state of connections)
-        """Return an engine whose commits are durable, and whose waits and locks end."""
-        options = (
-            f"-c synchronous_commit=on -c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS}"
-            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"
-        )
-        given = self.url.query.get("options")
-        if isinstance(given, str):  # the user's own settings hold too, except for these
-            options = f"{given} {options}"
+        """Return an engine whose commits are durable, and whose waits and locks end.
+
+        Nothing is set for a session: behind a pooler that lends a server's connection for one transaction
+        (pgbouncer), the settings would reach other clients, and not the next transaction of vbatch. For the same
+        reason there are no startup options and no named prepared statements.
+        """
         defaults = {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "vbatch",
             "keepalives_idle": 30,
             "tcp_user_timeout": 60_000,
         }
-        return create_engine(
+        own, startup = _split_options(self._options())
+        engine = create_engine(
             self.url.difference_update_query(["options"]),
-            pool_size=4,
+            pool_size=1,  # what a process keeps for itself; a server may have few for many workers
+            max_overflow=15,  # closed after use
             pool_pre_ping=False,  # a dead connection is met by the retry that every transaction has
             pool_recycle=3600,
+            hide_parameters=True,  # they are requests and answers
+            isolation_level="AUTOCOMMIT",  # of the driver: each transaction begins with the statement below
             connect_args={
                 **{name: value for name, value in defaults.items() if name not in self.url.query},
+                **({"options": startup} if startup else {}),
                 "client_encoding": "utf8",  # a database without an encoding (SQL_ASCII) would else give bytes
-                "options": options,
+                "prepare_threshold": None,
             },
         )
+        settings = own | SETTINGS
+        begin, begin_17 = _begin(settings), _begin(settings | SETTINGS_17)
+
+        @event.listens_for(engine, "begin")
+        def begin_transaction(connection: Connection) -> None:
+            driver: psycopg.Connection | None = connection.connection.driver_connection
+            assert driver is not None
+            statements = begin_17 if driver.info.server_version >= 170000 else begin
+            connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def receive_bodies_as_they_are(
+            _connection: Connection,
+            cursor: psycopg.Cursor[Any],
+            _statement: str,
+            _parameters: Any,
+            context: ExecutionContext,
+            _many: bool,
+        ) -> None:
+            """As text they would take three times the memory."""
+            if READS_BODIES in context.execution_options:
+                from psycopg.pq import Format
+
+                cursor.format = Format.BINARY
+
+        return engine
+
+    def _options(self) -> str:
+        given = self.url.query.get("options", "")
+        return given if isinstance(given, str) else " ".join(given)
 
     def begin(self, connection: Connection, *, write: bool) -> None:
-        """Nothing to do: the driver begins by itself, and rows are locked one by one."""
+        """Nothing to do: every transaction of the engine begins alike, and rows are locked one by one."""
+
+    def ended(self) -> None:
+        """Nothing to do: a connection is one to the database that answered."""
+
+    def renew(self) -> None:
+        """Nothing to do: what is at the URL now is the store."""
+
+    def accept(self) -> None:
+        """Take note that the database is there: from then on one that is gone is waited for, as it may be restored."""
+        self._accepted = True
 
     def diagnose(self, error: BaseException | None) -> Transient | StoreMisconfigured | None:
-        """Return what an error of psycopg means.
+        """Return what an error of psycopg means."""
+        import psycopg
 
-        libpq reports no SQLSTATE for a failed connect, so those are known by their words; everything that is not
-        known to be permanent is taken for transient, because waiting is the safe mistake.
-        """
         if not isinstance(error, psycopg.Error):
             return None
-        words, state = str(error), error.sqlstate
-        refused = _meaning(words, _PERMANENT_WORDS) if state is None else _PERMANENT_STATES.get(state)
-        if refused is not None:
-            return self._refused(*refused)
-        if state is None:
-            passes = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-        else:
-            passes = _PASSING_STATES.match(state) is not None
-        if not passes:
+        if (refused := sqlstates.refusal(error)) is not None:
+            meaning, fault = refused
+            if self._accepted and fault is Fault.NO_DATABASE:
+                return Transient(
+                    f"the database {self.url.database} was dropped: restore a backup", Fault.REPLACED
+                )
+            return self._refused(meaning, fault)
+        return sqlstates.passing(error)
+
+    def describe(self, error: BaseException) -> str | None:
+        """Return the SQLSTATE and the message, without DETAIL and CONTEXT, which hold values."""
+        import psycopg
+
+        if not isinstance(error, psycopg.Error):
             return None
-        last_line = words.strip().splitlines()[-1] if words.strip() else "the connection was lost"
-        return Transient(*_meaning(words, _TRANSIENT_WORDS) or (last_line, Fault.AWAY))
+        return f"{error.sqlstate or type(error).__name__}: {sqlstates.reason(error)}"
 
     def _refused(self, meaning: str, fault: Fault) -> StoreMisconfigured:
         hint = f"check VBATCH_DATABASE_URL with: psql '{shown(self.url.set(drivername='postgresql'))}'"
@@ -134,8 +201,8 @@ class Postgresql:
         with ExitStack() as stack:
             connection = stack.enter_context(engine.connect())
             stack.enter_context(connection.begin())
-            driver = connection.connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
+            driver: psycopg.Connection | None = connection.connection.driver_connection
+            assert driver is not None
             cursor = stack.enter_context(driver.cursor())
             columns = ", ".join(table.columns.keys())
             copy = stack.enter_context(
@@ -159,6 +226,26 @@ class Postgresql:
             yield inside.render_as_string(hide_password=False)
         finally:
             write(lambda connection: connection.execute(text(f"DROP SCHEMA {schema} CASCADE")))
+
+
+def _begin(settings: Mapping[str, str]) -> str:
+    """Return the statements that begin a transaction with these settings, in one round trip."""
+    quoted = {name: value.replace("'", "''") for name, value in settings.items()}
+    values = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in quoted.items())
+    return f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {values}"
+
+
+def _split_options(options: str) -> tuple[dict[str, str], str]:
+    """Return the settings in libpq's ``options``, which hold in each transaction, and options of another kind."""
+    words = re.findall(r"(?:\\.|\S)+", options)
+    settings: dict[str, str] = {}
+    for setting in re.findall(r"(?:-c ?|--)((?:\\.|\S)+)", " ".join(words)):
+        name, equals, value = re.sub(r"\\(.)", r"\1", setting).partition("=")
+        if not equals or re.fullmatch(r"[A-Za-z_][\w.-]*", name) is None:
+            return {}, options
+        settings[name.replace("-", "_")] = value
+    rest = re.sub(r"(?:-c ?|--)(?:\\.|\S)+", "", " ".join(words)).strip()
+    return ({}, options) if rest else (settings, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,73 +294,3 @@ def examine(connection: Connection, *, tables: Collection[str]) -> Server:
         withheld=tuple(withheld),
         may_create=bool(may_create),
     )
-
-
-# SQLSTATEs that pass by themselves (PostgreSQL appendix A): connection failures, a transaction that was left open for
-# too long (by a frozen process), a server that starts, stops or is full, and transactions that lost against another.
-_PASSING_STATES = re.compile(r"08|25P0[34]|57P0[1-5]|53|40001|40P01|55P03|58030")
-
-_PERMANENT_STATES = {
-    "28P01": ("wrong password", Fault.PASSWORD),
-    "28000": ("this user may not connect", Fault.FORBIDDEN),
-    "3D000": ("this database does not exist", Fault.NO_DATABASE),
-    "42501": ("permission denied", Fault.FORBIDDEN),
-    "25006": ("the database is read-only", Fault.READ_ONLY),
-}
-
-_PERMANENT_WORDS = (
-    (r"password authentication failed", "wrong password", Fault.PASSWORD),
-    (r"no password supplied|fe_sendauth", "the server requires a password", Fault.PASSWORD),
-    (r"database \"[^\"]*\" does not exist", "this database does not exist", Fault.NO_DATABASE),
-    (r"role \"[^\"]*\" does not exist", "this user does not exist", Fault.NO_USER),
-    (
-        r"no pg_hba.conf entry|pg_hba.conf rejects",
-        "pg_hba.conf does not let this user in from here",
-        Fault.FORBIDDEN,
-    ),
-    (
-        r"permission denied for database",
-        "permission denied: this user may not connect",
-        Fault.FORBIDDEN,
-    ),
-    (r"authentication failed|not permitted to log in", "this user may not connect", Fault.FORBIDDEN),
-    (
-        r"invalid (connection|port|integer|\S+ value)|missing \"=\"|server does not support SSL",
-        "the URL is wrong",
-        Fault.URL,
-    ),
-)
-
-_TRANSIENT_WORDS = (
-    (r"starting up", "the server is starting up", Fault.STARTING),
-    (
-        r"in recovery|recovery mode|not yet accepting",
-        "the server is recovering after a crash",
-        Fault.RECOVERING,
-    ),
-    (r"shutting down", "the server is shutting down", Fault.STOPPING),
-    (r"too many clients|remaining connection slots", "the server has no free connection", Fault.FULL),
-    (r"connection refused", "no server listens there (connection refused)", Fault.AWAY),
-    (r"no such file or directory", "no server listens there (no socket file)", Fault.AWAY),
-    (
-        r"server closed the connection|EOF",
-        "the server closed the connection unexpectedly",
-        Fault.AWAY,
-    ),
-    (r"lock timeout", "another transaction holds a lock that vbatch needs", Fault.LOCKED),
-    (r"idle-in-transaction", "the server has ended a transaction of vbatch", Fault.AWAY),
-    (r"timeout|timed out", "the server does not answer", Fault.HANGING),
-    (
-        r"could not translate host name|failed to resolve host|name resolution|nodename",
-        "its host name is not known yet",
-        Fault.AWAY,
-    ),
-    (r"No space left|disk full|53100", "the database's disk is full", Fault.DISK),
-)
-
-
-def _meaning(words: str, known: Iterable[tuple[str, str, Fault]]) -> tuple[str, Fault] | None:
-    for pattern, meaning, fault in known:
-        if re.search(pattern, words, re.I):
-            return meaning, fault
-    return None

@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import struct
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,15 +25,22 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from vbatch.errors import StoreMisconfigured
 from vbatch.store.database.backends import copies
-from vbatch.store.database.backends.protocol import BulkInsert, Row, Write
-from vbatch.store.database.faults import Fault, Transient
-from vbatch.store.database.url import not_understood, parse
-from vbatch.system import files
+from vbatch.store.database.backends.database_file import DatabaseFile, why_not_opened
+from vbatch.store.database.backends.protocol import (
+    BulkInsert,
+    Fault,
+    Row,
+    Transient,
+    Write,
+    not_understood,
+    parse,
+)
+from vbatch.system import disks, files
 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 badly
-CACHE_KIB = 48 * 1024
+CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_submit, 3,000,000 lines)
 BUSY_TIMEOUT_MS = 2000
 BULK_BYTES = 24 << 20  # of bodies in one transaction: each costs three syncs
 
@@ -58,6 +64,8 @@ _PERMANENT = {
     sqlite3.SQLITE_AUTH: ("permission denied", Fault.CANNOT_OPEN),
     sqlite3.SQLITE_NOTADB: ("the file is not a SQLite database", Fault.NOT_SQLITE),
 }
+# What SQLite reports once the kernel has made the file system read-only: of a file that was open before, too.
+_AS_READ_ONLY = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
 
 
 class Sqlite:
@@ -73,19 +81,23 @@ class Sqlite:
         if not self.url.database or self.url.database == ":memory:":
             raise not_understood("the SQLite URL names no file")
         self.file = Path(self.url.database)
+        self._opened = DatabaseFile(self.file)
 
     def engine(self, *, as_it_is: bool) -> Engine:
         """Return an engine whose commits are durable. A file that is looked at ``as_it_is`` keeps its journal mode."""
         engine = create_engine(
-            self.url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None}
+            self.url,
+            connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None},
+            hide_parameters=True,  # they are requests and answers
         )
 
         @event.listens_for(engine, "do_connect")
-        def make_private(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
-            _create_private(self.file)
+        def look(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
+            self._opened.before_connecting()
 
         @event.listens_for(engine, "connect")
         def configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+            self._opened.require_same()  # else another one may have been opened
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA page_size={PAGE_SIZE}")  # of effect only in a new file
             if as_it_is:
@@ -112,27 +124,64 @@ class Sqlite:
 
     def begin(self, connection: Connection, *, write: bool) -> None:
         """Take the lock of the one writer at once: a reader that becomes a writer could not wait for it."""
+        self._opened.require_same()
         connection.execute(text("BEGIN IMMEDIATE" if write else "BEGIN"))
 
-    def diagnose(self, error: BaseException | None) -> Transient | StoreMisconfigured | None:
-        """Return what an error of SQLite means, by its primary result code."""
+    def ended(self) -> None:
+        """Look whether the file was at its path to the end: what a file got that was moved meanwhile is not stored."""
+        self._opened.require_same()
+
+    def renew(self) -> None:
+        """Open whatever is at the path."""
+        self._opened.renew()
+
+    def accept(self) -> None:
+        """Keep to this file."""
+        self._opened.accept()
+
+    def describe(self, error: BaseException) -> str | None:
+        """Return the error as it is: SQLite's messages name tables and columns, and no values."""
         if not isinstance(error, sqlite3.Error):
             return None
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return f"{getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}"
+
+    def diagnose(self, error: BaseException | None) -> Transient | StoreMisconfigured | None:
+        """Return what an error of SQLite means, by its primary result code, and by what is at the path."""
+        if isinstance(error, StoreMisconfigured):
+            return self._in_its_place(error)
+        if not isinstance(error, sqlite3.Error):
+            return None
+        code = getattr(error, "sqlite_errorcode", 0)
+        moved = code == sqlite3.SQLITE_READONLY_DBMOVED
+        return self._opened.elsewhere(moved=moved) or self._meaning(code & 0xFF)
+
+    def _meaning(self, code: int) -> Transient | StoreMisconfigured | None:
+        if code in _AS_READ_ONLY and _on_a_read_only_disk(self.file):
+            return Transient("its file system is read-only", Fault.READ_ONLY)
         if code in _PASSING:
             return Transient(*_PASSING[code])
         if code not in _PERMANENT:
             return None
         words, fault = _PERMANENT[code]
-        if fault is Fault.CANNOT_OPEN and _may_be_opened(
-            self.file
-        ):  # seen once, in the moment after a power cut
-            return Transient(words, fault)
-        return StoreMisconfigured(
+        if fault is Fault.CANNOT_OPEN and (passing := why_not_opened(self.file, words)) is not None:
+            return passing
+        lasting = StoreMisconfigured(
             f"the store {self.file} cannot be used: {words}",
             hint=shlex.join(["ls", "-ld", str(self.file), str(self.file.parent)]),
             fault=fault,
         )
+        if self._opened.accepted and fault in (Fault.DAMAGED, Fault.NOT_SQLITE):
+            # A backup is being copied over it, perhaps: it is whole in a moment.
+            return Transient(words, fault, lasting=lasting)
+        return self._in_its_place(lasting) or lasting
+
+    def _in_its_place(self, wrong: StoreMisconfigured) -> Transient | None:
+        """Return how to wait for a good file, where a good one was open and a wrong one has taken its place."""
+        if not self._opened.opened or self._opened.accepted:
+            return None
+        self._opened.renew()
+        words = f"what has replaced {self.file} is no store: {wrong.message}"
+        return Transient(words, Fault.REPLACED, wrong.hint, lasting=wrong)
 
     @contextmanager
     def migration(self, engine: Engine) -> Iterator[Connection]:
@@ -179,34 +228,10 @@ def wal_is_safe(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> 
     return version >= _WAL_SAFE_SINCE or (fixed is not None and version[2] >= fixed)
 
 
-def _may_be_opened(path: Path) -> bool:
-    """Whether nothing that a person could fix keeps vbatch from this file and from a journal beside it."""
-    return path.is_file() and os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
-
-
-_creating = threading.Lock()
-
-
-def _create_private(path: Path) -> None:
-    """Create the file for its owner alone, for prompts are private. One that exists is not even opened.
-
-    Closing any handle of a file takes away all locks that this process holds on it (fcntl(2)), those of SQLite
-    in another thread too, and two writers at once damage the database (sqlite.org/howtocorrupt.html, 2.2).
-    """
-    with _creating:
-        if os.path.lexists(path):
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise StoreMisconfigured(
-                f"the store {path} cannot be opened: {error.strerror}",
-                hint=f"ls -ld {path.parent}",
-                fault=Fault.CANNOT_OPEN,
-            ) from None
+def _on_a_read_only_disk(path: Path) -> bool:
+    with suppress(OSError):
+        return disks.mount_of(path).read_only
+    return False
 
 
 # What doctor asks of a file before a connection of vbatch's would change or hide it.

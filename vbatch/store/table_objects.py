@@ -1,0 +1,190 @@
+"""The tables as statements use them. Written from schema.py by ``python -m tests.rigs.tables``."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    false,
+)
+
+from vbatch.store.database.columns import AnyText, Id, UtcDateTime
+
+METADATA = MetaData()
+
+BATCH = Table(
+    "batch",
+    METADATA,
+    Column("pk", Id, primary_key=True, autoincrement=True),
+    Column("id", Text(), nullable=False, unique=True),
+    Column("status", Text(), nullable=False),
+    Column("endpoint", Text(), nullable=False),
+    Column("model", Text()),
+    Column("name", Text()),
+    Column("priority", Integer(), nullable=False),
+    Column("metadata", JSON(), nullable=False),
+    Column("input_path", Text()),
+    Column("input_sha256", Text(), nullable=False),
+    Column("output_path", Text(), nullable=False),
+    Column("error_path", Text(), nullable=False),
+    Column("total", BigInteger(), nullable=False),
+    Column("reused", BigInteger(), nullable=False, server_default="0"),
+    Column("submitter", JSON()),
+    Column("finalizer", Text()),
+    Column("created_at", UtcDateTime(), nullable=False),
+    Column("in_progress_at", UtcDateTime()),
+    Column("finalizing_at", UtcDateTime()),
+    Column("completed_at", UtcDateTime()),
+    Column("failed_at", UtcDateTime()),
+    Column("expired_at", UtcDateTime()),
+    Column("cancelling_at", UtcDateTime()),
+    Column("cancelled_at", UtcDateTime()),
+    Column("expires_at", UtcDateTime()),
+    Column("host", Text()),
+    Column("notify", Text()),
+    Column("input_file", Text()),
+    Column("ignored", JSON()),
+    Column("skipped", BigInteger(), nullable=False, server_default="0"),
+    Column("asked", JSON()),
+    Column("errors", JSON()),
+    sqlite_autoincrement=True,
+)
+
+REQUEST = Table(
+    "request",
+    METADATA,
+    Column("batch", BigInteger(), primary_key=True, autoincrement=False),
+    Column("seq", BigInteger(), primary_key=True, autoincrement=False),
+    Column("line", BigInteger(), nullable=False),
+    Column("custom_id", Text(), nullable=False),
+    Column("body", LargeBinary(), nullable=False),
+)
+
+CHUNK = Table(
+    "chunk",
+    METADATA,
+    Column("batch", BigInteger(), primary_key=True, autoincrement=False),
+    Column("number", BigInteger(), primary_key=True, autoincrement=False),
+    Column("model", Text(), nullable=False),
+    Column("url", Text(), nullable=False),
+    Column("priority", Integer(), nullable=False),
+    Column("first_seq", BigInteger(), nullable=False),
+    Column("last_seq", BigInteger(), nullable=False),
+    Column("state", Text(), nullable=False),
+    Column("epoch", Integer(), nullable=False, server_default="0"),
+    Column("engine_crashes", Integer(), nullable=False, server_default="0"),
+    Column("worker_crashes", Integer(), nullable=False, server_default="0"),
+    Column("worker", Text()),
+    Column("total", Integer(), nullable=False),
+    Column("completed", Integer(), nullable=False, server_default="0"),
+    Column("failed", Integer(), nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger(), nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger(), nullable=False, server_default="0"),
+    Column("error_code", Text()),
+    Column("error_message", AnyText()),
+    Column("alone", Boolean(), nullable=False, server_default=false()),
+    Column("crash_boot", Text()),
+    Column("comparisons", Integer(), nullable=False, server_default="0"),
+    Column("cut_off", Integer(), nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger(), nullable=False, server_default="0"),
+    Column("empty", Integer(), nullable=False, server_default="0"),
+)
+
+RESULT = Table(
+    "result",
+    METADATA,
+    Column("batch", BigInteger(), primary_key=True, autoincrement=False),
+    Column("seq", BigInteger(), primary_key=True, autoincrement=False),
+    Column("epoch", Integer(), nullable=False),
+    Column("status_code", Integer()),
+    Column("request_id", Text()),
+    Column("body", LargeBinary()),
+    Column("error_code", Text()),
+    Column("error_message", AnyText()),
+    Column("prompt_tokens", Integer(), nullable=False),
+    Column("completion_tokens", Integer(), nullable=False),
+    Column("attempts", Integer(), nullable=False),
+    Column("finish", Text()),
+    Column("cached_tokens", Integer(), nullable=False, server_default="0"),
+)
+
+WORKER = Table(
+    "worker",
+    METADATA,
+    Column("id", Text(), primary_key=True),
+    Column("host", Text(), nullable=False),
+    Column("boot_id", Text(), nullable=False),
+    Column("pid_namespace", BigInteger(), nullable=False),
+    Column("pid", Integer(), nullable=False),
+    Column("start_ticks", BigInteger(), nullable=False),
+    Column("engine", Text(), nullable=False),
+    Column("note", AnyText()),
+    Column("heartbeat", BigInteger(), nullable=False),
+    Column("started_at", UtcDateTime(), nullable=False),
+    Column("heartbeat_at", UtcDateTime(), nullable=False),
+    Column("stopped_at", UtcDateTime()),
+    Column("requests_per_second", Float()),
+    Column("stopping_at", UtcDateTime()),
+    Column("gpus", JSON()),
+    Column("models", JSON()),
+)
+
+PROCESS = Table(
+    "process",
+    METADATA,
+    Column("boot_id", Text(), primary_key=True),
+    Column("pid", Integer(), primary_key=True, autoincrement=False),
+    Column("start_ticks", BigInteger(), primary_key=True, autoincrement=False),
+    Column("pid_namespace", BigInteger(), primary_key=True, autoincrement=False),
+    Column("host", Text(), nullable=False),
+    Column("worker", Text(), nullable=False),
+    Column("title", AnyText(), nullable=False),
+)
+
+BLOCKED = Table(
+    "blocked",
+    METADATA,
+    Column("configuration", Text(), primary_key=True),
+    Column("model", Text(), primary_key=True),
+    Column("url", Text(), primary_key=True),
+    Column("host", Text(), nullable=False),
+    Column("reason", AnyText(), nullable=False),
+    Column("hint", AnyText()),
+    Column("since", UtcDateTime(), nullable=False),
+)
+
+FILE = Table(
+    "file",
+    METADATA,
+    Column("id", Text(), primary_key=True),
+    Column("filename", Text(), nullable=False),
+    Column("purpose", Text(), nullable=False),
+    Column("bytes", BigInteger(), nullable=False),
+    Column("sha256", Text(), nullable=False),
+    Column("created_at", UtcDateTime(), nullable=False),
+    Column("expires_at", UtcDateTime()),
+    Column("state", Text(), nullable=False),
+    Column("host", Text()),
+)
+
+EVENT = Table(
+    "event",
+    METADATA,
+    Column("id", Text(), primary_key=True),
+    Column("batch", BigInteger(), nullable=False),
+    Column("type", Text(), nullable=False),
+    Column("target", Text(), nullable=False),
+    Column("created_at", UtcDateTime(), nullable=False),
+    Column("attempts", Integer(), nullable=False, server_default="0"),
+    Column("next_at", UtcDateTime(), nullable=False),
+    Column("delivered_at", UtcDateTime()),
+    Column("problem", AnyText()),
+)

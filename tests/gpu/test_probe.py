@@ -120,7 +120,7 @@ def test_errors_in_the_kernel_log() -> None:
 
 def test_a_kernel_log_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Then the journal is asked. Mutant: "no memory errors", of what nobody read."""
-    monkeypatch.setattr("vbatch.gpu.xid.RING_BUFFER", str(tmp_path / "forbidden"))
+    monkeypatch.setattr("vbatch.system.kernel_log.RING_BUFFER", str(tmp_path / "forbidden"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert xid_errors() is None
     journal = tmp_path / "journalctl"

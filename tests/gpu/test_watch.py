@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import urllib.request
@@ -11,7 +12,7 @@ import pexpect
 import pytest
 
 from tests.rigs import engines
-from tests.rigs.commands import Home
+from tests.rigs.commands import Home, chats
 from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.waiting import SILENCE, until
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("gpu_build")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_metrics_tell_its_memory(home: Home, driver: StandInDriver) -> None:
+def test_metrics_and_status_name_it(home: Home, driver: StandInDriver) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,6 +36,10 @@ def test_the_metrics_tell_its_memory(home: Home, driver: StandInDriver) -> None:
 
     with home.worker(VBATCH_METRICS_PORT=str(port)):
         until(lambda: 'vbatch_gpu_memory_bytes{kind="used"} ' in served(), pause=0.5)
+        batch = home.submit(chats(1, model="qwen-8b"))
+        (worker,) = json.loads(home.run("status", batch, "--json").stdout)["workers"]
+        (uuid,) = worker["gpus"]
+        assert f", {uuid[:12]}" in home.run("status", batch).stdout
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from vbatch.gpu.probe import probe, wait_until_settled, watched
+from vbatch.gpu.probe import SETTLED, probe, wait_until_settled, watched
 from vbatch.gpu.report import POWER_LIMIT, Gpu, GpuReport, Holder, Trouble
 from vbatch.gpu.xid import Xid, xid_errors
 
 __all__ = [
     "POWER_LIMIT",
+    "SETTLED",
     "Gpu",
     "GpuReport",
     "Holder",

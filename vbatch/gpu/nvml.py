@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -93,6 +93,8 @@ def _gpu(index: int) -> Gpu:
         ),
         retirement_pending=_retirement_pending(handle),
         holders=_holders(handle),
+        display_active=bool(_ask(pynvml.nvmlDeviceGetDisplayActive, handle)),
+        instances=tuple(_instances(handle)),
     )
 
 
@@ -111,6 +113,17 @@ def _memory(handle: Any) -> Any:
             if error.value in _DIAGNOSES and error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 raise
     return None
+
+
+def _instances(handle: Any) -> Iterator[str]:
+    """Yield the UUIDs of the parts of a card that is split (MIG)."""
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return
+    for place in range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        part = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place)
+        if part is not None and (uuid := _text(_ask(pynvml.nvmlDeviceGetUUID, part))):
+            yield uuid
 
 
 def _holders(handle: Any) -> tuple[Holder, ...]:

@@ -47,7 +47,8 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU. Sizes are in bytes; None means that this driver or this GPU does not report the value.
 
-    Without ``memory_known`` the sizes are 0. ``throttle`` names what slows it down now.
+    Without ``memory_known`` the sizes are 0. ``throttle`` names what slows it down now. ``instances`` are the UUIDs of
+    the parts of a card that is split (MIG).
     """
 
     index: int
@@ -65,6 +66,13 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     ecc_uncorrected: int | None = None
     retirement_pending: bool | None = None
     holders: tuple[Holder, ...] = ()
+    display_active: bool | None = None
+    instances: tuple[str, ...] = ()
+
+    @property
+    def drives_display(self) -> bool:
+        """Whether a screen hangs on it, by the driver or by a program that draws on it."""
+        return bool(self.display_active) or any(holder.kind == "graphics" for holder in self.holders)
 
 
 class GpuReport(msgspec.Struct, frozen=True, kw_only=True):

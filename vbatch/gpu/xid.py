@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-from contextlib import suppress
 from dataclasses import dataclass
 
-RING_BUFFER = "/dev/kmsg"
-JOURNAL_LIMIT = 10.0  # seconds; that of a whole boot is read in one
+from vbatch.system import kernel_log
 
 _LINE = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+),?\s*(.*)")
 
@@ -48,7 +44,7 @@ class Xid:
 
 def xid_errors(log: str | None = None) -> list[Xid] | None:
     """Return the kinds of errors of this boot, each once. None where the kernel log may not be read."""
-    log = log if log is not None else _ring_buffer() or _journal()
+    log = log if log is not None else kernel_log.read()
     if not log:
         return None
     found: dict[int, Xid] = {}
@@ -60,31 +56,3 @@ def xid_errors(log: str | None = None) -> list[Xid] | None:
                 code=number, meaning=meaning, text=f"NVRM: Xid ({place}): {code}, {rest}".strip()
             )
     return list(found.values())
-
-
-def _ring_buffer() -> str:
-    """Read the kernel's ring buffer without waiting; each read gives one record (kernel docs, ABI dev-kmsg)."""
-    records: list[bytes] = []
-    with suppress(OSError):
-        handle = os.open(RING_BUFFER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            while True:
-                try:
-                    records.append(os.read(handle, 8192))
-                except BrokenPipeError:  # overwritten meanwhile; the next read continues
-                    continue
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
-    return b"".join(records).decode(errors="replace")
-
-
-def _journal() -> str:
-    """Ask the journal, which members of adm and systemd-journal may read where only root may read the ring buffer."""
-    with suppress(OSError, subprocess.SubprocessError):
-        command = ["journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet"]
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=JOURNAL_LIMIT, check=True
-        ).stdout
-    return ""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vbatch import gpu as nvml
 from vbatch.engine import Blame, EngineStartFailed, installed
-from vbatch.gpu import Gpu, Trouble
+from vbatch.gpu import Gpu, GpuReport, Trouble
 from vbatch.gpu_memory import holders as gpu_holders
-from vbatch.gpu_memory import locks, needs
+from vbatch.gpu_memory import needs
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Suspect
@@ -95,37 +95,44 @@ def compare(gpu: Gpu, suspects: Collection[Suspect] | None, *, needed: int, reas
     )
 
 
-def require(store: Store, *, state_dir: Path, gpu: int | None, args: Sequence[str]) -> None:
-    """Raise EngineStartFailed if the GPU has too little free memory for an engine with these flags.
+def require(store: Store, *, state_dir: Path, numbers: Sequence[int], args: Sequence[str]) -> None:
+    """Raise EngineStartFailed if one of these GPUs has too little free memory for an engine with these flags.
 
-    It is ``transient`` if memory may still be freed. Does nothing if vLLM does not compute on a GPU, or if only vLLM
-    knows how much it will need.
+    It is ``transient`` if memory may still be freed. Does nothing if vLLM does not compute on a GPU that reports to
+    NVML, or if only vLLM knows how much it will need.
     """
-    if not installed.computes_on_gpu():
+    if not installed.has_nvml():
         return
     report = nvml.probe()
     if report.trouble is not None:
         raise _no_gpu(report.trouble)
-    number = locks.index(gpu, report)
+    checks = []
+    suspects: Collection[Suspect] | None = None
+    for card in [_card(number, report) for number in dict.fromkeys(numbers)]:
+        wanted = needs.at_start(card.total, args)
+        if wanted is None:
+            return
+        if card.holders and suspects is None:
+            suspects = orphans.suspects(store, state_dir)
+        checks.append(compare(card, suspects or [], needed=wanted[0], reason=wanted[1]))
+    if short := [seen for seen in checks if not seen.enough]:
+        has_orphan = any(holder.kind is Kind.ORPHAN for seen in short for holder in seen.holders)
+        remedies = dict.fromkeys(remedy for seen in short for remedy in seen.remedies)
+        raise EngineStartFailed(
+            "; ".join(f"{seen.summary}; {seen.held_by}" for seen in short),
+            transient=True,
+            blame=Blame.MACHINE,
+            hint="vbatch doctor --fix" if has_orphan else "; or ".join(remedies) or "vbatch doctor gpu",
+        )
+
+
+def _card(number: int, report: GpuReport) -> Gpu:
     found = next((card for card in report.gpus if card.index == number), None)
     if found is None:
         lost = next((trouble for at, trouble in report.lost if at == number), None)
         missing = Trouble(code="other" if report.gpus else "no_gpu", message=f"there is no GPU {number}")
         raise _no_gpu(lost or missing)
-    utilization = needs.utilization(args)
-    if utilization is None:
-        return
-    needed = needs.required(found.total, utilization)
-    suspects = orphans.suspects(store, state_dir) if found.holders else []
-    seen = compare(found, suspects, needed=needed, reason=f"gpu_memory_utilization {utilization:g}")
-    if not seen.enough:
-        has_orphan = any(holder.kind is Kind.ORPHAN for holder in seen.holders)
-        raise EngineStartFailed(
-            f"{seen.summary}; {seen.held_by}",
-            transient=True,
-            blame=Blame.MACHINE,
-            hint="vbatch doctor --fix" if has_orphan else "; or ".join(seen.remedies) or "vbatch doctor gpu",
-        )
+    return found
 
 
 def _no_gpu(trouble: Trouble) -> EngineStartFailed:

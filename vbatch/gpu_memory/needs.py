@@ -1,7 +1,9 @@
 """vLLM's own arithmetic of GPU memory: how much it needs, and which share would fit.
 
 Its engine refuses to start unless ``free >= ceil(total * gpu_memory_utilization)``
-(vllm/v1/worker/utils.py, request_memory, 0.32), measured when its own CUDA context already exists.
+(vllm/v1/worker/utils.py, request_memory, 0.32 and 0.33), measured when its own CUDA context already exists.
+``--kv-cache-memory-bytes`` changes nothing about that: it only replaces what vLLM then measures for its KV cache, which
+must fit beside weights, context and cuBLAS (vllm/v1/worker/gpu_worker.py, determine_available_memory).
 """
 
 from __future__ import annotations
@@ -9,40 +11,52 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vbatch.engine import flag_values as flags
 from vbatch.text import GIB, MIB
 
 DEFAULT_UTILIZATION = 0.92
-CONTEXT = 600 * MIB  # bytes that vLLM's CUDA context takes before it measures
+SMALLEST_CONTEXT = 128 * MIB  # bytes; no CUDA context of torch is smaller, so less never fits
+CONTEXT = 600 * MIB  # bytes that vLLM's CUDA context takes before it measures, on a big card
+CUBLAS = 32 * MIB  # bytes of workspace that torch has cuBLAS take on Hopper; 8 MiB on older cards
 LEAST = 4 * GIB  # bytes; a useful model with its cache does not fit into less
-
-_FLAG = "--gpu-memory-utilization"
-_SHORTEST = "--gpu-m"  # vLLM's parser accepts any prefix that fits only this flag
-_CONFIG = "--config"
 
 
 def required(total: int, utilization: float) -> int:
-    """Return the bytes that must be free."""
+    """Return the bytes that must be free, by vLLM's condition alone."""
     return math.ceil(total * utilization)
 
 
 def utilization(args: Sequence[str]) -> float | None:
     """Return the share that vLLM's flags set; the last flag counts. vLLM itself refuses a value that is not a number.
 
-    None where a file of flags (``--config``) decides, which only vLLM reads.
+    None where a file of flags (``--config``) decides that cannot be read here.
     """
+    given = flags.read(args)
     share = None
-    for position, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        name = name.replace("_", "-")
-        if name.startswith(_SHORTEST) and _FLAG.startswith(name):
-            given = value if equals else next(iter(args[position + 1 :]), "")
-            try:
-                share = float(given)
-            except ValueError:
-                continue
-    if share is None and not any(arg.partition("=")[0] == _CONFIG for arg in args):
+    for value in given.given(flags.SHARE):
+        try:
+            share = float(value)
+        except ValueError:
+            continue
+    if share is None and given.complete:
         return DEFAULT_UTILIZATION
     return share
+
+
+def at_start(total: int, args: Sequence[str]) -> tuple[int, str] | None:
+    """Return the bytes that must be free before an engine with these flags starts, and what asks for them.
+
+    None where a file of flags decides that cannot be read here.
+    """
+    share = utilization(args)
+    if share is None:
+        return None
+    cache = flags.read(args).number(flags.CACHE) or 0
+    of_share = required(total, share) + SMALLEST_CONTEXT
+    of_cache = cache + SMALLEST_CONTEXT + CUBLAS
+    if cache and of_cache > of_share:
+        return of_cache, f"kv_cache_memory_bytes {cache}, a CUDA context and cuBLAS"
+    return of_share, f"gpu_memory_utilization {share:g} and a CUDA context"
 
 
 def fitting(free: int, total: int) -> float | None:

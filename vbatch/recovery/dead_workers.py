@@ -64,7 +64,8 @@ def recover(store: Store, watch: Watch, *, me: str, state_dir: Path) -> int:
     """
     orphans.clear(store, state_dir)
     chunks = release_chunks(store)
-    for worker in recovery.alive(store):
+    recovery.forget_dead_commands(store)
+    for worker in (*recovery.alive(store), *registry.commands(store)):
         if worker.id != me and watch.lapsed(worker):
             reclaimed = crashes.reclaim(store, worker=worker.id, heartbeat=worker.heartbeat)
             log.warning("worker.recovered worker=%s chunks=%d reason=lease_lapsed", worker.id, reclaimed)
@@ -85,6 +86,7 @@ def release_chunks(store: Store) -> int:
         time.sleep(LOOK_AGAIN.total_seconds())
         dead = recovery.dead(store)
     several = sum(_same_boot(worker, here) for worker in dead) > 1
+    lacking = recovery.killed_for_memory(dead)
     chunks = 0
     # First those at stake: a worker that checks at the same time must not find one of them as the only dead one.
     for worker in sorted(dead, key=lambda worker: worker.id not in at_stake):
@@ -93,6 +95,8 @@ def release_chunks(store: Store) -> int:
             store, worker=worker.id, heartbeat=None, vanished=_same_boot(worker, here), together=together
         )
         log.info("worker.recovered worker=%s chunks=%d reason=process_gone", worker.id, reclaimed)
+        if worker.id in lacking:
+            log.warning("worker.killed worker=%s of=%s", worker.id, lacking[worker.id])
         chunks += reclaimed
     return chunks
 

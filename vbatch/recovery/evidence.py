@@ -45,8 +45,12 @@ def write(state_dir: Path, token: str, *, worker: ProcessIdentity) -> None:
     handle = os.open(
         folder / token, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
     )
-    with os.fdopen(handle, "wb") as file:
-        file.write(msgspec.json.encode(worker))
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(worker))
+    except OSError:  # the disk is full
+        withdraw(state_dir, token)
+        raise
 
 
 def title_prefix(token: str) -> str:

@@ -76,6 +76,18 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "transient model",
         ),
         (
+            "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of 15.",
+            "the GPU ran out of memory (it needed another 96.00 MiB)",
+            "vbatch run-worker -- --max-num-batched-tokens 2048",
+            "transient model",
+        ),
+        (
+            f"{ERROR}RuntimeError: UVA is not available\n{FAILED}",
+            "vLLM needs pinned memory, which it does not use on WSL2 unless a variable allows it",
+            "export VLLM_WSL2_ENABLE_PIN_MEMORY=1",
+            "machine",
+        ),
+        (
             "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please "
             "try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
             "the GPU ran out of memory when warming up sampler",
@@ -126,6 +138,19 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "flags",
         ),
         (
+            "vbatch.engine.flags.ParserUnknown: invalid tool call parser: hermess (chose from { hermes,xlam })",
+            "vLLM does not accept its flags: it has no tool call parser hermess",
+            "one of hermes,xlam",
+            "model",
+        ),
+        (
+            "vbatch.engine.flags.ParserUnknown: invalid reasoning parser: x (chose from { qwen3 })\n"
+            "vbatch.engine.flags.SharedFlagsRefused",
+            "vLLM does not accept its flags: it has no reasoning parser x",
+            "one of qwen3",
+            "flags",
+        ),
+        (
             f"{ERROR}safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, file "
             "not fully covered\nRuntimeError: WorkerProc initialization failed due to an exception in a background "
             "process. See stack trace for root cause.",
@@ -151,7 +176,7 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "  Value error, World size (2) is larger than the number of available GPUs (1) in this node. If this "
             "is intentional and you are using: [type=value_error, input_value=1, input_type=int]",
             "vLLM is set to use 2 GPUs for the model, but this worker has only 1",
-            "without --gpu",
+            "run-worker --gpu 0,1",
             "machine",
         ),
         (
@@ -212,6 +237,18 @@ def test_what_will_never_fit_is_not_tried_again() -> None:
             "GPU has compute capability 7.5.",
             "owner/name uses bfloat16, which this GPU does not support",
             "--dtype half",
+            "model",
+        ),
+        (
+            "openai_harmony.HarmonyError: invalid tiktoken vocab file: No such file or directory (os error 2)",
+            "the vocabulary of gpt-oss is not on this machine, and cannot be downloaded",
+            "export TIKTOKEN_ENCODINGS_BASE=",
+            "machine",
+        ),
+        (
+            "  Value error, Unknown quantization method: bitsandbytes. Must be one of ['awq']. [type=value_error]",
+            "this vLLM does not load weights in the format bitsandbytes",
+            "AWQ, GPTQ, FP8",
             "model",
         ),
         (
@@ -317,6 +354,29 @@ def test_known_causes(said: str, line: str, hint: str, consequence: str) -> None
     assert f"{'transient ' * cause.transient}{cause.blame}" == consequence
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB",
+        "torch.AcceleratorError: CUDA error: out of memory",
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when",
+        "ValueError: To serve at least one request with the model's max seq len (131072), (16.00 GiB KV cache is "
+        "needed, which is larger than the available KV cache memory (0.10 GiB). Try increasing",
+    ],
+)
+def test_a_small_card_is_helped(said: str) -> None:
+    """Mutant: "use a smaller model" as all that is said; vLLM's own server may just fit it with its smaller batch."""
+    hint = str(of_failed_start(f"{ERROR}{said}\n{FAILED}\n").hint)
+    for way in (
+        "--max-num-batched-tokens 2048",
+        "--max-model-len",
+        "--kv-cache-dtype fp8",
+        "quantized model",
+    ):
+        assert way in hint
+    assert "vbatch doctor models" in hint
+
+
 def test_a_line_that_only_informs_is_no_cause() -> None:
     log = (
         f"{TALK}Free memory on device (1.2/15.57 GiB) on startup. Desired GPU memory utilization is (0.9, 14.01 "
@@ -368,3 +428,29 @@ def test_a_death_is_reported_by_its_signal_and_last_exception() -> None:
         "the engine process exited with status 1: RuntimeError: CUDA error: an illegal memory access"
     )
     assert causes.of_death([None], "") == "the engine stopped"
+
+
+DEAD_PART = (
+    "(EngineCore pid=7) ERROR 11-26 12:00:00 [multiproc_executor.py:315] Worker proc VllmWorker-1 died unexpectedly "
+    "(exit code: {code}), shutting down executor."
+)
+SURVIVOR = "(Worker_TP0 pid=8) ERROR 11-26 12:00:00 [x.py:1] RuntimeError: [gloo/pair.cc:534] Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("code", "own", "cause"),
+    [
+        (-9, "", "the engine process VllmWorker-1 was ended by SIGKILL"),
+        (None, "", "the engine process VllmWorker-1 crashed"),
+        (
+            1,
+            "(Worker_TP1 pid=9) ERROR 11-26 12:00:00 [x.py:1] torch.OutOfMemoryError: CUDA out of memory",
+            "the engine process VllmWorker-1 exited with status 1: OutOfMemoryError: CUDA out of memory",
+        ),
+    ],
+)
+def test_a_dead_part_is_reported_by_its_own_cause(code: int | None, own: str, cause: str) -> None:
+    """Mutants: the last exception, which is that of a survivor; a SIGKILL that convicts the requests."""
+    log = "\n".join([own, SURVIVOR, DEAD_PART.format(code=code), SURVIVOR])
+    assert causes.of_death([1], log) == cause
+    assert causes.was_killed([1], log) is (code == -signal.SIGKILL)

@@ -1,6 +1,10 @@
-"""Which type the small model is computed in: decided by the build of vLLM and by the CPU."""
+"""What the installed vLLM computes on, and which type the small model is computed in."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +50,42 @@ def test_the_small_model_is_computed_in_float32_where_bfloat16_is_emulated(
             chosen[native, gpu] = "float32" in smollm.flags()
 
     assert chosen == {(True, True): False, (True, False): False, (False, True): False, (False, False): True}
+
+
+@pytest.mark.parametrize(
+    ("version", "target", "platform"),
+    [
+        ("0.33.0", None, "NVIDIA"),
+        ("0.33.0+cu130", None, "NVIDIA"),
+        ("0.33.0", "cuda", "NVIDIA"),
+        ("0.33.0+cpu", None, "none"),
+        ("0.33.0+g0123abc.cpu", None, "none"),
+        ("0.33.0", "cpu", "none"),
+        ("0.33.0+rocm700", None, "AMD (ROCm)"),
+        ("0.33.0+g0123abc.d20261101.rocm700", None, "AMD (ROCm)"),
+        ("0.33.0+xpu", None, "Intel (XPU)"),
+        (None, None, "none"),
+    ],
+)
+def test_the_version_names_the_build(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, target: str | None, platform: str
+) -> None:
+    """Read from a wheel's metadata. Mutants: ``+cpu`` only at the beginning; every GPU called NVIDIA's."""
+    monkeypatch.setattr(installed, "JETSON", Path("/no/such/file"))
+    monkeypatch.delenv("VLLM_TARGET_DEVICE", raising=False)
+    if target is not None:
+        monkeypatch.setenv("VLLM_TARGET_DEVICE", target)
+    monkeypatch.setattr(metadata, "version", _versions({"vllm": version} if version else {}))
+    assert installed.computes_on_gpu() is (platform != "none")
+    assert installed.has_nvml() is (platform == "NVIDIA")
+    assert installed.without_nvml() == (None if platform in ("none", "NVIDIA") else platform)
+
+
+def _versions(known: dict[str, str]) -> Callable[[str], str]:
+    def version(name: str) -> str:
+        try:
+            return known[name]
+        except KeyError:
+            raise metadata.PackageNotFoundError(name) from None
+
+    return version

@@ -148,7 +148,7 @@ def test_memory_that_is_missing_is_named(
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     args = [*ENGINE_ARGS, "--gpu-memory-utilization", "0.99"]
 
-    with pytest.raises(EngineStartFailed, match=r"of memory are free, but vLLM is set to use") as failure:
+    with pytest.raises(EngineStartFailed, match=r"of memory are free, but vLLM") as failure:
         asyncio.run(
             vllm.load(
                 model=MODEL, path=str(small_model), args=args, title_prefix=TITLE_PREFIX, log_dir=tmp_path
@@ -156,7 +156,8 @@ def test_memory_that_is_missing_is_named(
         )
 
     assert failure.value.transient
-    assert "--gpu-memory-utilization 0." in str(failure.value.hint)
+    hint = str(failure.value.hint)  # 0.33 names its cache, which may be given a size of its own
+    assert "--gpu-memory-utilization 0." in hint or "VLLM_CPU_KVCACHE_SPACE=1" in hint
     assert "memory" not in str(failure.value.__cause__)
     assert failure.value.log is not None
     assert Path(failure.value.log).is_file()
@@ -196,7 +197,7 @@ def engines() -> list[int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
     small_model: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -207,12 +208,17 @@ def test_a_killed_worker_leaves_nothing_and_a_group_signal_stops_nothing(
     command = [sys.executable, "-m", "tests.rigs.engine_holder", str(small_model), str(tmp_path)]
     if ranks > 1:
         command += ["--data-parallel-size", str(ranks)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as worker:
+    cores = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
+    # vLLM 0.33 looks for the second rank's NUMA node, unless this is there (get_visible_memory_node).
+    environment = {"VLLM_CPU_SIM_MULTI_NUMA": "0", "VLLM_CPU_OMP_THREADS_BIND": cores} if ranks > 1 else {}
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as worker:
         assert worker.stdout is not None
         family = descendants.family([int(pid) for pid in worker.stdout.readline().split()])
         try:
             titles = [processes.title(process.pid).partition("::")[2] for process in family]
-            assert any(title.startswith("DPCoordinator") for title in titles) is (ranks > 1)
+            assert any(title.startswith("DPCoordinator") for title in titles) is (ranks > 1), titles
             assert worker.stdout.readline() == "running\n"
             os.killpg(worker.pid, signal.SIGINT)  # Ctrl-C in a terminal
             assert worker.stdout.readline() == "200 200 200 200\n"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,15 +27,21 @@ DISCONNECT_GRACE = 1.0  # seconds for a handler to notice the disconnect, before
 
 
 async def post(
-    app: App, url: str, body: bytes, *, headers: Headers = (), request_id: str | None = None
+    app: App,
+    url: str,
+    body: bytes,
+    *,
+    content_type: str = "application/json",
+    headers: Headers = (),
+    request_id: str | None = None,
 ) -> Reply:
-    """Post a JSON body to ``url`` (a path, perhaps with a query) and return the whole answer.
+    """Post a body to ``url`` (a path, perhaps with a query) and return the whole answer.
 
     Cancelling the call disconnects the handler and waits until it has ended, so that its sequence is aborted.
     An application that fails before it answers gives a 500, as it would behind a server.
     """
     exchange = _Exchange(body)
-    scope = _scope(url, len(body), headers, request_id)
+    scope = _scope(url, len(body), content_type, headers, request_id)
     handling = asyncio.ensure_future(app(scope, exchange.receive, exchange.send))
     try:
         await asyncio.wait((handling,))
@@ -48,6 +56,25 @@ async def post(
     return Reply(status=500, body=_server_error(reason), request_id=request_id)
 
 
+async def serve(
+    app: App, scope: Message, receive: Receive, send: Send, *, headers: Headers, check: Callable[[], None]
+) -> None:
+    """Have the application answer another client; ``headers`` take the place of that client's own.
+
+    ``check`` is called before each piece is sent, and raises where nothing more may be.
+    """
+
+    async def checked(message: Message) -> None:
+        check()
+        await send(message)
+
+    check()
+    own = {b"authorization", *(name for name, _ in headers)}
+    kept = [(name, value) for name, value in scope["headers"] if name.lower() not in own]
+    await app({**scope, "headers": [*kept, *headers]}, receive, checked)
+    check()
+
+
 async def _disconnect(exchange: _Exchange, handling: asyncio.Future[None]) -> None:
     exchange.disconnect()
     await asyncio.wait((handling,), timeout=DISCONNECT_GRACE)
@@ -58,11 +85,11 @@ async def _disconnect(exchange: _Exchange, handling: asyncio.Future[None]) -> No
         handling.exception()  # asyncio warns of an exception that was never read
 
 
-def _scope(url: str, length: int, headers: Headers, request_id: str | None) -> Message:
+def _scope(url: str, length: int, content_type: str, headers: Headers, request_id: str | None) -> Message:
     parts = urlsplit(url)
     sent = [
         (b"host", b"vbatch"),
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type.encode("ascii")),
         (b"content-length", b"%d" % length),
         *headers,
     ]
@@ -135,6 +162,20 @@ class _Exchange:
                 retry_after = _seconds(value)
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         return Reply(status=self._status, body=body, request_id=request_id, retry_after=retry_after)
+
+
+def with_error_object(reply: Reply) -> Reply:
+    """Give a url that vLLM's app does not route (404, 405) the error object that all its other errors have."""
+    if reply.status < 400 or not reply.body.startswith(b'{"detail":'):
+        return reply
+    phrase = HTTPStatus(reply.status).phrase
+    error = {
+        "message": phrase,
+        "type": phrase.replace(" ", "") + "Error",
+        "param": None,
+        "code": reply.status,
+    }
+    return replace(reply, body=msgspec.json.encode({"error": error}))
 
 
 def _seconds(value: bytes) -> float | None:

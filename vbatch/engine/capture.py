@@ -20,6 +20,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from vbatch.engine import Blame, EngineStartFailed
 from vbatch.system import files
 
 KEPT = 20  # logs of earlier engines that stay in the folder
@@ -143,3 +144,16 @@ def _prune(folder: Path) -> None:
     for path in logs[: max(0, len(logs) - KEPT)]:
         with contextlib.suppress(OSError):  # another user's
             files.remove_unless_locked(path)
+
+
+def open_log(folder: Path, model: str) -> EngineLog:
+    """Open the log of a load. Raises EngineStartFailed, which passes, where the folder cannot be written."""
+    try:
+        return EngineLog(folder, model)
+    except OSError as error:
+        raise EngineStartFailed(
+            f"its log cannot be written in {folder}: {error.strerror}",
+            transient=True,
+            blame=Blame.MACHINE,
+            hint=f"df -h {folder}",
+        ) from error

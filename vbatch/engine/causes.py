@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vbatch.engine import Blame
-from vbatch.engine.known_causes import KNOWN, KnownCause
+from vbatch.engine.cause import KnownCause
+from vbatch.engine.known_causes import KNOWN
 
 LONGEST = 300  # characters of a cause
 
@@ -32,12 +33,22 @@ class Cause:
     blame: Blame = Blame.UNKNOWN
 
 
+# vLLM's words where one process of an engine over several GPUs is gone, and how the others then fail. The exit code is
+# None where it looked before the kernel had one.
+_WORKER = re.compile(r"Worker proc (?P<name>\S+) died unexpectedly \(exit code: (?P<code>-?\d+|None)\)")
+_SURVIVOR = re.compile(
+    r"Connection (?:reset|closed) by peer|Broken pipe|Executor failed|"
+    r"(?:BrokenPipe|ConnectionReset|DistBackend|DistNetwork)Error|cancelled|EOFError"
+)
+
 _SIGNAL = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 
 
 def of_failed_start(log: str, *, model: str, path: str) -> Cause:
     """Find the root cause of a failed start in the engine's log, which ends with the worker's traceback of it."""
     complaints = _complaints(log)
+    died = _dead_worker(complaints)
+    complaints = complaints if died is None else _without_survivors(complaints)
     text = "\n".join(complaints)
     for known in KNOWN:
         if (match := known.pattern.search(text)) is not None:
@@ -47,14 +58,24 @@ def of_failed_start(log: str, *, model: str, path: str) -> Cause:
         number = int(match[1])
         # SIGKILL most often comes from the kernel's out-of-memory killer.
         return Cause(line=f"{_how_it_ended(-number)} as it started", transient=number == signal.SIGKILL)
-    return Cause(line=_last_exception(complaints) or "vLLM did not say why it did not start")
+    said = ": ".join(filter(None, [died, _last_exception(complaints)]))
+    return Cause(line=said or "vLLM did not say why it did not start")
 
 
 def of_death(exit_codes: Sequence[int | None], log: str) -> str:
     """Return in one line why an engine died: how its first process ended, and its last exception."""
+    complaints = _complaints(log)
+    if (died := _dead_worker(complaints)) is not None:
+        return ": ".join(filter(None, [died, _last_exception(_without_survivors(complaints))]))
     ends = [_how_it_ended(code) for code in exit_codes if code]
-    words = _last_exception(_complaints(log))
+    words = _last_exception(complaints)
     return ": ".join(filter(None, [*ends[:1], words])) or "the engine stopped"
+
+
+def was_killed(exit_codes: Sequence[int | None], log: str) -> bool:
+    """Whether SIGKILL ended the engine or a part of it: a person or the kernel sent it, no request did."""
+    died = next(filter(None, map(_WORKER.search, _complaints(log))), None)
+    return -signal.SIGKILL in exit_codes or (died is not None and died["code"] == str(-signal.SIGKILL))
 
 
 def out_of_memory_kills() -> int:
@@ -64,6 +85,13 @@ def out_of_memory_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def out_of_memory_since(kills: int) -> str:
+    """Return, to be added to a cause, that there were such kills since there were this many; nothing where not."""
+    if out_of_memory_kills() <= kills:
+        return ""
+    return " (the kernel's out-of-memory killer ended a process: the machine or its control group ran out of memory)"
 
 
 def _fill_in(known: KnownCause, words: dict[str, str]) -> Cause:
@@ -82,11 +110,25 @@ def _fill_in(known: KnownCause, words: dict[str, str]) -> Cause:
     )
 
 
-def _how_it_ended(code: int) -> str:
+def _dead_worker(complaints: Sequence[str]) -> str | None:
+    """Return how the first process that died of an engine over several GPUs ended, None where none did."""
+    found = next(filter(None, map(_WORKER.search, complaints)), None)
+    if found is None:
+        return None
+    who = f"the engine process {found['name']}"
+    return f"{who} crashed" if found["code"] == "None" else _how_it_ended(int(found["code"]), who)
+
+
+def _without_survivors(complaints: Sequence[str]) -> list[str]:
+    """Leave out what the other processes of the engine say when one is gone."""
+    return [line for line in complaints if not _SURVIVOR.search(line) and not _WORKER.search(line)]
+
+
+def _how_it_ended(code: int, who: str = "the engine process") -> str:
     if code > 0:
-        return f"the engine process exited with status {code}"
+        return f"{who} exited with status {code}"
     known = -code in set(signal.valid_signals())
-    return f"the engine process was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
+    return f"{who} was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
 _INFORMATION = re.compile(r"(?:\(.*?\) )?(?:DEBUG|INFO|WARNING) ")

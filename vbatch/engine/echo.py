@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from http import HTTPStatus
@@ -17,8 +18,9 @@ from typing import Any
 
 import msgspec
 
-from vbatch.engine import Blame, EngineDied, EngineStartFailed, Reply
-from vbatch.engine.echo_answers import ENDPOINTS, Body, Invalid, identity
+from vbatch.engine import Blame, EngineDied, EngineStartFailed, Reply, echo_http
+from vbatch.engine.asgi import Message, Receive, Send
+from vbatch.engine.echo_answers import ENDPOINTS, Body, Invalid, identity, transcription
 from vbatch.engine.kinds import ECHO_MODEL
 
 MAX_INFLIGHT = 256
@@ -53,30 +55,47 @@ class EchoEngine:
     """See ``vbatch.engine.Engine``."""
 
     max_inflight = MAX_INFLIGHT
+    sequences = MAX_INFLIGHT
+    killed = False
 
-    def __init__(self, model: str, latency: timedelta) -> None:
-        self._model = model
+    def __init__(self, model: str, latency: timedelta, *others: str) -> None:
+        self.names = frozenset({model, *others})
+        self.refused: Mapping[str, str] = {}
         self._latency = latency.total_seconds()
         self._waiting: set[asyncio.Future[None]] = set()
         self._failures: Counter[str] = Counter()
         self.died: str | None = None
+        self.endpoints: Collection[str] | None = None
+        self.lacking: Mapping[str, str] = {}
+        self.upload_limit: tuple[int, str] | None = None
         self.progress = 0
 
     async def post(self, url: str, body: bytes) -> Reply:
         """Answer one request; the answer depends only on its body."""
+        return await self._post(url, body, None)
+
+    async def post_form(self, url: str, body: bytes, upload: bytes) -> Reply:
+        """Answer one request that comes with a file; the answer depends only on both."""
+        return await self._post(url, body, upload)
+
+    async def serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request of another client; each word of a stream takes the latency. Raises EngineDied."""
+        await echo_http.serve(scope, receive, send, names=self.names, post=self.post, pause=self._pause)
+
+    async def _post(self, url: str, body: bytes, upload: bytes | None) -> Reply:
         if self.died is not None:
             raise EngineDied(self.died)
-        name = identity(body)
+        name = identity(body if upload is None else body + upload)
         status = HTTPStatus.OK
         try:
             request = _decode(body)
-            if request.model != self._model:
+            if request.model not in self.names:
                 raise _Refused(HTTPStatus.NOT_FOUND, f"The model `{request.model}` does not exist.", "model")
             if request.metadata and (word := request.metadata.get("vbatch_echo")) is not None:
                 await self._inject(str(word), name)
             if self._latency:
                 await self._wait(self._latency)
-            answer = _answer(url, request, name)
+            answer = _answer(url, request, name) if upload is None else transcription(upload)
         except _Refused as refusal:
             status, answer = refusal.status, refusal.answer
         except _NotJson:
@@ -129,6 +148,13 @@ class EchoEngine:
             self._waiting.discard(waiting)
             if timer is not None:
                 timer.cancel()
+
+    async def _pause(self) -> None:
+        if self.died is not None:
+            raise EngineDied(self.died)
+        if self._latency:
+            await self._wait(self._latency)
+        self.progress += 1
 
     def _die(self, cause: str) -> None:
         if self.died is None:

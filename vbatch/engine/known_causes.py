@@ -5,101 +5,21 @@ The patterns are those of vLLM 0.32 and 0.33, torch, transformers and huggingfac
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import partial
+from vbatch.engine import memory_causes
+from vbatch.engine.cause import flags as _flags
+from vbatch.engine.cause import known as _known
+from vbatch.engine.cause import machine as _machine
+from vbatch.engine.cause import model as _model
 
-from vbatch.engine import Blame
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownCause:
-    """A cause that is recognised by a pattern in the engine's log.
-
-    ``line`` and ``hints`` may name the pattern's groups, ``model``, ``path`` and ``fitting`` (the share of the memory
-    that would fit). The first hint is shown whose names all have a value.
-    """
-
-    pattern: re.Pattern[str]
-    line: str
-    hints: tuple[str, ...]
-    transient: bool
-    blame: Blame
-
-
-def _known(
-    pattern: str, line: str, *hints: str, transient: bool = False, blame: Blame = Blame.UNKNOWN
-) -> KnownCause:
-    return KnownCause(
-        pattern=re.compile(pattern, re.MULTILINE),
-        line=line,
-        hints=hints,
-        transient=transient,
-        blame=blame,
-    )
-
-
-_model = partial(_known, blame=Blame.MODEL)
-_machine = partial(_known, blame=Blame.MACHINE)
-_flags = partial(_known, blame=Blame.FLAGS)
-
-_GIB = r"\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\)"
-_WANTED = r"\((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB\)"
 _UNINSTALL = "pip uninstall --yes torchvision torchaudio torchcodec"
+
+_PARSER = (
+    r"ParserUnknown: invalid (?P<parser>tool call|reasoning) parser: (?P<name>.*?) \(.*\{ (?P<names>.*) \}\)"
+)
 
 # The first match wins. Transient: memory that another process may free, a model hub that does not answer.
 KNOWN = (
-    _machine(
-        rf"Free memory on device(?: \S+)? {_GIB} on startup is less than .*? {_WANTED}",
-        "the GPU has {free} of {total} GiB free, but vLLM is set to use {wanted} GiB (gpu_memory_utilization {share})",
-        "free the GPU (vbatch doctor), or use less of it: vbatch run-worker -- --gpu-memory-utilization {fitting}",
-        "free the GPU: vbatch doctor",
-        transient=True,
-    ),
-    _machine(
-        rf"Available memory on node \S+ {_GIB} on startup is less than .*? {_WANTED}",
-        "{free} of {total} GiB of memory are free, but vLLM is set to use {wanted} GiB "
-        "(gpu_memory_utilization {share}, which on a CPU means memory)",
-        "vbatch run-worker -- --gpu-memory-utilization {fitting}",
-        transient=True,
-    ),
-    _machine(
-        rf"Available memory on node \S+ {_GIB} on kv cache allocation is less than requested memory for kv "
-        r"\((?P<wanted>[\d.]+)(?:/[\d.]+)? GiB\)",
-        "{free} of {total} GiB of memory are free, but vLLM's KV cache is set to take {wanted} GiB",
-        "give the cache less (VLLM_CPU_KVCACHE_SPACE=1, in GiB), or end other programs that use memory",
-        transient=True,
-    ),
-    _model(
-        r"CUDA out of memory occurred when (?P<when>warming up \w+) with",
-        "the GPU ran out of memory when {when}",
-        "vbatch run-worker -- --max-num-seqs 128 --gpu-memory-utilization 0.85",
-    ),
-    _model(
-        r"CUDA out of memory\. Tried to allocate (?P<size>[\d.]+ \w+)",
-        "the GPU ran out of memory (it needed another {size})",
-        "free the GPU (vbatch doctor), or use a smaller or quantized model",
-        transient=True,
-    ),
-    _model(
-        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
-        "the GPU ran out of memory",
-        "free the GPU: vbatch doctor",
-        transient=True,
-    ),
-    _model(
-        r"No available memory for the cache blocks",
-        "the model leaves no memory for the KV cache",
-        "a higher --gpu-memory-utilization if there is room, or a smaller or quantized model",
-    ),
-    _model(
-        r"max seq len \((?P<length>\d+)\), \((?P<needed>[\d.]+) GiB KV cache is needed, which is larger than the "
-        r"available KV cache memory \((?P<available>[\d.]+) GiB\)\.(?: Based on the available memory, the estimated "
-        r"maximum model length is (?P<estimate>\d+))?",
-        "a context of {length} tokens needs {needed} GiB of KV cache, and {available} GiB are left",
-        "vbatch run-worker -- --max-model-len {estimate}",
-        "a smaller --max-model-len, a higher --gpu-memory-utilization, or a smaller model",
-    ),
+    *memory_causes.KNOWN,
     _model(
         r"User-specified max_model_len \((?P<length>\d+)\) is greater than the derived max_model_len "
         r"\(\w+=(?P<limit>\d+)",
@@ -115,6 +35,16 @@ KNOWN = (
         r"UnexpectedArgument: (?P<word>.*)(?=[\s\S]*SharedFlagsRefused)",
         "vLLM does not accept its flags: {word} belongs to no flag",
         "vllm serve --help=all",
+    ),
+    _flags(
+        rf"{_PARSER}(?=[\s\S]*SharedFlagsRefused)",
+        "vLLM does not accept its flags: it has no {parser} parser {name}",
+        "one of {names}",
+    ),
+    _model(
+        _PARSER,
+        "vLLM does not accept its flags: it has no {parser} parser {name}",
+        "one of {names}",
     ),
     _model(
         r"^vllm: error: (?P<complaint>.+)$",
@@ -198,6 +128,16 @@ KNOWN = (
         r"Model architecture (?P<name>\w+) (?:was supported in vLLM until|is not supported in-tree)",
         "this vLLM no longer supports the architecture {name}",
     ),
+    _machine(
+        r"HarmonyError: (?:invalid tiktoken vocab file|error downloading or loading vocab file)",
+        "the vocabulary of gpt-oss is not on this machine, and cannot be downloaded",
+        "export TIKTOKEN_ENCODINGS_BASE=FOLDER   # with o200k_base.tiktoken in it",
+    ),
+    _model(
+        r"Unknown quantization method: (?P<name>[\w.-]+)\. Must",
+        "this vLLM does not load weights in the format {name}",
+        "use a variant of the model in AWQ, GPTQ, FP8 or compressed-tensors",
+    ),
     _model(
         r"Bfloat16 is only supported on GPUs",
         "{model} uses bfloat16, which this GPU does not support",
@@ -222,7 +162,7 @@ KNOWN = (
     _machine(
         r"World size \((?P<wanted_gpus>\d+)\) is larger than the number of available GPUs \((?P<gpus>\d+)\)",
         "vLLM is set to use {wanted_gpus} GPUs for the model, but this worker has only {gpus}",
-        "start one worker for all GPUs: vbatch run-worker without --gpu (install-service starts one worker per GPU)",
+        "start one worker over enough GPUs: vbatch run-worker --gpu 0,1",
     ),
     _machine(
         r"Error 803|system has unsupported display driver",

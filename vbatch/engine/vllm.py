@@ -14,17 +14,25 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from vbatch.engine import EngineDied, EngineStartFailed, Reply, asgi, causes, guard, server
+from vbatch.engine import (
+    EngineDied,
+    EngineStartFailed,
+    Reply,
+    asgi,
+    capture,
+    causes,
+    courtesy,
+    guard,
+    multipart,
+    server,
+)
 from vbatch.engine.capture import EngineLog
+from vbatch.errors import ConfigError
 from vbatch.system import descendants
 
 SURPLUS = 1.25  # requests given to the engine for each sequence it can run: see ``max_inflight``
@@ -36,44 +44,63 @@ async def load(
     *,
     model: str,
     path: str | None = None,
+    aliases: Sequence[str] = (),
+    adapters: Mapping[str, str] | None = None,
     args: Sequence[str] = (),
     shared_args: Sequence[str] = (),
-    gpu: int | None = None,
+    visible_gpus: str | None = None,
     title_prefix: str,
     log_dir: Path,
 ) -> VllmEngine:
     """Load a model; requests name it ``model``, its files are at ``path`` (a folder or a hub id).
 
-    ``args`` are flags of ``vllm serve``, ``shared_args`` those of them that every model gets. The titles of all
-    processes of the engine begin with ``title_prefix``. What vLLM prints goes to a log file in ``log_dir``. The
-    event loop is not blocked. Cancelling the call ends the engine's processes.
-    Raises EngineStartFailed with the root cause.
+    ``aliases`` are further names of it. ``adapters`` (LoRA) map the names of requests to folders or hub ids; one that
+    cannot be loaded does not keep the others from it.
+
+    ``visible_gpus`` becomes CUDA_VISIBLE_DEVICES; None leaves it as it is. ``args`` are flags of ``vllm serve``,
+    ``shared_args`` those of them that every model gets. The titles of all processes of the engine begin with
+    ``title_prefix``. What vLLM prints goes to a log file in ``log_dir``. The event loop is not blocked. Cancelling the
+    call ends the engine's processes.
+    Raises EngineStartFailed with the root cause, UnsupportedVllm before anything is loaded.
     """
-    log = EngineLog(log_dir, model)
-    _set_environment(gpu, title_prefix)
+    engine_log = capture.open_log(log_dir, model)
+    kills = causes.out_of_memory_kills()
+    _set_environment(visible_gpus, title_prefix)
     async with AsyncExitStack() as stack:
         try:
-            with log.capturing(), _guarding_children():
+            with engine_log.capturing(), _guarding_children():
                 await asyncio.to_thread(server.imports)
-                started = await _start(model=model, path=path or model, args=args, shared_args=shared_args)
+                started = await _start(
+                    model=model,
+                    path=path or model,
+                    aliases=aliases,
+                    adapters=adapters or {},
+                    args=args,
+                    shared_args=shared_args,
+                )
                 family: list[descendants.Process] = []
                 stack.push_async_callback(_shut_down, started, family)
                 family += _family(started)
                 _check_guard(started)
                 app = await stack.enter_async_context(server.serving(started))
                 closing = AsyncExitStack()
-                engine = VllmEngine(app, started, log, closing)
+                engine = VllmEngine(app, started, engine_log, closing)
+        except ConfigError:
+            raise
         except Exception as error:
-            log.write("".join(traceback.format_exception(error)))
-            cause = causes.of_failed_start(log.tail(), model=model, path=path or model)
+            with contextlib.suppress(OSError):  # the disk is full
+                engine_log.write("".join(traceback.format_exception(error)))
+            cause = causes.of_failed_start(engine_log.tail(), model=model, path=path or model)
             raise EngineStartFailed(
-                cause.line,
+                cause.line + causes.out_of_memory_since(kills),
                 transient=cause.transient,
                 blame=cause.blame,
                 hint=cause.hint,
-                log=str(log.path),
+                log=str(engine_log.path),
             ) from error
-        log.mark()
+        server.report(started, model)
+        await asyncio.to_thread(server.describe_fields, log_dir.parent)
+        engine_log.mark()
         closing.push_async_callback(stack.pop_all().aclose)
         return engine
 
@@ -86,14 +113,34 @@ class VllmEngine:
     ) -> None:
         self.app: Any = app
         self._llm: Any = started.llm
+        self.names = server.names(app)
+        self.refused = started.refused
         self._children = started.processes
         self._log = log
         self._closing = closing
         self._headers = server.authorization(started.arguments)
         self._out_of_memory_kills = causes.out_of_memory_kills()
         self._cause: str | None = None
+        self.killed = False
         self._steps = _count_outputs(started.llm.engine_core)
-        self.max_inflight = math.ceil(started.max_num_seqs * SURPLUS)
+        self.sequences = started.max_num_seqs
+        self.max_inflight = math.ceil(self.sequences * SURPLUS)
+        self._prioritizes = started.prioritizes
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The paths of vLLM's routes, which depend on the tasks of the model, but not what its packages cannot do."""
+        return frozenset(route.path for route in self.app.routes).difference(self.lacking)
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        """The urls for audio, where vLLM has no package that reads it."""
+        return server.lacking(route.path for route in self.app.routes)
+
+    @property
+    def upload_limit(self) -> tuple[int, str] | None:
+        """How much vLLM reads of a file; of a larger one it only says that it is too large."""
+        return server.upload_limit(), "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"
 
     @property
     def died(self) -> str | None:
@@ -101,10 +148,11 @@ class VllmEngine:
         if self._cause is None:
             if self._llm is None or not self._llm.errored:
                 return None
-            cause = causes.of_death([child.exitcode for child in self._children], self._log.tail())
-            if causes.out_of_memory_kills() > self._out_of_memory_kills:
-                cause += " (the kernel's out-of-memory killer ended a process)"
-            self._cause = cause
+            ends = [child.exitcode for child in self._children]
+            said = self._log.tail()
+            self.killed = causes.was_killed(ends, said)
+            cause = causes.of_death(ends, said)
+            self._cause = cause + causes.out_of_memory_since(self._out_of_memory_kills)
         return self._cause
 
     @property
@@ -118,12 +166,29 @@ class VllmEngine:
         vLLM's serving layer reports a dead engine as an ordinary error of each request, so no reply is used that came
         from a dead engine.
         """
+        return await self._post(url, courtesy.behind(url, body) if self._prioritizes else body)
+
+    async def serve(self, scope: asgi.Message, receive: asgi.Receive, send: asgi.Send) -> None:
+        """Have vLLM's own app answer another client's request. Raises EngineDied."""
+        await asgi.serve(self.app, scope, receive, send, headers=self._headers, check=self._check)
+
+    async def post_form(self, url: str, body: bytes, upload: bytes) -> Reply:
+        """Answer one request that comes with a file. Cancelling the call aborts its sequence. Raises EngineDied."""
+        form, content_type = multipart.form(body, upload)
+        return await self._post(url, form, content_type=content_type)
+
+    async def _post(self, url: str, body: bytes, *, content_type: str = "application/json") -> Reply:
         self._check()
         reply = await asgi.post(
-            self.app, url, body, headers=self._headers, request_id=f"vbatch-{uuid.uuid4().hex}"
+            self.app,
+            url,
+            body,
+            content_type=content_type,
+            headers=self._headers,
+            request_id=f"vbatch-{uuid.uuid4().hex}",
         )
         self._check()
-        return _with_error_object(reply)
+        return asgi.with_error_object(reply)
 
     def _check(self) -> None:
         if (cause := self.died) is not None:
@@ -149,29 +214,11 @@ def kill_children() -> None:
         child.kill()
 
 
-def _with_error_object(reply: Reply) -> Reply:
-    """Give a url that vLLM's app does not route (404, 405) the error object that all its other errors have."""
-    if reply.status < 400 or not reply.body.startswith(b'{"detail":'):
-        return reply
-    phrase = HTTPStatus(reply.status).phrase
-    error = {
-        "message": phrase,
-        "type": phrase.replace(" ", "") + "Error",
-        "param": None,
-        "code": reply.status,
-    }
-    return replace(reply, body=msgspec.json.encode({"error": error}))
-
-
-async def _start(*, model: str, path: str, args: Sequence[str], shared_args: Sequence[str]) -> server.Started:
+async def _start(**wanted: Any) -> server.Started:
     """Start the engine in a thread; if the call is cancelled, end what the thread has started by then."""
     abandoned = threading.Event()
     not_started_here = set(multiprocessing.active_children())
-    starting = asyncio.ensure_future(
-        asyncio.to_thread(
-            server.start, model=model, path=path, args=args, shared_args=shared_args, abandoned=abandoned
-        )
-    )
+    starting = asyncio.ensure_future(asyncio.to_thread(server.start, **wanted, abandoned=abandoned))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -227,7 +274,7 @@ def _count_outputs(client: Any) -> Callable[[], int]:
     return lambda: count
 
 
-def _set_environment(gpu: int | None, title_prefix: str) -> None:
+def _set_environment(visible_gpus: str | None, title_prefix: str) -> None:
     """Set what vLLM reads from the environment, here and in the processes that it spawns."""
     # A forked engine would keep the worker's database session and file locks after the worker's end.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -236,8 +283,8 @@ def _set_environment(gpu: int | None, title_prefix: str) -> None:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
     # The numbers of nvidia-smi and NVML, which the memory check and the locks use; CUDA's own begin with the fastest.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if visible_gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and guard.NAME not in plugins.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join([*filter(None, plugins.split(",")), guard.NAME])

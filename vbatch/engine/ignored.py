@@ -1,0 +1,129 @@
+"""Name the fields of requests that an engine takes and ignores: misspelt, removed, or never known.
+
+vLLM answers a request with such fields as if they were not there (it logs them at most once). What it does not know
+comes from a table of its version (``vbatch.engine.fields``), so nothing of vLLM is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from vbatch.engine.fields import Tree
+
+MOST = 100  # fields that are kept; a file of random names needs no more
+_ALIKE = 0.75
+
+# Fields that once did something, or do elsewhere, and what is used in their place (vLLM's own warnings and manuals).
+DEAD = {
+    "guided_json": 'use "structured_outputs": {"json": …}',
+    "guided_regex": 'use "structured_outputs": {"regex": …}',
+    "guided_choice": 'use "structured_outputs": {"choice": […]}',
+    "guided_grammar": 'use "structured_outputs": {"grammar": …}',
+    "structural_tag": 'use "structured_outputs": {"structural_tag": …}',
+    "guided_decoding_backend": "the engine chooses the backend",
+    "guided_whitespace_pattern": 'use "structured_outputs": {"whitespace_pattern": …}',
+    "extra_body": "put its fields at the top of the body: only OpenAI's client unpacks it",
+    "extra_headers": "a batch sends no headers",
+    "best_of": 'use "n"',
+    "max_output_tokens": 'use "max_tokens"',
+    "functions": 'use "tools"',
+    "function_call": 'use "tool_choice"',
+    "enable_thinking": 'use "chat_template_kwargs": {"enable_thinking": …}',
+}
+# Fields that the schema has, and that change nothing in a batch.
+WITHOUT_EFFECT = {
+    ("/v1/chat/completions", "use_beam_search"): "beam search works at /v1/completions",
+    ("", "stream_options"): "a batch does not stream: remove it",
+}
+
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoredField:
+    """A field that is ignored, the number of lines that have it, and what to do about it."""
+
+    field: str
+    lines: int
+    hint: str | None
+
+
+@dataclass(slots=True)
+class Ignored:
+    """Counts the ignored fields of many requests. ``look`` is on the hot path of ``submit``.
+
+    Requests of one file have few shapes: what is unknown among the same names in the same place is found out once.
+    """
+
+    tables: Mapping[str, Tree]
+    _known: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
+    _deep: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def look(self, url: str, body: bytes) -> list[str]:
+        """Count the ignored fields of one request and return them."""
+        tree = self.tables.get(url)
+        if tree is None:
+            return []
+        found = list(self._walk(_decode(body), tree, "", url))
+        for path in found:
+            if (url, path) in self._counts or len(self._counts) < MOST:
+                self._counts[url, path] = self._counts.get((url, path), 0) + 1
+        return found
+
+    @property
+    def fields(self) -> list[IgnoredField]:
+        """What was found, the most frequent first."""
+        found = [
+            IgnoredField(field=path, lines=lines, hint=hint(path, self.tables[url], url))
+            for (url, path), lines in self._counts.items()
+        ]
+        return sorted(found, key=lambda each: -each.lines)
+
+    def _walk(self, value: Any, tree: Tree, place: str, url: str) -> Iterator[str]:
+        if isinstance(value, list):
+            for item in value[:MOST]:
+                yield from self._walk(item, tree, place, url)
+            return
+        if not isinstance(value, dict):
+            return
+        key = (id(tree), tuple(value))
+        unknown = self._known.get(key)
+        if unknown is None:
+            unknown = tuple(
+                name for name in value if name not in tree or _is_without_effect(url, place, name)
+            )
+            if len(self._known) < MOST * MOST:
+                self._known[key] = unknown
+        for name in unknown:
+            yield f"{place}{name}"
+        deep = self._deep.get(id(tree))
+        if deep is None:
+            deep = self._deep[id(tree)] = tuple(name for name, below in tree.items() if below)
+        for name in deep:
+            if name in value:
+                yield from self._walk(value[name], tree[name], f"{place}{name}.", url)
+
+
+def hint(path: str, tree: Tree, url: str = "") -> str | None:
+    """Return what to use in place of an ignored field: its replacement, or the known field of a name like it."""
+    place, _, name = path.rpartition(".")
+    for part in filter(None, place.split(".")):
+        tree = tree.get(part) or {}
+    if not place:
+        for where in (url, ""):
+            if (where, name) in WITHOUT_EFFECT:
+                return WITHOUT_EFFECT[where, name]
+        if name in DEAD:
+            return DEAD[name]
+    near = difflib.get_close_matches(name, tree, n=1, cutoff=_ALIKE)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _is_without_effect(url: str, place: str, name: str) -> bool:
+    return not place and ((url, name) in WITHOUT_EFFECT or ("", name) in WITHOUT_EFFECT)

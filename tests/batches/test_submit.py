@@ -14,7 +14,7 @@ from tests.rigs.commands import chats
 from tests.rigs.filling import new_batch
 from tests.rigs.queued import queued
 from vbatch import batches
-from vbatch.batches import InputFile, SubmitOptions
+from vbatch.batches import InputFile, RetryOptions, SubmitOptions
 from vbatch.errors import InputUnreadable, StoreUnreachable
 from vbatch.store import Store, catalog, ingest, staging
 from vbatch.system import processes
@@ -84,5 +84,5 @@ def test_a_retry_that_was_killed_can_be_repeated(store: Store, tmp_path: Path) -
         killed.setattr(staging, "take_back", lambda *_args: None)
         with ingest.ingest(store, new=new_batch(**paths), submitter=dead):
             pass
-    again = batches.retry(store, first.id, output=tmp_path / "again.jsonl")
+    again = batches.retry(store, first.id, RetryOptions(output=tmp_path / "again.jsonl"))
     assert Path(again.output_path).name == "again.jsonl"

@@ -5,17 +5,25 @@ Their keys are a contract: they are added to, never changed.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vbatch.batches.find import BatchList
-from vbatch.batches.status import Status, failure_message
-from vbatch.batches.submit import Checked, InvalidInput
-from vbatch.protocol import BatchObject, BatchStatus, BatchUsage, Counts
+from vbatch import pausing
+from vbatch.batches.workers import Block, Blocks
+from vbatch.protocol import BatchError, BatchErrors, BatchObject, BatchStatus, BatchUsage, Counts
 from vbatch.store.records import Batch
 from vbatch.system import disks
+
+if TYPE_CHECKING:
+    from vbatch.batches.content import InvalidInput
+    from vbatch.batches.estimate import Estimate
+    from vbatch.batches.find import BatchList
+    from vbatch.batches.results import Shown
+    from vbatch.batches.status import Status
+    from vbatch.batches.submit import Checked
 
 # In which order a batch goes through its times.
 _TIMES = (
@@ -39,9 +47,10 @@ def batch_object(batch: Batch) -> BatchObject:
     suffix = batch.id.removeprefix("batch_")
     return BatchObject(
         id=batch.id,
-        endpoint=batch.endpoint,
+        endpoint=batch.endpoint or None,
         model=batch.model,
-        input_file_id=f"file-input-{suffix}",
+        input_file_id=batch.input_file or f"file-input-{suffix}",
+        errors=_errors(batch),
         completion_window=_window(batch),
         status=batch.status,
         output_file_id=f"file-output-{suffix}" if _exists(batch, batch.output_path) else None,
@@ -73,17 +82,54 @@ def batch_object(batch: Batch) -> BatchObject:
     )
 
 
-def batch_document(batch: Batch) -> dict[str, Any]:
-    """Return the batch object, and its times once more as RFC 3339."""
+def batch_document(batch: Batch, blocked: Blocks = Blocks()) -> dict[str, Any]:  # noqa: B008  (it is frozen)
+    """Return the batch object, its times once more as RFC 3339, and what of it waits for a model in vain.
+
+    ``blocked`` is null, or the model for which most requests wait; ``blocked_models`` are all of them.
+    """
     document: dict[str, Any] = msgspec.to_builtins(batch_object(batch))
+    document |= {"cut_off": batch.cut_off, "empty": batch.empty, "skipped": batch.skipped}
+    document["ignored"] = [dict(each) for each in batch.ignored]
     document["times"] = {name: _rfc3339(getattr(batch, f"{name}_at")) for name in _TIMES}
+    models = sorted(blocked.models, key=lambda block: -block.requests)
+    document["blocked_models"] = [_block(block) for block in models]
+    document["blocked"] = next(iter(document["blocked_models"]), None)
     return document
+
+
+def served_document(batch: Batch) -> dict[str, Any]:
+    """Return the batch for a program on another machine: no path of this one, and files by what the store has.
+
+    The server has the content of these files, or makes it of the store.
+    """
+    document: dict[str, Any] = msgspec.to_builtins(batch_object(batch))
+    for name in ("input_path", "output_path", "error_path"):
+        del document[name]
+    ended, counts, suffix = batch.status.final, batch.counts, batch.id.removeprefix("batch_")
+    unanswered = counts.total - counts.completed
+    document["output_file_id"] = f"file-output-{suffix}" if ended and counts.completed else None
+    document["error_file_id"] = f"file-errors-{suffix}" if ended and unanswered else None
+    return document | {"cut_off": batch.cut_off, "empty": batch.empty}
+
+
+def _block(block: Block) -> dict[str, Any]:
+    return {
+        "model": block.model,
+        "endpoint": block.url or None,
+        "requests": block.requests,
+        "reason": block.reason,
+        "hint": block.hint,
+        "host": block.host,
+        "since": _rfc3339(block.since),
+    }
 
 
 def status_document(status: Status) -> dict[str, Any]:
     """Return the batch object with its pace, the kinds of failure, and the live workers."""
-    return batch_document(status.batch) | {
+    return batch_document(status.batch, status.at_work.blocked if status.at_work else Blocks()) | {
         "requests_per_second": status.requests_per_second,
+        "tokens_per_second": status.tokens_per_second,
+        "duplicates": status.duplicates,
         "seconds_remaining": None if status.remaining is None else status.remaining.total_seconds(),
         "failures": [
             {
@@ -92,7 +138,7 @@ def status_document(status: Status) -> dict[str, Any]:
                 "count": group.count,
                 "attempts": group.attempts,
                 "custom_id": group.custom_id,
-                "message": failure_message(group),
+                "message": group.message,
             }
             for group in status.failures
         ],
@@ -102,10 +148,12 @@ def status_document(status: Status) -> dict[str, Any]:
                 "host": worker.identity.host,
                 "pid": worker.identity.pid,
                 "model": worker.model,
+                "gpus": list(worker.gpus),
                 "note": worker.note,
             }
             for worker in (status.at_work.workers if status.at_work else ())
         ],
+        "paused": pausing.document(status.at_work.paused if status.at_work else None),
     }
 
 
@@ -113,7 +161,7 @@ def list_document(found: BatchList) -> dict[str, Any]:
     """Return batches as OpenAI lists them."""
     return {
         "object": "list",
-        "data": [batch_document(batch) for batch in found.batches],
+        "data": [batch_document(batch, found.blocked.get(batch.pk, Blocks())) for batch in found.batches],
         "first_id": found.batches[0].id if found.batches else None,
         "last_id": found.batches[-1].id if found.batches else None,
         "has_more": found.has_more,
@@ -125,14 +173,47 @@ def deleted_document(batch: Batch) -> dict[str, Any]:
     return {"id": batch.id, "object": "batch", "deleted": True}
 
 
-def checked_document(checked: Checked) -> dict[str, Any]:
-    """Return what a dry run found: a file that would be accepted."""
+def checked_document(checked: Checked, estimate: Estimate) -> dict[str, Any]:
+    """Return what a dry run found: a file that would be accepted, and what it is estimated to take."""
     return {
         "object": "batch.check",
         "valid": True,
         "requests": checked.requests,
+        "skipped": checked.skipped,
+        "duplicates": checked.seen.duplicates,
+        "ignored": [asdict(each) for each in checked.ignored],
         "output_path": str(checked.paths.output),
         "error_path": str(checked.paths.errors),
+        "estimate": {
+            "models": [
+                {
+                    "model": each.model,
+                    "requests": each.requests,
+                    "counted": each.counted,
+                    "own_tokenizer": each.own_tokenizer,
+                    "tokens_in": each.tokens_in,
+                    "most_tokens_out": each.most_out,
+                    "context": each.context,
+                    "beyond_context": each.beyond,
+                    "requests_per_second": None if each.pace is None else each.pace.requests_per_second,
+                    "seconds": None if each.duration is None else each.duration.total_seconds(),
+                }
+                for each in estimate.models
+            ],
+            "disk_bytes": estimate.disk,
+            "free_bytes": estimate.free,
+        },
+    }
+
+
+def shown_document(shown: Shown) -> dict[str, Any]:
+    """Return one request, and its line of the output or error file; null while it is not finished."""
+    return {
+        "batch_id": shown.batch.id,
+        "custom_id": shown.custom_id,
+        "line": shown.line,
+        "request": msgspec.json.decode(shown.request),
+        "result": None if shown.result is None else msgspec.json.decode(shown.result),
     }
 
 
@@ -144,12 +225,20 @@ def defects_document(error: InvalidInput) -> dict[str, Any]:
     }
 
 
+def _errors(batch: Batch) -> BatchErrors | None:
+    if not batch.errors:
+        return None
+    return BatchErrors(data=[msgspec.convert(each, BatchError) for each in batch.errors])
+
+
 def _exists(batch: Batch, path: str) -> bool:
     ended = batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.EXPIRED)
     return ended and disks.exists(path)
 
 
 def _window(batch: Batch) -> str:
+    if batch.asked is not None:
+        return str(batch.asked["completion_window"])
     if batch.expires_at is None:
         return "unlimited"
     minutes = round((batch.expires_at - batch.created_at).total_seconds() / 60)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vbatch.batches.paths import settled
+from vbatch.batches.unpacking import unpacked
 from vbatch.errors import InputUnreadable
 
 
@@ -57,13 +58,43 @@ class InputFile:
 
 
 class InputStream:
-    """An open input whose faults are reported as the input's."""
+    """An open input, unpacked where it is compressed, whose faults are reported as the input's.
+
+    ``packed`` is the command that its compression is named after, None for plain text.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._raw = stream
+        self._name = name
+        self._before = _version(stream)
+        self._bytes = _Named(stream, name)
+        self._stream, self.packed = unpacked(self._bytes, name)
+
+    @property
+    def consumed(self) -> int:
+        """How many bytes of the input itself were read so far, compressed as it is."""
+        return self._bytes.done
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes of the text. Raises InputUnreadable."""
+        return self._stream.read(size)
+
+    def check_unchanged(self) -> None:
+        """Raise InputUnreadable for a file that another process wrote into meanwhile."""
+        if _version(self._raw) != self._before:
+            raise InputUnreadable(
+                f"{self._name} was changed while it was being read; nothing was stored",
+                hint="submit it again when it is finished",
+            )
+
+
+class _Named:
+    """A stream whose faults are reported with the place."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
         self._name = name
-        self._done = 0
-        self._before = _version(stream)
+        self.done = 0
 
     def read(self, size: int) -> bytes:
         """Return the next bytes. Raises InputUnreadable with the place."""
@@ -71,19 +102,11 @@ class InputStream:
             block = self._stream.read(size)
         except OSError as error:
             raise InputUnreadable(
-                f"{self._name} cannot be read beyond byte {self._done:,}: {error.strerror}",
+                f"{self._name} cannot be read beyond byte {self.done:,}: {error.strerror}",
                 hint="nothing was stored; journalctl -k shows the faults of a disk",
             ) from None
-        self._done += len(block)
+        self.done += len(block)
         return block
-
-    def check_unchanged(self) -> None:
-        """Raise InputUnreadable for a file that another process wrote into meanwhile."""
-        if _version(self._stream) != self._before:
-            raise InputUnreadable(
-                f"{self._name} was changed while it was being read; nothing was stored",
-                hint="submit it again when it is finished",
-            )
 
 
 def _lasting(path: Path) -> Path | None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbatch.batches.unpacking import SUFFIXES
 from vbatch.errors import OutputPathError
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog
@@ -29,10 +30,10 @@ def choose_paths(
     ``answers.jsonl`` gives ``answers.errors.jsonl``.
     """
     if output is None:
-        stem = source.with_suffix("") if source is not None else Path(batch_id)
+        name = stem(source, batch_id)
         return OutputPaths(
-            output=settled(_sibling(stem, "output")),
-            errors=settled(error_file or _sibling(stem, "errors")),
+            output=settled(_sibling(name, "output")),
+            errors=settled(error_file or _sibling(name, "errors")),
         )
     return paths_of(output, error_file=error_file)
 
@@ -54,13 +55,13 @@ def check_paths(chosen: OutputPaths, *, source: Path | None, batch_id: str) -> N
     for path, option in ((chosen.output, "-o"), (chosen.errors, "--error-file")):
         if source is not None and path == settled(source):
             raise OutputPathError(f"{path} is the input file itself", hint=f"{option} PATH")
-        _check_file(path, option, batch_id=batch_id)
+        check_file(path, option, batch_id=batch_id)
 
 
 def check_copy(store: Store, path: Path, *, batch_id: str) -> Path:
     """Return where a copy of finished lines goes. Raises OutputPathError as for a batch's own files."""
     chosen = settled(path)
-    _check_file(chosen, "-o", batch_id=batch_id)
+    check_file(chosen, "-o", batch_id=batch_id)
     refuse_in_use(store, chosen)
     return chosen
 
@@ -79,7 +80,7 @@ def refuse_in_use(store: Store, *paths: Path) -> None:
         )
 
 
-def _check_file(path: Path, option: str, *, batch_id: str) -> None:
+def check_file(path: Path, option: str, *, batch_id: str) -> None:
     """Refuse a file that cannot be created, or that exists. Raises OutputPathError."""
     _check_folder(path.parent, option)
     _check_name(path, option, batch_id)
@@ -87,13 +88,22 @@ def _check_file(path: Path, option: str, *, batch_id: str) -> None:
     if os.path.lexists(path):
         raise OutputPathError(
             f"{path} already exists, and vbatch overwrites no file",
-            hint=f"{option} another path, or move the file",
+            hint=f"{option} another path; for the failed requests of its batch: vbatch retry ID; for an edited file: "
+            f"--reuse last {option} another path",
         )
 
 
 def settled(path: Path) -> Path:
     """Return the one spelling of a path: no links and no ``..`` in its folder; a link as the name itself stays."""
     return Path(os.path.realpath(path.parent), path.name)
+
+
+def stem(source: Path | None, batch_id: str) -> Path:
+    """Return the path of an input without its suffix, nor that of its compression; the id for one without a path."""
+    if source is None:
+        return Path(batch_id)
+    plain = source.with_suffix("") if source.suffix in SUFFIXES and source.stem else source
+    return plain.with_suffix("")
 
 
 def _sibling(stem: Path, kind: str) -> Path:

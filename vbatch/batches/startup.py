@@ -6,18 +6,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, WORKER_PATIENCE, Store, catalog
+from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, READ_PATIENCE, WORKER_PATIENCE, Store, catalog
 from vbatch.store.records import Batch
 
 
 @contextmanager
-def open_store(url: str, *, on_wait: Callable[[str | None, float], None] | None = None) -> Iterator[Store]:
+def open_store(
+    url: str, *, reads: bool = False, on_wait: Callable[[str | None, float], None] | None = None
+) -> Iterator[Store]:
     """Open the store for one command, migrated and ready.
 
-    ``on_wait`` is called as by ``Store``. Raises StoreUnreachable after about a minute of waiting,
-    StoreMisconfigured at once.
+    ``on_wait`` is called as by ``Store``. Raises StoreUnreachable after about a minute of waiting, or after 10 seconds
+    for a command that only ``reads``, StoreMisconfigured at once.
     """
-    store = Store(url, patience=COMMAND_PATIENCE, on_wait=on_wait)
+    store = Store(url, patience=READ_PATIENCE if reads else COMMAND_PATIENCE, on_wait=on_wait)
     try:
         store.prepare()
         yield store
@@ -37,15 +39,30 @@ def open_for_worker(
         store.close()
 
 
-def newest_at_once(url: str, *, limit: int) -> list[Batch]:
-    """Return the newest batches of a store as it is: nothing is created, migrated or waited for.
+@contextmanager
+def open_for_requests(url: str) -> Iterator[Store]:
+    """Open the store for requests of programs, which a short wait does not harm. The caller prepares it."""
+    store = Store(url, patience=READ_PATIENCE)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def as_it_is(url: str) -> Iterator[Store | None]:
+    """Open a store for a look: nothing is created, migrated or waited for. None where there is none yet.
 
     Raises VbatchError where that is not possible.
     """
     store = Store(url, patience=NO_PATIENCE, as_it_is=True)
     try:
-        if store.file is not None and not store.file.exists():
-            return []
-        return catalog.recent(store, limit=limit)
+        yield None if store.file is not None and not store.file.exists() else store
     finally:
         store.close()
+
+
+def newest_at_once(url: str, *, limit: int) -> list[Batch]:
+    """Return the newest batches of a store as it is. Raises VbatchError where that is not possible."""
+    with as_it_is(url) as store:
+        return [] if store is None else catalog.recent(store, limit=limit)

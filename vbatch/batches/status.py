@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from vbatch.batches.find import deduped
 from vbatch.batches.workers import AtWork, at_work
-from vbatch.store import Store, catalog, failures, registry
+from vbatch.errors import OnlyBlocked
+from vbatch.store import Store, catalog, failures, overview, registry
 from vbatch.store.failures import FailureGroup
 from vbatch.store.records import Batch
 from vbatch.system import processes
+from vbatch.text import harmless
 
 LOOK = 1.0  # seconds between two looks of ``watch``
 PACE_WINDOW = 60  # looks over which ``watch`` measures the pace
@@ -24,14 +26,18 @@ class Status:
     """A batch, how its requests failed, how fast it is, and who works.
 
     The pace is that of the workers which hold requests of it; None while none does. ``at_work`` is None for a
-    batch that has ended.
+    batch that has ended. ``ahead`` are the unfinished batches that go before it. ``duplicates`` do not run: they get
+    the outcome of an identical request at the end.
     """
 
     batch: Batch
     failures: Sequence[FailureGroup]
     at_work: AtWork | None
     requests_per_second: float | None
+    tokens_per_second: float | None = None
     remaining: timedelta | None
+    ahead: int = 0
+    duplicates: int = 0
 
 
 def status(store: Store, reference: str) -> Status:
@@ -40,7 +46,14 @@ def status(store: Store, reference: str) -> Status:
     groups = failures.failure_codes(store, pk=batch.pk) if batch.counts.failed else ()
     if batch.status.final:
         return _status(batch, failures=groups)
-    return _status(batch, failures=groups, at_work=at_work(store, batch), pace=_pace(store, batch))
+    return _status(
+        batch,
+        failures=groups,
+        at_work=at_work(store, batch),
+        pace=_pace(store, batch),
+        ahead=overview.ahead(store, batch),
+        same=_duplicates(store, batch),
+    )
 
 
 def watch(store: Store, reference: str) -> Iterator[Status]:
@@ -55,23 +68,25 @@ def watch(store: Store, reference: str) -> Iterator[Status]:
         seen.append((time.monotonic(), batch.counts.completed + batch.counts.failed))
         (since, before), (now, done) = seen[0], seen[-1]
         pace = (done - before) / (now - since) if now - since >= 2 * LOOK else None
-        yield _status(batch, at_work=at_work(store, batch), pace=pace)
+        yield _status(
+            batch,
+            at_work=at_work(store, batch),
+            pace=pace,
+            ahead=overview.ahead(store, batch),
+            same=_duplicates(store, batch),
+        )
         time.sleep(LOOK)
         batch = catalog.by_pk(store, pk=batch.pk)
     yield status(store, batch.id)
 
 
-def failure_message(group: FailureGroup) -> str:
-    """Return the message of a kind of failure: vbatch's own, or that of the engine's error object."""
-    if group.message is not None:
-        return group.message
-    try:
-        answer = json.loads(group.body or b"")
-    except ValueError:
-        return ""
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    message = error.get("message", error) if isinstance(error, dict) else error
-    return message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+def only_blocked(status: Status) -> OnlyBlocked:
+    """Return the error of a batch of which nothing is left but requests for models that cannot be loaded."""
+    blocks = status.at_work.blocked.models if status.at_work is not None else ()
+    return OnlyBlocked(
+        f"only requests that no model here can answer are left of {status.batch.id}",
+        causes=[(harmless(block.model), block.reason, block.hint) for block in blocks],
+    )
 
 
 def _status(
@@ -80,15 +95,34 @@ def _status(
     failures: Sequence[FailureGroup] = (),
     at_work: AtWork | None = None,
     pace: float | None = None,
+    ahead: int = 0,
+    same: int = 0,
 ) -> Status:
-    left = batch.counts.total - batch.counts.completed - batch.counts.failed
+    left = batch.counts.total - batch.counts.completed - batch.counts.failed - same
     return Status(
         batch=batch,
         failures=tuple(failures),
         at_work=at_work,
         requests_per_second=pace or None,
+        tokens_per_second=_tokens(batch, pace),
         remaining=timedelta(seconds=left / pace) if pace else None,
+        ahead=ahead,
+        duplicates=same,
     )
+
+
+def _duplicates(store: Store, batch: Batch) -> int:
+    if not deduped(batch):
+        return 0
+    from vbatch.store import duplicates
+
+    return duplicates.waiting(store, pk=batch.pk)
+
+
+def _tokens(batch: Batch, pace: float | None) -> float | None:
+    """Return how many tokens are written a second, by the answers so far and the pace."""
+    done = batch.counts.completed + batch.counts.failed - batch.reused
+    return batch.completion_tokens / done * pace if pace and done > 0 and not batch.reused else None
 
 
 def _pace(store: Store, batch: Batch) -> float:

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
+from vbatch.batches.content import OnRead, read
+from vbatch.batches.dedupe import adding
+from vbatch.batches.estimate import Sampler
 from vbatch.batches.finalize import finalize_here
-from vbatch.batches.find import REUSE_OF, reusable
+from vbatch.batches.find import RESERVED, REUSE_OF, reusable
 from vbatch.batches.input_file import InputFile
 from vbatch.batches.paths import OutputPaths, check_paths, choose_paths, refuse_in_use
-from vbatch.errors import ExitCode, Interrupted, StoreUnreachable, UsageError, VbatchError
-from vbatch.jsonl import Defects, LineReader, Validator
-from vbatch.protocol import BatchError, with_model
-from vbatch.store import Store, catalog, ingest, staging
-from vbatch.store.records import Batch, NewBatch
+from vbatch.batches.prefix_order import PrefixOrder
+from vbatch.batches.skipping import bad_lines, choose_file, write_lines
+from vbatch.engine.ignored import IgnoredField
+from vbatch.errors import (
+    Interrupted,
+    OutputPathError,
+    StoreUnreachable,
+    UsageError,
+    VbatchError,
+)
+from vbatch.store import Store, catalog, duplicates, ingest, staging
+from vbatch.store.records import DEDUPE, Batch, NewBatch
 from vbatch.system import processes
-from vbatch.text import count
 
 # OpenAI's limits of a batch's metadata.
 METADATA_PAIRS, METADATA_KEY, METADATA_VALUE = 16, 64, 512
 MOST_PRIORITY = 1_000_000
-TRIES = 3  # of reading a file from its start again when the database went away in the middle
-
-OnRead = Callable[[int], None]  # called now and then with how many bytes of the input were read
-
-
-class InvalidInput(VbatchError):
-    """The input file is not valid; nothing was stored."""
-
-    code = "invalid_input"
-    exit_code = ExitCode.INVALID_INPUT
-
-    def __init__(self, defects: Defects, *, source: str) -> None:
-        self.errors: tuple[BatchError, ...] = tuple(defects.shown)
-        self.total = defects.total
-        super().__init__(f"{source} has {count(self.total, 'problem')}; nothing was stored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitOptions:
-    """What ``submit`` is asked for."""
+    """What ``submit`` is asked for. ``order``: requests that begin alike are worked on together, or as in the file."""
 
     model: str | None = None
     output: Path | None = None
@@ -53,36 +48,43 @@ class SubmitOptions:
     metadata: Mapping[str, str] | None = None
     expires_in: timedelta | None = None
     reuse: str | None = None
+    skip_invalid: bool = False
+    strict: bool = False
+    order: Literal["prefix", "file"] = "prefix"
+    notify: str | None = None
+    dedupe: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What ``submit`` did. ``repeats`` are the earlier batches of the same bytes.
+    """What ``submit`` did. ``repeats`` are the earlier batches of the same bytes, ``duplicates`` the requests that do
+    not run because an identical one does.
 
     ``reused_from`` is the batch whose answers were looked at; how many were taken is in ``batch.reused``.
+    ``invalid`` is the file that has the lines which were left out, None where there were none.
     """
 
     batch: Batch
     repeats: Sequence[Batch]
     reused_from: Batch | None
+    invalid: Path | None = None
+    duplicates: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """An input that ``submit`` would accept, and where its files would go."""
+    """An input that ``submit`` would accept, and where its files would go.
+
+    ``skipped`` lines would be left out, and written to ``invalid``; None where there are none. ``seen`` is what an
+    estimate is made of.
+    """
 
     requests: int
+    skipped: int
     paths: OutputPaths
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Content:
-    """What was read: the number of valid requests, their endpoint, the digest and size of the bytes."""
-
-    requests: int
-    endpoint: str
-    sha256: str
-    size: int
+    invalid: Path | None
+    ignored: tuple[IgnoredField, ...]
+    seen: Sampler
 
 
 def submit(
@@ -98,8 +100,16 @@ def submit(
     staging.sweep(store, gone=processes.is_gone)  # first, or one that was killed would keep its paths
     refuse_in_use(store, paths.output, paths.errors)
     earlier = reusable(store, options.reuse, source)
-    batch = _store_patiently(store, source, options, paths, batch_id, earlier=earlier, on_read=on_read)
+    bad, invalid = _left_out(source, options, paths, batch_id)
+    batch = ingest.patiently(
+        store,
+        lambda: _store(store, source, options, paths, batch_id, earlier=earlier, on_read=on_read, bad=bad),
+        tries=1 if source.size is None else ingest.TRIES,  # a pipe cannot be read again
+        bound=bool(earlier),
+    )
     with name_batch_in_errors(batch.id):
+        if invalid is not None:
+            invalid = write_lines(source, bad, invalid, batch=batch)
         if batch.counts.completed == batch.counts.total:
             with suppress(OSError):  # then the next worker writes the files
                 batch = finalize_here(store, batch)
@@ -108,15 +118,43 @@ def submit(
         batch=batch,
         repeats=tuple(repeat for repeat in repeats if repeat.pk != batch.pk),
         reused_from=earlier[0] if earlier else None,
+        invalid=invalid,
+        duplicates=duplicates.waiting(store, pk=batch.pk) if options.dedupe else 0,
     )
 
 
 def check(source: InputFile, options: SubmitOptions, *, on_read: OnRead = lambda _size: None) -> Checked:
     """Validate the input and store nothing. Raises InvalidInput, InputUnreadable, OutputPathError, UsageError."""
     _check_options(options)
-    paths = _paths(source, options, f"batch_{secrets.token_hex(12)}")
-    content = _read(source, options, lambda *_request: None, on_read)
-    return Checked(requests=content.requests, paths=paths)
+    batch_id = f"batch_{secrets.token_hex(12)}"
+    paths = _paths(source, options, batch_id)
+    bad, invalid = _left_out(source, options, paths, batch_id)
+    seen = Sampler()
+    with adding(seen, dedupe=options.dedupe) as add:
+        content = read(source, options.model, add, on_read, bad=bad, strict=options.strict)
+    return Checked(
+        requests=content.requests,
+        skipped=len(bad),
+        paths=paths,
+        invalid=invalid,
+        ignored=content.ignored,
+        seen=seen,
+    )
+
+
+def check_together(store: Store, checked: Sequence[tuple[str, Checked]]) -> None:
+    """Refuse inputs, by name, whose batches would write the same file, or one that is taken. Raises OutputPathError."""
+    writers: dict[Path, str] = {}
+    for name, each in checked:
+        for path in filter(None, (each.paths.output, each.paths.errors, each.invalid)):
+            if path in writers:
+                raise OutputPathError(
+                    f"the batches of {writers[path]} and {name} would both write {path}",
+                    hint=f"vbatch submit {name} -o PATH",
+                )
+            writers[path] = name
+    staging.sweep(store, gone=processes.is_gone)
+    refuse_in_use(store, *writers)
 
 
 @contextmanager
@@ -149,26 +187,12 @@ def _paths(source: InputFile, options: SubmitOptions, batch_id: str) -> OutputPa
     return paths
 
 
-def _store_patiently(
-    store: Store,
-    source: InputFile,
-    options: SubmitOptions,
-    paths: OutputPaths,
-    batch_id: str,
-    *,
-    earlier: Sequence[Batch],
-    on_read: OnRead,
-) -> Batch:
-    """Read a regular file from its start again when the database goes away in the middle."""
-    tries = 1 if source.size is None else TRIES
-    for attempt in range(1, tries + 1):
-        try:
-            return _store(store, source, options, paths, batch_id, earlier=earlier, on_read=on_read)
-        except StoreUnreachable:
-            if attempt == tries:
-                raise
-            store.prepare()  # waits for the database
-    raise AssertionError("the last try returns or raises")
+def _left_out(
+    source: InputFile, options: SubmitOptions, paths: OutputPaths, batch_id: str
+) -> tuple[frozenset[int], Path | None]:
+    """Return the lines to leave out, and the file for them where there are any."""
+    bad = bad_lines(source, model=options.model) if options.skip_invalid else frozenset()
+    return bad, choose_file(source, paths, batch_id=batch_id) if bad else None
 
 
 def _store(
@@ -180,6 +204,7 @@ def _store(
     *,
     earlier: Sequence[Batch],
     on_read: OnRead,
+    bad: frozenset[int],
 ) -> Batch:
     now = datetime.now(UTC)
     new = NewBatch(
@@ -187,49 +212,28 @@ def _store(
         endpoint="",
         name=options.name,
         priority=options.priority,
-        metadata=dict(options.metadata or {}) | ({REUSE_OF: earlier[0].id} if earlier else {}),
+        metadata=dict(options.metadata or {})
+        | ({REUSE_OF: earlier[0].id} if earlier else {})
+        | ({DEDUPE: "true"} if options.dedupe else {}),
         input_path=None if source.path is None else str(source.path),
         output_path=str(paths.output),
         error_path=str(paths.errors),
         expires_at=now + options.expires_in if options.expires_in is not None else None,
         created_at=now,
+        notify=options.notify,
     )
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
-        content = _read(source, options, storing.add, on_read)
+        order = PrefixOrder(storing, keep=options.order == "file")
+        with adding(order, dedupe=options.dedupe) as add:
+            content = read(source, options.model, add, on_read, bad=bad, strict=options.strict)
+        order.finish()
         return storing.accept(
             endpoint=content.endpoint,
             input_sha256=content.sha256,
             earlier=earlier,
+            skipped=len(bad),
+            ignored=[asdict(each) for each in content.ignored],
         )
-
-
-def _read(
-    source: InputFile,
-    options: SubmitOptions,
-    add: Callable[[int, str, str, bytes], None],
-    on_read: OnRead,
-) -> _Content:
-    """Validate every line; ``add`` takes the requests until one is bad. Raises InvalidInput, InputUnreadable."""
-    validator = Validator(model=options.model)
-    check_line, defects = validator.check, validator.defects
-    replace = options.model is not None
-    requests = 0
-    with source.open() as stream:
-        lines = LineReader(stream, on_read=on_read)
-        for number, line in lines:
-            checked = check_line(number, line)
-            if checked is None or defects.total:
-                continue
-            request, model = checked
-            body = bytes(request.body)
-            add(number, request.custom_id, model, with_model(body, model) if replace else body)
-            requests += 1
-        validator.finish(cut_off=lines.cut_off)
-        if defects.total:
-            raise InvalidInput(defects, source=source.name)
-        stream.check_unchanged()
-    assert validator.endpoint is not None
-    return _Content(requests=requests, endpoint=validator.endpoint, sha256=lines.sha256, size=lines.size)
 
 
 def _check_options(options: SubmitOptions) -> None:
@@ -241,6 +245,10 @@ def _check_options(options: SubmitOptions) -> None:
     if len(metadata) > METADATA_PAIRS:
         raise UsageError(f"a batch takes at most {METADATA_PAIRS} metadata pairs, not {len(metadata)}")
     for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):  # of a program
+            raise UsageError(f"metadata {key!r}: keys and values are texts")
+        if key in RESERVED:
+            raise UsageError(f"metadata {key!r} is set by vbatch itself", hint="--dedupe")
         if not 0 < len(key) <= METADATA_KEY or len(value) > METADATA_VALUE:
             raise UsageError(
                 f"metadata {key!r}: keys have 1 to {METADATA_KEY} characters, values at most {METADATA_VALUE}"

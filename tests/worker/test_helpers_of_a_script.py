@@ -65,7 +65,8 @@ def test_a_second_signal_does_not_end_it(home: Home) -> None:
 def test_a_worker_that_is_killed_while_it_loads_leaves_it_to_itself(home: Home) -> None:
     """Mutant: every child of the worker is written into the ledger, and the next worker needs no token to end it."""
     home.extra |= smollm.ENVIRONMENT
-    home.submit([chat("r", "text", model="no-such-model")])
+    (home.path / "empty").mkdir()  # a model that is there, so that it is loaded, and is none
+    home.submit([chat("r", "text", model=str(home.path / "empty"))])
     store = Store(home.database_url, patience=COMMAND_PATIENCE)
     with worker_with_helper(home, "--engine", "vllm") as (worker, helper):
         until(lambda: "engine.loading" in home.worker_log)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import pytest
 
-from vbatch.engine import EngineDied, Reply
+from vbatch.engine import EngineDied, NotSent, Reply
+from vbatch.engine.asgi import Message, Receive, Send
 from vbatch.store.records import Lease, LeaseKey, Request
 from vbatch.worker import inflight as inflight_module
 from vbatch.worker.inflight import Inflight
@@ -20,7 +21,13 @@ class Puppet:
     """An engine whose answers come when the test says so."""
 
     max_inflight = 8
+    sequences = 8
     died: str | None = None
+    killed = False
+    endpoints = None
+    names = frozenset({"m"})
+    refused: Mapping[str, str] = {}
+    lacking: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.progress = 0
@@ -43,6 +50,9 @@ class Puppet:
             else:
                 self.waiting[body].set_exception(error)
         await settle()
+
+    async def serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
 
     def processes(self) -> Sequence[int]:
         return ()
@@ -130,6 +140,31 @@ def test_a_suspect_waits_until_the_one_before_it_is_saved() -> None:
     asyncio.run(scene())
 
 
+def test_a_suspect_waits_until_chats_have_ended() -> None:
+    """What is not suspected does not. Mutant: the chats are not counted."""
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        held.add([lease(0), lease(1, requests=1, alone=True)])
+        held.start(chats=1)
+        await settle()
+        assert set(engine.waiting) == {b"0.1.0", b"0.1.1"}
+        alone = [held.alone]
+        await engine.answer(b"0.1.0", b"0.1.1")
+        held.take_answered()
+        held.start(chats=1)
+        await settle()
+        assert not engine.waiting
+        alone.append(held.alone)
+        held.start()
+        await settle()
+        assert set(engine.waiting) == {b"1.1.10"}
+        assert [*alone, held.alone] == [False, True, True], "chats may begin until its time has come"
+
+    asyncio.run(scene())
+
+
 def test_nobodys_time_is_up_while_the_engine_gives_nothing_to_anybody() -> None:
     """Then it is the engine that hangs, and it is restarted (``engine_stall``); its requests are not to blame.
 
@@ -207,5 +242,29 @@ def test_an_engine_that_died_accuses_each_request_once() -> None:
         for _ in range(3):  # the request has seen it, the end of its task nobody yet
             await asyncio.sleep(0)
             assert await held.abandon() == {LeaseKey(1, 0, 1): (0,)}
+
+    asyncio.run(scene())
+
+
+def test_a_request_whose_audio_cannot_be_had_is_tried_again_where_that_may_pass() -> None:
+    """Mutants: every failure is final; each is tried again."""
+
+    async def scene() -> None:
+        engine = Puppet()
+        held = inflight(engine)
+        held.add([lease(0)])
+        held.start()
+        await settle()
+        await engine.answer(b"0.1.0", error=NotSent("audio_missing", "HTTP 404"))
+        (result,) = held.take_answered()
+        assert (result.seq, result.outcome.error_code, result.outcome.attempts) == (0, "audio_missing", 1)
+        assert (result.outcome.status_code, result.outcome.body) == (None, None)
+        for tries in range(1, inflight_module.ATTEMPTS + 1):
+            passing = NotSent("audio_unreachable", "HTTP 503", transient=True, retry_after=0)
+            await engine.answer(b"0.1.1", error=passing)
+            if tries < inflight_module.ATTEMPTS:
+                assert held.take_answered() == []
+        (result,) = held.take_answered()
+        assert (result.outcome.error_code, result.outcome.attempts) == ("audio_unreachable", 3)
 
     asyncio.run(scene())

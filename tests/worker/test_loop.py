@@ -5,48 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import nullcontext
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.rigs.filling import answers_to, claim, rows, take_in, worker
+from tests.rigs.filling import answers_to, claim, new_batch, rows, take_in, worker
 from tests.rigs.parrot import PARROT, parrot
 from tests.rigs.waiting import SILENCE
 from tests.rigs.workers import settings_in
-from vbatch.engine import Blame, Engine, EngineStartFailed
+from vbatch import batches
+from vbatch.config.tables import ModelSettings
+from vbatch.engine import Blame, Engine, EngineStartFailed, Loaded
+from vbatch.engine.echo import EchoEngine
 from vbatch.engine.kinds import KINDS, Load
-from vbatch.errors import ExitCode, StoreMisconfigured, VbatchError
+from vbatch.errors import EngineUnavailable, ExitCode, StoreMisconfigured, VbatchError
 from vbatch.protocol import BatchStatus
-from vbatch.store import WORKER_PATIENCE, Store, catalog, queue, registry
+from vbatch.store import Store, blocked, catalog, ingest, queue, registry
 from vbatch.system import processes
-from vbatch.worker import Stop, View, models
+from vbatch.worker import models
 from vbatch.worker.context import Context
 from vbatch.worker.heartbeat import Watchdog
 from vbatch.worker.loop import WorkLoop
 from vbatch.worker.serving import Ended, Serving
-
-
-@pytest.fixture
-def context(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
-    """A worker's surroundings, its settings those of a drain on an engine that echoes for any model."""
-    monkeypatch.setitem(KINDS, PARROT.name, PARROT)
-    me = registry.register(store, identity=processes.current(), engine=PARROT.name)
-    context = Context(
-        store=Store(store.url.render_as_string(hide_password=False), patience=WORKER_PATIENCE),
-        settings=settings_in(tmp_path, engine=PARROT.name),
-        drain=True,
-        worker=me,
-        view=View(),
-        stop=Stop(),
-        watchdog=Watchdog(),
-    )
-    yield context
-    context.close()
-    context.store.close()
 
 
 def work(context: Context, *beside: Coroutine[None, None, None]) -> None:
@@ -91,53 +74,251 @@ def counts(store: Store, pk: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
-def test_a_model_that_cannot_be_loaded_fails_alone(
-    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], blame: Blame
+@pytest.mark.parametrize("first", ["bad", "good"])
+def test_a_model_that_cannot_be_loaded_blocks_its_own_requests(
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], *, blame: Blame, first: str
 ) -> None:
-    """Where nobody can tell whose fault it is, it is the model's as soon as another one loads.
+    """They wait with the reason, the rest of the queue is answered, and a drain names them.
 
-    Mutants: a worker that gives up over it, so that the queue behind it waits for ever; one that does not try others.
+    Mutants: a worker that gives up over it, so that the queue behind it waits for ever; one that fails the requests.
     """
     broken["bad"] = blame
-    bad, good = batch_of(store, tmp_path, "bad"), batch_of(store, tmp_path, "good")
-    work(context)
-    assert counts(store, bad) == (0, 10)
-    assert counts(store, good) == (10, 0)
-    assert (tmp_path / "bad-0.errors.jsonl").read_text().count("model_not_loaded") == 10
+    pks = {
+        model: batch_of(store, tmp_path, model) for model in sorted(("bad", "good"), key=lambda m: m != first)
+    }
+    with pytest.raises(EngineUnavailable, match="bad is wrong"):
+        work(context)
+    assert (counts(store, pks["bad"]), counts(store, pks["good"])) == ((0, 0), (10, 0))
+    (known,) = blocked.known(store)
+    assert (known.model, known.url, known.reason) == ("bad", "", "bad is wrong")
+    found = batches.blocks(store)[pks["bad"]]
+    assert found.entirely
+    assert [(block.model, block.requests) for block in found.models] == [("bad", 10)]
 
 
-def test_a_fault_after_another_model_was_loaded_is_the_models(
-    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
+def test_an_endpoint_that_a_model_cannot_do_blocks_alone(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken["bad"] = Blame.UNKNOWN
-    good, bad = batch_of(store, tmp_path, "good"), batch_of(store, tmp_path, "bad")
-    work(context)
-    assert (counts(store, good), counts(store, bad)) == ((10, 0), (0, 10))
+    """One reason for all of its requests, before any of them runs; the model's other requests are answered.
 
-
-def test_a_model_that_is_left_to_others_holds_nothing_up(
-    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
-) -> None:
-    """Another worker has it loaded, and its batch goes first.
-
-    Mutant: an engine that is not given work because the best that waits is for a model that is not loaded here.
+    Mutants: each request failed with 404; a worker that claims them again and again; one that waits with all.
     """
-    broken["bad"] = Blame.MODEL
-    body = b'{"model": "bad", "messages": [{"role": "user", "content": "hello"}]}'
-    elsewhere = take_in(store, ["bad"] * 600, body=body, priority=1).pk
-    claim(store, worker(store), model="bad")
-    good = batch_of(store, tmp_path, "good")
 
-    async def until_answered() -> None:
-        while counts(store, good) != (10, 0):  # noqa: ASYNC110
+    async def load(load: Load) -> Loaded:
+        engine = EchoEngine(load.model, timedelta(0))
+        engine.endpoints = {"/v1/chat/completions", "/v1/completions"}
+        return engine
+
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
+    chats = batch_of(store, tmp_path, "m")
+    embeddings = embeddings_of(store, tmp_path, "m", priority=1)
+    with pytest.raises(
+        EngineUnavailable, match="was loaded for text; /v1/embeddings needs an embedding model"
+    ):
+        work(context)
+    assert (counts(store, chats), counts(store, embeddings)) == ((10, 0), (0, 0))
+    (block,) = batches.blocks(store)[embeddings].models
+    assert (block.model, block.url, block.requests) == ("m", "/v1/embeddings", 5)
+
+
+def embeddings_of(store: Store, tmp_path: Path, model: str, *, priority: int = 0) -> int:
+    """Submit 5 requests for embeddings."""
+    paths = {"output_path": str(tmp_path / "e.output.jsonl"), "error_path": str(tmp_path / "e.errors.jsonl")}
+    new = new_batch(priority=priority, **paths)
+    with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
+        for line in range(1, 6):
+            storing.add(line, f"e-{line}", model, b'{"model": "m", "input": "hello"}', "/v1/embeddings")
+        return storing.accept(endpoint="/v1/embeddings", input_sha256="sha").pk
+
+
+def test_a_batch_that_comes_later_does_not_run_into_an_endpoint_either(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the model loaded again for it. Mutant: a look at what waits only after the load."""
+    loads: list[str] = []
+
+    async def load(load: Load) -> Loaded:
+        loads.append(load.model)
+        engine = EchoEngine(load.model, timedelta(seconds=0.3))
+        engine.endpoints = {"/v1/chat/completions", "/v1/completions"}
+        return engine
+
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
+    chats = batch_of(store, tmp_path, "m")
+    pks: list[int] = []
+
+    async def come_later() -> None:
+        while context.view.snapshot.running == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        pks.append(embeddings_of(store, tmp_path, "m"))
+
+    with pytest.raises(EngineUnavailable, match="/v1/embeddings needs an embedding model"):
+        work(context, come_later())
+    assert (counts(store, chats), counts(store, pks[0])) == ((10, 0), (0, 0))
+    assert loads == ["m"]
+
+
+def test_an_endpoint_is_tried_again_when_its_model_has_changed(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other flags in config.toml, say. Mutants: a block that stands until the worker is started again; no new load."""
+    monkeypatch.setattr("vbatch.worker.blocked.LOOK", timedelta(seconds=0.1))
+    flags: list[str] = []
+    monkeypatch.setattr(models, "state_of", lambda _context, _model: tuple(flags))
+    served = {"/v1/chat/completions", "/v1/completions"}
+
+    async def load(load: Load) -> Loaded:
+        engine = EchoEngine(load.model, timedelta(0))
+        engine.endpoints = frozenset(served)
+        return engine
+
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
+    context = replace(context, drain=False)
+    pk = embeddings_of(store, tmp_path, "m")
+
+    async def change() -> None:
+        while not batches.blocks(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        served.add("/v1/embeddings")
+        flags.append("--runner=pooling")
+        while sum(counts(store, pk)) != 5:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         context.stop.request()
 
-    work(context, until_answered())
-    assert counts(store, elsewhere) == (0, 0), "nothing of it is failed here"
+    work(context, change())
+    assert blocked.known(store) == []
+    assert context.view.snapshot.blocked == {}
+    assert context.view.snapshot.engine_loads == 2
 
 
-@pytest.mark.parametrize("blame", [Blame.MACHINE, Blame.UNKNOWN, Blame.FLAGS])
+def test_a_model_with_a_name_that_no_file_can_have_blocks_alone(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: ``Path.is_dir``, which raises for a long name; each worker then ends with it."""
+    (tmp_path / "cache" / "models" / "good").mkdir(parents=True)
+    context = replace(context, settings=context.settings.model_copy(update={"cache_dir": tmp_path / "cache"}))
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, needs_files=True))
+    name = "m" * 500
+    body = b'{"model": "%b", "messages": [{"role": "user", "content": "x"}]}' % name.encode()
+    paths = {"output_path": str(tmp_path / "o"), "error_path": str(tmp_path / "e")}
+    long = take_in(store, [name], body=body, priority=1, **paths).pk
+    good = batch_of(store, tmp_path, "good")
+    with pytest.raises(EngineUnavailable, match="no folder here"):
+        work(context)
+    assert (counts(store, long), counts(store, good)) == ((0, 0), (10, 0))
+
+
+def test_a_blocked_model_that_another_worker_serves_is_no_blocked_batch(
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
+) -> None:
+    """A bigger GPU, other flags. Mutant: a block of one worker that counts for all."""
+    broken["bad"] = Blame.MODEL
+    pk = batch_of(store, tmp_path, "bad")
+    with pytest.raises(EngineUnavailable):
+        work(context)
+    assert pk in batches.blocks(store)
+    other = worker(store, identity=processes.current())
+    registry.heartbeat(store, worker=other, models=["bad"], note=None)
+    assert batches.blocks(store) == {}
+
+
+def test_a_blocked_model_is_tried_again_when_its_folder_appears(
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No command is needed. Mutant: a worker that looks at the folder only at its start."""
+    monkeypatch.setattr("vbatch.worker.blocked.LOOK", timedelta(seconds=0.1))
+    monkeypatch.setattr(models, "state_of", lambda _context, _model: "bad" in broken)
+    context = replace(context, drain=False)
+    broken["bad"] = Blame.MODEL
+    pk = batch_of(store, tmp_path, "bad")
+
+    async def make_it_appear() -> None:
+        while not batches.blocks(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        del broken["bad"]
+        while counts(store, pk) != (10, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        context.stop.request()
+
+    work(context, make_it_appear())
+    assert blocked.known(store) == []
+
+
+def test_one_engine_answers_at_all_of_its_names(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model, an alias and an adapter in one load; an adapter that is not there waits, and is tried when it is.
+
+    Mutants: an alias that is loaded as a model of its own; a bad adapter that blocks its model; names of the first
+    load that stay.
+    """
+    monkeypatch.setattr("vbatch.worker.blocked.LOOK", timedelta(seconds=0.1))
+    (tmp_path / "styler").mkdir()
+    adapters = {"styler": str(tmp_path / "styler"), "late": str(tmp_path / "late")}
+    table = ModelSettings(aliases=("gpt-4o",), adapters=adapters)
+    settings = context.settings.model_copy(update={"models": {"good": table}})
+    context = replace(context, settings=settings, drain=False)
+    pks = {name: batch_of(store, tmp_path, name) for name in ("late", "styler", "good", "gpt-4o")}
+
+    async def make_it_appear() -> None:
+        while any(counts(store, pks[name]) != (10, 0) for name in ("styler", "good", "gpt-4o")):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert context.view.snapshot.engine_loads == 1
+        assert set(context.view.snapshot.names) == {"good", "gpt-4o", "styler"}
+        (block,) = blocked.known(store)
+        assert block.model == "late"
+        assert "the adapter late cannot be loaded: no adapter in" in block.reason
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "adapter_config.json").write_text("{}")
+        while counts(store, pks["late"]) != (10, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        context.stop.request()
+
+    work(context, make_it_appear())
+    assert context.view.snapshot.engine_loads == 2
+    assert blocked.known(store) == []
+
+
+def test_names_of_a_model_that_cannot_be_loaded_wait_with_it(
+    context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame]
+) -> None:
+    """Mutant: the model's own name alone is blocked; its load is then tried again and again."""
+    broken["bad"] = Blame.MODEL
+    table = ModelSettings(adapters={"styler": str(tmp_path)})
+    context = replace(context, settings=context.settings.model_copy(update={"models": {"bad": table}}))
+    pk = batch_of(store, tmp_path, "styler")
+    with pytest.raises(EngineUnavailable, match="bad is wrong"):
+        work(context)
+    assert counts(store, pk) == (0, 0)
+    assert {block.model for block in blocked.known(store)} == {"styler"}
+
+
+def test_a_model_that_is_known_to_be_missing_does_not_unload_the_one_that_is_loaded(
+    context: Context, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: dict[str, Blame]
+) -> None:
+    """A wrong name costs no load. Mutant: the present model unloaded first."""
+    assert not broken
+    monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, needs_files=True))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "cache" / "models" / "good").mkdir(parents=True)
+    context = replace(context, settings=context.settings.model_copy(update={"cache_dir": tmp_path / "cache"}))
+    unloaded: list[str] = []
+    unload = models.unload
+
+    async def noted(context: Context, engine: Engine, model: str) -> None:
+        unloaded.append(model)
+        await unload(context, engine, model)
+
+    monkeypatch.setattr(models, "unload", noted)
+    queued = (("good", 3), ("goood", 2), ("good", 1))
+    pks = [batch_of(store, tmp_path, model, priority=priority) for model, priority in queued]
+    with pytest.raises(EngineUnavailable, match="goood is not on this machine"):
+        work(context)
+    assert [counts(store, pk) for pk in pks] == [(10, 0), (0, 0), (10, 0)]
+    assert unloaded == ["good"], "at the end"
+
+
+@pytest.mark.parametrize("blame", list(Blame))
 def test_a_fault_that_is_not_known_to_be_a_models_fails_no_request(
     context: Context, store: Store, tmp_path: Path, broken: dict[str, Blame], blame: Blame
 ) -> None:
@@ -165,19 +346,16 @@ def test_a_failed_load_shows_where_the_engines_log_is(
     """Mutant: the cause alone, in any event or in the error that ends the worker."""
     path = "/logs/engine-bad.log"
 
-    async def load(load: Load) -> Engine:
+    async def load(load: Load) -> Loaded:
         raise EngineStartFailed("it is wrong", transient=False, blame=blame, log=path)
 
     monkeypatch.setitem(KINDS, PARROT.name, replace(PARROT, load=load))
     batch_of(context.store, tmp_path, "bad")
-    ended = nullcontext() if blame is Blame.MODEL else pytest.raises(VbatchError, match=path)
-    with caplog.at_level(logging.WARNING, logger="vbatch"), ended:
+    with caplog.at_level(logging.WARNING, logger="vbatch"), pytest.raises(VbatchError, match=path):
         work(context)
     events = [line for record in caplog.records if "cause=" in (line := record.getMessage())]
     assert events[0].startswith("engine.start_failed")
     assert [line for line in events if path not in line] == []
-    if blame is Blame.MODEL:
-        assert path in (context.view.snapshot.trouble or "")
 
 
 @pytest.mark.parametrize("blame", [Blame.MODEL, Blame.UNKNOWN])
@@ -274,7 +452,7 @@ def test_an_engine_that_the_ledger_does_not_know_is_ended(
     """Mutant: the failure alone; the engine then holds the GPU for nobody."""
     closed: list[str] = []
 
-    async def load(load: Load) -> Engine:
+    async def load(load: Load) -> Loaded:
         engine = await PARROT.load(load)
         monkeypatch.setattr(engine, "close", close)
         return engine

@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
-from tests.rigs.commands import VBATCH, Home, chat, chats
+from tests.rigs.commands import VBATCH, Home, Lines, chat, chats
 from tests.rigs.filling import rows
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
@@ -22,7 +24,9 @@ from tests.rigs.waiting import exit_code, until
 from tests.rigs.workers import kill, start_worker
 from vbatch.recovery import dead_workers
 from vbatch.store import Store
+from vbatch.system import processes
 from vbatch.worker import Stop
+from vbatch.worker.heartbeat import Heartbeat, Watchdog
 
 
 @pytest.fixture
@@ -147,3 +151,39 @@ def test_a_worker_that_was_asked_to_stop_has_no_request_blamed_for_its_end(home:
         dead_workers.release_chunks(store)
         losses += rows(store, "SELECT worker_crashes FROM chunk")
     assert losses == [(1,), (2,), (0,), (1,), (0,)]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_sigquit_drains_and_a_stop_of_the_terminal_loses_nothing(home: Home) -> None:
+    """Ctrl-\\, Ctrl-Z with fg, and SIGPIPE. Mutant: on_signals without SIGQUIT, which then ends it with a core dump."""
+    expected = chats(120)
+    batch_id = home.submit(expected)
+    with home.worker("--engine", "echo", VBATCH_ECHO_LATENCY_MS="100", VBATCH_MAX_INFLIGHT="4") as worker:
+        until(lambda: home.finished(batch_id) > 0)
+        worker.send_signal(signal.SIGPIPE)
+        worker.send_signal(signal.SIGTSTP)
+        until(lambda: processes.stat_of(worker.pid).state == "T")  # type: ignore[union-attr]
+        worker.send_signal(signal.SIGCONT)
+        before = home.finished(batch_id)
+        until(lambda: home.finished(batch_id) > before)
+        worker.send_signal(signal.SIGQUIT)
+        assert exit_code(worker) == 0
+    assert "worker.stopped" in home.worker_log
+    home.run("run-worker", "--engine", "echo", "--drain")
+    assert not Lines.of(home.batch(batch_id)).lost(expected)
+
+
+def test_a_heartbeat_that_is_under_way_ends_before_the_store_is_closed() -> None:
+    """Mutant: ``Heartbeat.stop`` without its join; the report then fails on a closed store, after the last word."""
+    reporting, ended = threading.Event(), threading.Event()
+
+    def report() -> None:
+        reporting.set()
+        threading.Event().wait(0.2)
+        ended.set()
+
+    heartbeat = Heartbeat(Watchdog(), report, lease=timedelta(milliseconds=20))
+    heartbeat.start()
+    assert reporting.wait(10)
+    heartbeat.stop()
+    assert ended.is_set()

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pexpect
 import pytest
 
@@ -19,7 +20,7 @@ from tests.rigs.commands import VBATCH, Home, Lines
 from tests.rigs.model import ENGINE_ARGS, small_model  # noqa: F401  (a fixture)
 from tests.rigs.waiting import cpu_seconds, exit_code, until
 from vbatch.engine import smollm
-from vbatch.system import processes
+from vbatch.system import processes, sockets
 from vbatch.system.processes import ProcessIdentity
 
 pytestmark = pytest.mark.vllm
@@ -127,6 +128,7 @@ def test_other_peoples_batches_complete(real: Home) -> None:
             assert line["response"]["body"]["choices"][0]["message"]["content"].strip()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_killed_worker_leaves_no_engine_and_loses_nothing(real: Home) -> None:
     """Mutant: engine/guard.py does not watch its parent; the engine then lives on for ever."""
     expected = questions(64)
@@ -246,9 +248,13 @@ def _drained(terminal: Any) -> bool:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_model_that_cannot_be_loaded_fails_its_own_batch_alone(real: Home, small_model: Path) -> None:  # noqa: F811
-    """Mutant: WorkLoop._load without ``_give_up_on``; the worker then loads it again and again."""
-    broken = real.path / "broken"
+def test_a_model_that_cannot_be_loaded_blocks_its_own_batch_alone(real: Home, small_model: Path) -> None:  # noqa: F811
+    """The reason is there after a kill, and once the files are there, no command is needed.
+
+    Mutants: the requests failed; the reason in the worker alone; a worker that does not look at the folder again.
+    """
+    broken, whole = real.path / "broken", real.path / "whole"
+    shutil.copytree(small_model, whole, copy_function=os.link)
     shutil.copytree(small_model, broken, copy_function=os.link)
     (broken / "config.json").unlink()
     (broken / "config.json").write_text(
@@ -261,16 +267,112 @@ def test_model_that_cannot_be_loaded_fails_its_own_batch_alone(real: Home, small
         name: real.submit(requests, name=str(number))
         for number, (name, requests) in enumerate(expected.items())
     }
-    done = real.run("run-worker", "--drain")
-    batches = {name: real.batch(batch_id) for name, batch_id in ids.items()}
-    assert [batch["status"] for batch in batches.values()] == ["completed", "completed"]
-    refused, answered = (Lines.of(batches[name]) for name in ("broken", MODEL))
-    assert not refused.lost(expected["broken"])
-    assert not refused.answers
-    told = {(error["error"]["code"], error["error"]["message"]) for error in refused.errors.values()}
-    ((code, message),) = told
-    assert code == "model_not_loaded"
-    assert "config.json of" in message
-    assert "model.failed model=broken requests=4" in done.stderr
+    progress = partial(cpu_seconds, os.getpid())
+    with real.worker() as worker:
+        until(lambda: real.batch(ids[MODEL])["status"] == "completed", progress=progress, pause=2)
+        worker.kill()
+        worker.wait()
+    answered = Lines.of(real.batch(ids[MODEL]))
     assert not answered.lost(expected[MODEL])
     assert not answered.errors
+    with real.worker():
+        batch = real.batch(ids["broken"])
+        assert batch["status"] == "in_progress"
+        assert "config.json of" in batch["blocked"]["reason"]  # type: ignore[index]  # a document
+        until(lambda: real.worker_log.count("model.blocked model=broken") == 2, progress=progress, pause=2)
+        (whole / "config.json").replace(broken / "config.json")
+        until(
+            lambda: real.batch(ids["broken"])["status"] == "completed",
+            progress=progress,
+            pause=2,
+            silence=300,
+        )
+    refused = Lines.of(real.batch(ids["broken"]))
+    assert not refused.lost(expected["broken"])
+    assert not refused.errors
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_model_and_an_endpoint_that_are_not_there_wait_for_them(real: Home, small_model: Path) -> None:  # noqa: F811
+    """The rest is answered meanwhile; then a folder appears and flags change, and no command is needed.
+
+    Mutants: an endpoint that is only looked for at the load; the loaded model given up for one that is not there.
+    """
+    soon, settings = real.path / "soon", real.path / "config" / "vbatch" / "config.toml"
+    before = settings.read_text()
+    flags = json.dumps(list(ENGINE_ARGS))
+    settings.write_text(f'{before}[models."soon"]\npath = "{soon}"\nargs = {flags}\n')
+    vectors = embeddings(4)
+    for each in vectors:
+        each["body"]["model"] = MODEL
+    queued = {"chats": questions(4, max_tokens=2), "vectors": vectors}
+    queued["soon"] = questions(4, model="soon", max_tokens=2)
+    ids = {name: real.submit(lines, name=name) for name, lines in queued.items()}
+    progress = partial(cpu_seconds, os.getpid())
+    with real.worker() as worker:
+        for name, status in (("chats", "completed"), ("vectors", None), ("soon", None)):
+            until(
+                lambda name=name, status=status: (  # type: ignore[misc]
+                    (batch := real.batch(ids[name]))["status"] == status or (batch["blocked"] and not status)
+                ),
+                progress=progress,
+                pause=2,
+            )
+        worker.kill()
+        worker.wait()
+    assert not Lines.of(real.batch(ids["chats"])).errors
+    folder, endpoint = real.batch(ids["soon"])["blocked"], real.batch(ids["vectors"])["blocked"]
+    assert folder["reason"] == f"there is no model folder {soon}"  # type: ignore[index]  # a document
+    assert endpoint["endpoint"] == "/v1/embeddings"  # type: ignore[index]
+    assert "was loaded for text; /v1/embeddings needs" in endpoint["reason"]  # type: ignore[index]
+    with real.worker():
+        until(lambda: real.worker_log.count("endpoint.blocked") == 2, progress=progress, pause=2)
+        until(lambda: real.worker_log.count("model.blocked model=soon") == 2, progress=progress, pause=2)
+        shutil.copytree(small_model, soon, copy_function=os.link)
+        pooling = json.dumps([*ENGINE_ARGS, "--runner", "pooling", "--convert", "embed"])
+        settings.write_text(settings.read_text().replace(f"args = {flags}", f"args = {pooling}", 1))
+        for name in ("vectors", "soon"):
+            until(
+                lambda name=name: real.batch(ids[name])["status"] == "completed",  # type: ignore[misc]
+                progress=progress,
+                pause=2,
+                silence=300,
+            )
+    assert real.batch(ids["vectors"])["request_counts"] == {"total": 4, "completed": 4, "failed": 0}
+    assert not Lines.of(real.batch(ids["soon"])).errors
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_chat_streams_beside_a_full_batch(real: Home) -> None:
+    """One of four sequences is free for it, and it goes first; the batch loses no request, its bodies are unchanged.
+
+    Mutants: no reserve; the batch's bodies name no priority; they name one to an engine without the policy.
+    """
+    lines = questions(40, max_tokens=16)
+    batch_id = real.submit(lines)
+    environment = {"VBATCH_CHAT": "true", "VBATCH_PRELOAD": MODEL}
+    asked = questions(1, max_tokens=4)[0]["body"] | {"stream": True}
+    with real.worker("--", "--max-num-seqs", "4", **environment) as worker:
+        until(lambda: real.finished(batch_id) >= 8, progress=lambda: cpu_seconds(worker.pid))
+        (path,) = sockets.found(real.state_dir)
+        began, taken = time.monotonic(), []
+        with sockets.address(path) as short:
+            transport = httpx.HTTPTransport(uds=short)
+            with httpx.Client(transport=transport, base_url="http://worker", timeout=300) as http:
+                assert MODEL in http.get("/v1/models").text
+                for _ in range(3):
+                    before = real.finished(batch_id)
+                    with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
+                        events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+                    assert answer.status_code == 200
+                    assert len(events) >= 6, "the role, four tokens, the end"
+                    assert events[-1] == "data: [DONE]"
+                    taken.append(real.finished(batch_id) - before)
+        assert max(taken) < 12, (
+            f"a chat waited for whole rounds of the batch: {taken}, {time.monotonic() - began}"
+        )
+        until(lambda: real.finished(batch_id) == 40, progress=lambda: cpu_seconds(worker.pid))
+        worker.send_signal(signal.SIGTERM)
+        assert exit_code(worker) == 0
+    assert real.batch(batch_id)["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert "max_inflight=3" in real.worker_log

@@ -17,22 +17,29 @@ from vbatch import gpu
 from vbatch.config import Settings
 from vbatch.engine import installed, vllm
 from vbatch.engine.kinds import KINDS
-from vbatch.errors import ConfigError, EngineUnavailable, Interrupted
+from vbatch.errors import ConfigError, EngineUnavailable, Interrupted, StoreReplaced
+from vbatch.gpu_memory import cards
 from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.gpu_memory.cards import Assigned
 from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
-from vbatch.system import processes
+from vbatch.worker import chat_socket, engine_figures
 from vbatch.worker.context import Context
 from vbatch.worker.figures import exposed
 from vbatch.worker.heartbeat import Heartbeat, Watchdog
 from vbatch.worker.loop import WorkLoop
+from vbatch.worker.notifier import notifying
 from vbatch.worker.progress import Snapshot, View
+from vbatch.worker.registration import Registration
+from vbatch.worker.several import with_parent
 from vbatch.worker.stop import AT_REST, Stop, on_signals
 from vbatch.worker.systemd import announced, notify
 
 __all__ = ["Snapshot", "Stop", "View", "run"]
 
 log = logging.getLogger(__name__)
+
+BETWEEN_STORES = 1.0  # seconds: a restore may not be over
 
 
 def run(
@@ -51,7 +58,7 @@ def run(
     StoreMisconfigured, ConfigError and EngineUnavailable, which only a person can fix.
     """
     announcing = announced(view, stopping=lambda: stop.requested, drain_limit=settings.drain_limit)
-    with on_signals(stop), announcing:
+    with on_signals(stop), with_parent(stop), announcing:
         try:
             _run(store, settings, view, stop, drain=drain, vllm_flags=tuple(vllm_flags))
         except Interrupted:
@@ -64,34 +71,59 @@ def _run(
     store: Store, settings: Settings, view: View, stop: Stop, *, drain: bool, vllm_flags: tuple[str, ...]
 ) -> None:
     kind = KINDS[settings.engine]
+    kind.check(settings)
+    if settings.chat:
+        chat_socket.require()
     if settings.preload is not None:
         kind.require(settings.preload)
     watchdog = Watchdog()
     with ExitStack() as stack:
         stack.callback(stop.store.set)  # lets threads end that still wait for the database
         stack.enter_context(exposed(settings, view, watchdog, _folders(store, settings)))
-        store.prepare()
-        watchdog.reset()
-        gpus: list[str] = []
-        if kind.needs_gpu:
-            stack.enter_context(gpu_locks.hold(settings.state_dir, settings.gpu))
-            stack.enter_context(_gpu_shown(settings, view))
-            gpus = _gpus(settings)
-        worker = registry.register(store, identity=processes.current(), engine=settings.engine, gpus=gpus)
+        stack.enter_context(engine_figures.watched(view))
+        gpus = None
+        while True:
+            store.prepare()
+            watchdog.reset()
+            if gpus is None and kind.needs_gpu and installed.has_nvml():
+                gpus = cards.assign(settings, gpu.probe(), vllm_flags)
+                stack.enter_context(gpu_locks.hold(settings.state_dir, gpus.held))
+                stack.enter_context(_gpu_shown(gpus, view))
+            uuids = gpus.uuids if gpus is not None else []
+            registration = Registration(store, engine=settings.engine, gpus=uuids)
+            context = Context(
+                store=store,
+                settings=settings,
+                drain=drain,
+                vllm_flags=vllm_flags,
+                gpus=gpus,
+                registration=registration,
+                view=view,
+                stop=stop,
+                watchdog=watchdog,
+            )
+            try:
+                _work_on(context)
+                return
+            except StoreReplaced as error:
+                log.warning("store.replaced reason=%s", error)
+                context.finish()
+            if stop.requested:
+                return
+            stop.store.wait(BETWEEN_STORES)
+
+
+def _work_on(context: Context) -> None:
+    """Work on one store. Raises StoreReplaced where it was replaced: what was leased of it is given up then."""
+    store, settings, stop, view = context.store, context.settings, context.stop, context.view
+    registration = context.registration
+    worker = registration.worker
+    with ExitStack() as stack:
         heartbeat = Heartbeat(
-            watchdog, lambda: _heartbeat(store, worker, view.snapshot), lease=settings.lease
-        )
-        context = Context(
-            store=store,
-            settings=settings,
-            drain=drain,
-            vllm_flags=vllm_flags,
-            worker=worker,
-            view=view,
-            stop=stop,
-            watchdog=watchdog,
+            context.watchdog, lambda: registration.report(view.snapshot), lease=settings.lease
         )
         stack.callback(context.close)
+        stack.enter_context(notifying(store, settings))
         heartbeat.start()
         stack.callback(heartbeat.stop)
         dead_workers.recover(
@@ -107,7 +139,7 @@ def _run(
             asyncio.run(_work(context))
         except (EngineUnavailable, ConfigError):
             stop.abandon_store_after(AT_REST)
-            with suppress(Interrupted):
+            with suppress(Interrupted, StoreReplaced):
                 registry.stop(store, worker=worker)
             raise
         finally:
@@ -116,30 +148,10 @@ def _run(
         log.info("worker.stopped worker=%s", worker)
 
 
-def _heartbeat(store: Store, worker: str, now: Snapshot) -> None:
-    pace = now.requests_per_second if now.state == "working" else None
-    models = [now.model] if now.model else []
-    registry.heartbeat(store, worker=worker, models=models, note=now.note, requests_per_second=pace)
-
-
-def _gpus(settings: Settings) -> list[str]:
-    """Return the UUID of the GPU that vLLM computes on; nothing where there is none, or the driver does not say."""
-    if not installed.computes_on_gpu():
-        return []
-    report = gpu.probe()
-    number = gpu_locks.index(settings.gpu, report)
-    return [card.uuid for card in report.gpus if card.index == number and card.uuid]
-
-
 @contextmanager
-def _gpu_shown(settings: Settings, view: View) -> Iterator[None]:
-    """Show the GPU's state beside the worker's, where vLLM computes on one."""
-    if not installed.computes_on_gpu():
-        yield
-        return
-    with gpu.watched(
-        gpu_locks.index(settings.gpu), lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())
-    ):
+def _gpu_shown(gpus: Assigned, view: View) -> Iterator[None]:
+    """Show the state of the worker's first GPU beside its own."""
+    with gpu.watched(gpus.numbers[0], lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())):
         yield
 
 
@@ -152,4 +164,9 @@ def _folders(store: Store, settings: Settings) -> dict[str, Path]:
 async def _work(context: Context) -> None:
     context.stop.attach(asyncio.get_running_loop())
     context.watchdog.attach()
-    await WorkLoop(context).run()
+    if KINDS[context.settings.engine].remote:
+        from vbatch.worker.remote import RemoteLoop  # needs the HTTP client, an extra
+
+        await RemoteLoop(context).run()
+    else:
+        await WorkLoop(context).run()

@@ -1,81 +1,102 @@
-"""The models that could not be loaded: why each is blocked, and for how long."""
+"""The models that could not be loaded, and when each is tried again.
+
+A blocked model is tried again when its folder or its configuration has changed, after 10, 20, … 160 minutes, and then
+only when nothing else waits. A new worker knows of no block and tries each once. ``Seen`` says what has changed.
+"""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 
-from vbatch.engine import Blame, EngineStartFailed
 from vbatch.store.records import Waiting
 
-PAUSE = 600.0  # seconds until a model that others serve, or that could be loaded before, is tried again
+FIRST_PAUSE = timedelta(minutes=10)
+LAST_PAUSE = timedelta(minutes=160)
+LOOK = timedelta(seconds=20)  # between two looks at the folder and the configuration of a blocked model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What decides whether a model can be loaded, as it was at a load: what its folder holds, how it is configured.
+
+    A folder that is still being filled changes from look to look, and has not changed before it is the same twice.
+    """
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self._look = look
+        self._state = self._last = look()
+        self._looked = time.monotonic()
+
+    def changed(self) -> bool:
+        """Return whether that is another now; it is looked at every ``LOOK``, and in between this is false."""
+        now = time.monotonic()
+        if now - self._looked < LOOK.total_seconds():
+            return False
+        self._looked = now
+        state = self._look()
+        settled, self._last = state == self._last, state
+        return settled and state != self._state
+
+
+@dataclass(slots=True, kw_only=True)
 class _Block:
-    """Why a model is not to be loaded. ``suspected``: the model is the cause if another one can be loaded."""
+    """When a model is tried again. Times are monotonic."""
 
-    error: EngineStartFailed | None = None
-    suspected: bool = False
-    until: float = math.inf
+    seen: Seen
+    pause: float
+    since: float
+
+    @property
+    def rarely(self) -> bool:
+        """Whether it is tried only when nothing else waits."""
+        return self.pause > LAST_PAUSE.total_seconds()
 
 
 class Blocked:
-    """What one worker knows of models that could not be loaded, and of those that could."""
+    """What one worker knows of models that could not be loaded.
 
-    def __init__(self) -> None:
-        self._loaded: set[str] = set()
+    ``state_of`` returns whatever decides whether a model can be loaded: what its folder holds, how it is configured.
+    """
+
+    def __init__(self, state_of: Callable[[str], object]) -> None:
+        self._state_of = state_of
         self._blocks: dict[str, _Block] = {}
 
+    def __contains__(self, model: str) -> bool:
+        return model in self._blocks
+
+    def block(self, model: str) -> None:
+        """Note that a model could not be loaded, or not for another time."""
+        earlier = self._blocks.get(model)
+        pause = earlier.pause * 2 if earlier else FIRST_PAUSE.total_seconds()
+        seen = Seen(partial(self._state_of, model))
+        self._blocks[model] = _Block(seen=seen, pause=pause, since=time.monotonic())
+
+    def loaded(self, model: str) -> None:
+        """Note that a model was loaded."""
+        self._blocks.pop(model, None)
+
     def without(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """Return what waits for models that may be tried."""
+        """Return what waits for models that may be tried now."""
+        often = [entry for entry in waiting if not self._is_closed(entry.model)]
+        if often:
+            return often
         now = time.monotonic()
         return [
             entry
             for entry in waiting
-            if (block := self._blocks.get(entry.model)) is None or now >= block.until
+            if (block := self._blocks[entry.model]).rarely and now - block.since >= LAST_PAUSE.total_seconds()
         ]
 
-    def reason(self, waiting: Sequence[Waiting]) -> tuple[str, EngineStartFailed] | None:
-        """Return one of the blocked models, and its failure; None where all are left to other workers."""
-        for entry in waiting:
-            block = self._blocks.get(entry.model)
-            if block is not None and block.error is not None:
-                return entry.model, block.error
-        return None
-
-    def loaded(self, model: str) -> dict[str, EngineStartFailed]:
-        """Note that a model was loaded; return the suspected ones with their failures: engines do start here."""
-        self._loaded.add(model)
-        self._blocks.pop(model, None)
-        guilty = {
-            other: block.error
-            for other, block in self._blocks.items()
-            if block.suspected and block.error is not None
-        }
-        for other in guilty:
-            del self._blocks[other]
-        return guilty
-
-    def failed(self, model: str, error: EngineStartFailed) -> bool:
-        """Note that a model could not be loaded; return whether the model is the cause.
-
-        It is not where the same worker could load it before: then the machine has changed (memory that another
-        process took, a driver after a suspend). Nor where the reason is unknown and trying again may help (a model hub
-        that is unreachable). Both are blocked for a while. With any other unknown reason the model is the cause if
-        another one can be loaded.
-        """
-        unknown = error.blame is Blame.UNKNOWN
-        if model in self._loaded or (unknown and error.transient):
-            self._blocks[model] = _Block(error=error, until=time.monotonic() + PAUSE)
+    def _is_closed(self, model: str) -> bool:
+        """Whether it is not to be tried now."""
+        block = self._blocks.get(model)
+        if block is None:
             return False
-        if unknown and not self._loaded:
-            self._blocks[model] = _Block(error=error, suspected=True)
+        now = time.monotonic()
+        if not block.rarely and now - block.since >= block.pause:
             return False
-        return True
-
-    def leave_to_others(self, model: str) -> None:
-        """Do not try it for a while: another worker has it loaded."""
-        self._blocks[model] = _Block(until=time.monotonic() + PAUSE)
+        return not block.seen.changed()

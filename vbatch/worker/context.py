@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from vbatch.config import Settings
+from vbatch.gpu_memory.cards import Assigned
 from vbatch.store import Store
 from vbatch.worker.heartbeat import Watchdog
+from vbatch.worker.pause import Pausing
 from vbatch.worker.progress import Meter, View
+from vbatch.worker.registration import Registration
 from vbatch.worker.stop import Stop
 
 P = ParamSpec("P")
@@ -25,18 +28,21 @@ TURN = 1.0  # seconds between two resets of the watchdog while a call lasts
 class Context:
     """One worker's surroundings. The work, the files and the watch over other workers have a store thread each.
 
-    ``drain``: end when the queue is empty. ``vllm_flags`` apply to every model, after those of the settings.
+    ``gpus``: None where vLLM does not compute on a GPU. ``drain``: end when the queue is empty. ``vllm_flags`` apply to
+    every model, after those of the settings.
     """
 
     store: Store
     settings: Settings
     drain: bool = False
     vllm_flags: tuple[str, ...] = ()
-    worker: str
+    gpus: Assigned | None = None
+    registration: Registration
     view: View
     stop: Stop
     watchdog: Watchdog
     meter: Meter = field(default_factory=Meter)
+    pausing: Pausing = field(default_factory=Pausing)
     _store_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store")
     )
@@ -46,6 +52,11 @@ class Context:
     _watch_thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="watch")
     )
+
+    @property
+    def worker(self) -> str:
+        """The worker's id in the store."""
+        return self.registration.worker
 
     async def in_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a store operation without holding up the event loop. It waits for as long as an outage lasts."""
@@ -77,6 +88,11 @@ class Context:
         self._store_thread.shutdown(wait=False, cancel_futures=True)
         self._file_thread.shutdown(wait=False, cancel_futures=True)
         self._watch_thread.shutdown(wait=False, cancel_futures=True)
+
+    def finish(self) -> None:
+        """Wait for the calls of the threads: none of them may reach the store that is opened next."""
+        for thread in (self._store_thread, self._file_thread, self._watch_thread):
+            thread.shutdown(cancel_futures=True)
 
     async def _run(
         self, thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vbatch.config import Settings
+from vbatch.config import Settings, gpu_setting
 from vbatch.worker.heartbeat import Watchdog
 from vbatch.worker.progress import View
 
@@ -35,13 +35,18 @@ def exposed(
         now = view.snapshot
         return Figures(
             healthy=watchdog.alive or now.state == "starting",
+            paused=now.paused is not None,
             state=now.state,
             model=now.model,
             queue_unfinished=now.total - now.completed - now.failed,
             queue_finished=now.completed + now.failed,
             running=now.running,
+            chats=now.chats,
             completed=now.saved - now.saved_failed,
             failed=now.saved_failed,
+            cut_off=now.cut_off,
+            empty=now.empty,
+            blocked=len(now.blocked),
             prompt_tokens=now.prompt_tokens,
             completion_tokens=now.completion_tokens,
             engine_loads=now.engine_loads,
@@ -57,7 +62,7 @@ def exposed(
         )
 
     try:
-        exposition = Exposition(settings.metrics_port + (settings.gpu or 0), figures)
+        exposition = Exposition(settings.metrics_port + gpu_setting.first(settings.gpu), figures)
     except (OSError, ValueError, OverflowError) as error:  # taken, no port, no folder of vLLM's metrics
         log.warning("metrics.unavailable port=%d reason=%s", settings.metrics_port, error)
         yield

@@ -8,6 +8,8 @@ import logging
 from vbatch import batches
 from vbatch.errors import Interrupted, NoSuchBatch
 from vbatch.store import finalization
+from vbatch.system import limits
+from vbatch.worker import engine_figures
 from vbatch.worker.context import Context
 
 log = logging.getLogger(__name__)
@@ -76,9 +78,10 @@ class Finalizer:
                 continue  # deleted meanwhile; or a command, or a worker that was frozen, is writing the files
             except OSError as error:
                 self._pauses[batch.pk] = (min(pause * 2, LONGEST_PAUSE), now + pause)
-                log.error("batch.output_refused batch=%s error=%s retry_seconds=%.0f", batch.id, error, pause)
+                why = limits.words(error)
+                log.error("batch.output_refused batch=%s error=%s retry_seconds=%.0f", batch.id, why, pause)
                 context.view.update(
-                    trouble=f"cannot write the output of {batch.id}: {error}; vbatch keeps trying "
+                    trouble=f"cannot write the output of {batch.id}: {why}; vbatch keeps trying "
                     f"(vbatch results {batch.id} -o FILE writes it elsewhere)"
                 )
                 continue
@@ -93,3 +96,4 @@ class Finalizer:
                     finished.counts.failed,
                     finished.output_path,
                 )
+                engine_figures.report(context.view.snapshot)

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEATS_PER_LEASE = 4.5  # at least: three heartbeats may get lost
 LONGEST_PAUSE = timedelta(seconds=5)  # each heartbeat carries the pace, which others show as the present one
+LAST_REPORT = 2.0  # seconds that the end of a worker waits for a report that is under way
 STALLED = timedelta(seconds=60)  # an event loop without a turn for this time hangs; it turns each second
 
 
@@ -84,8 +85,9 @@ class Heartbeat:
             self._systemd_thread.start()
 
     def stop(self) -> None:
-        """End them. One may still be waiting for the database; it is a daemon."""
+        """End them. One that still waits for the database is left behind, and reports nothing any more."""
         self._stop.set()
+        self._store_thread.join(LAST_REPORT)
 
     def _to_store(self) -> None:
         while not self._stop.wait(self._pause):
@@ -95,6 +97,8 @@ class Heartbeat:
                 except Interrupted:  # a stop ends the waiting for a store that is unreachable
                     return
                 except Exception as error:
+                    if self._stop.is_set():  # the store is being closed
+                        return
                     log.exception("worker.heartbeat_failed error=%s", error)
             else:
                 log.error("worker.hung silent_seconds=%.0f", self._watchdog.silent_seconds)

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import sys
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from itertools import accumulate
 
-from vbatch.engine import Engine, EngineDied, Reply
-from vbatch.protocol import facts_of
+from vbatch.engine import Engine, EngineDied, NotSent, Reply
 from vbatch.store.records import Lease, LeaseKey, Outcome, Request, Result
+from vbatch.worker import outcomes
+from vbatch.worker.pending import Page, Pending
+from vbatch.worker.sizes import Kind, Sizes, kind_of
 
 LOOK = 1.0  # seconds between two looks at an engine that gives nothing while requests are overdue
-ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx
-SAVED_BYTES = 32 << 20  # of answers in one transaction: embeddings may be large
-SHOWN_BYTES = 200  # of an answer that is not JSON
+ATTEMPTS = 3  # of a request that the engine answers with 429 or 5xx, or whose audio cannot be had for now
+INFLIGHT_BYTES = 256 << 20  # of bodies in the engine and of answers; what is larger runs alone
+SAVED_BYTES = 32 << 20  # of answers in one transaction; one larger answer is saved alone
 
 
 class Inflight:
     """Keeps the engine busy with up to ``limit`` requests and collects their results.
 
+    Fewer run where they are large: what they and their answers are expected to take (``vbatch.worker.sizes``) is
+    bounded by ``INFLIGHT_BYTES``, so that memory is flat, in an outage of the store too. One that is larger runs alone.
     There is no barrier between chunks: the next request starts when any one ends. The exception is a lease that
     the store wants to run alone (``vbatch.store.suspects``), so that a further crash is evidence against it.
     """
 
     def __init__(self, engine: Engine, *, limit: int, request_timeout: timedelta | None) -> None:
         self._engine = engine
-        self._limit = limit
+        self.limit = limit
         self._timeout = request_timeout.total_seconds() if request_timeout else None
         self._leases: dict[LeaseKey, Lease] = {}
-        self._pending: deque[tuple[Lease, Request]] = deque()
+        self._pending = Pending()
         self._waiting_alone: deque[Lease] = deque()
-        self._running: dict[asyncio.Task[None], tuple[Lease, Request]] = {}
+        self._running: dict[asyncio.Task[None], tuple[Lease, Request, Kind]] = {}
         self._lost: set[tuple[LeaseKey, int]] = set()
         self._active = 0
+        self._running_bytes = 0
+        self._answered_bytes = 0
+        self._saving_bytes = 0
+        self._sizes = Sizes(INFLIGHT_BYTES)
         self._alone: LeaseKey | None = None
         self.answered: list[Result] = []
         self.failure: BaseException | None = None  # a defect of vbatch's: the loop raises it
@@ -62,9 +70,14 @@ class Inflight:
     @property
     def wanting(self) -> int:
         """How many more requests should be leased so that the engine never waits for the store."""
-        if self._waiting_alone or self._alone is not None:
+        if self._waiting_alone or self._alone is not None or self._pending.enough:
             return 0
-        return max(0, self._limit - len(self._pending))
+        return max(0, self.limit - len(self._pending))
+
+    @property
+    def room(self) -> int:
+        """How many bytes of bodies a claim may bring along."""
+        return self._pending.room
 
     @property
     def idle(self) -> bool:
@@ -72,9 +85,27 @@ class Inflight:
         return self.quiet and not (self._waiting_alone or self.answered)
 
     @property
+    def alone(self) -> bool:
+        """Whether a lease runs alone, or is the next to."""
+        return self._alone is not None or (bool(self._waiting_alone) and self.quiet)
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing runs that could add to the answers before they are saved."""
         return not (self._pending or self._running)
+
+    @property
+    def to_be_saved(self) -> bool:
+        """Whether there is enough for a transaction, or nothing can run before it."""
+        return self._answered_bytes >= SAVED_BYTES // 2 or not self._running
+
+    @property
+    def _free(self) -> int:
+        """How many bytes more may be in flight: without a limit for the only request."""
+        if not (self._running or self._answered_bytes or self._saving_bytes):
+            return sys.maxsize
+        answers = self._answered_bytes + self._saving_bytes + int(self._sizes.running())
+        return INFLIGHT_BYTES - self._running_bytes - answers
 
     def add(self, leases: Iterable[Lease]) -> None:
         """Take leased chunks. One without open requests is dropped: its last flush was recorded.
@@ -83,27 +114,42 @@ class Inflight:
         """
         for lease in leases:
             self.forget({key for key in self._leases if key[:2] == lease.key[:2]})
-            if not lease.requests:
+            if not (lease.requests or lease.unread):
                 continue
             self._leases[lease.key] = lease
             if lease.alone:
                 self._waiting_alone.append(lease)
             else:
-                self._pending.extend((lease, request) for request in lease.requests)
+                self._pending.add(lease)
 
-    def start(self) -> None:
-        """Start what there is room for. What runs alone waits until all before it is saved."""
+    def page(self) -> Page | None:
+        """Return whose bodies are to be read now."""
+        return self._pending.page(free=self._free)
+
+    def fill(self, page: Page, requests: Sequence[Request]) -> None:
+        """Take the bodies of a page."""
+        self._pending.fill(page, requests)
+        self.changed.set()
+
+    def start(self, *, chats: int = 0) -> None:
+        """Start what there is room for. What runs alone waits until all before it is saved, and until chats end."""
         if self._alone not in self.leases:
             self._alone = None
-        if self._waiting_alone and self._alone is None and self.quiet:
+        if self._waiting_alone and self._alone is None and self.quiet and not chats:
             lease = self._waiting_alone.popleft()
             self._alone = lease.key
-            self._pending.extend((lease, request) for request in lease.requests)
-        while self._pending and self._active < self._limit:
-            lease, request = self._pending.popleft()
+            self._pending.add(lease)
+        while self._active < self.limit and (following := self._pending.next) is not None:
+            lease, request = following
+            kind = kind_of(lease, request)
+            if len(request.body) + self._sizes.expected(kind) > self._free:
+                return
+            self._pending.pop()
             self._active += 1
-            task = asyncio.create_task(self._answer(lease, request))
-            self._running[task] = (lease, request)
+            self._running_bytes += len(request.body)
+            self._sizes.start(kind)
+            task = asyncio.create_task(self._answer(lease, request, kind))
+            self._running[task] = (lease, request, kind)
             task.add_done_callback(self._ended)
 
     def forget(self, leases: AbstractSet[LeaseKey]) -> None:
@@ -112,9 +158,9 @@ class Inflight:
             return
         for gone in leases & self.leases:
             del self._leases[gone]
-        self._pending = deque(entry for entry in self._pending if entry[0].key not in leases)
+        self._pending.forget(leases)
         self._waiting_alone = deque(lease for lease in self._waiting_alone if lease.key not in leases)
-        for task, (lease, _) in list(self._running.items()):
+        for task, (lease, *_) in list(self._running.items()):
             if lease.key in leases:
                 task.cancel()
         self.changed.set()
@@ -128,21 +174,29 @@ class Inflight:
         """Take what is to be saved at once. Results of leases that are no longer held were dropped with them."""
         held = self.leases
         mine = [result for result in self.answered if result.key in held]
-        sizes = accumulate(len(result.outcome.body or b"") for result in mine)
-        count = max(1, bisect_right(list(sizes), SAVED_BYTES))
+        sizes = [0, *accumulate(map(_size, mine))]
+        count = max(1, bisect_right(sizes, SAVED_BYTES) - 1)
         taken, self.answered = mine[:count], mine[count:]
+        self._saving_bytes = sizes[len(taken)]
+        self._answered_bytes = sizes[-1] - self._saving_bytes
         return taken
+
+    def saved(self) -> None:
+        """Say that what was taken is in the store."""
+        self._saving_bytes = 0
 
     def give_back(self, results: list[Result]) -> None:
         """Return results whose saving was interrupted."""
         self.answered = results + self.answered
+        self._answered_bytes += self._saving_bytes
+        self._saving_bytes = 0
 
     async def abandon(self) -> dict[LeaseKey, tuple[int, ...]]:
         """Stop everything that runs and return it: the ``seq`` numbers in the engine, by lease."""
         suspects: dict[LeaseKey, list[int]] = {}
         held = self.leases
         for lease, seq in self._lost | {
-            (lease.key, request.seq) for lease, request in self._running.values()
+            (lease.key, request.seq) for lease, request, _ in self._running.values()
         }:
             if lease in held:
                 suspects.setdefault(lease, []).append(seq)
@@ -153,29 +207,38 @@ class Inflight:
         self.drop_pending()
         return {key: tuple(sorted(seqs)) for key, seqs in suspects.items()}
 
-    async def _answer(self, lease: Lease, request: Request) -> None:
+    async def _answer(self, lease: Lease, request: Request, kind: Kind) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 reply = await self._post(lease, request)
             except TimeoutError:
-                self._record(lease, request, _timed_out(attempt, self._timeout))
+                self._record(lease, request, kind, outcomes.timed_out(attempt, self._timeout))
                 return
             except EngineDied:
                 self._lost.add((lease.key, request.seq))
                 return
+            except NotSent as error:
+                again, pause = error.transient, error.retry_after
+                outcome = Outcome(error_code=error.code, error_message=error.message, attempts=attempt)
+            else:
+                again, pause = outcomes.worth_retrying(reply.status), reply.retry_after
+                outcome = outcomes.answered(attempt, reply)
             self.stalled = False
-            if not _worth_retrying(reply.status) or attempt == ATTEMPTS:
-                self._record(lease, request, _outcome(attempt, reply))
+            if not again or attempt == ATTEMPTS:
+                self._record(lease, request, kind, outcome)
                 return
             self._active -= 1
             self.changed.set()
             try:
-                await asyncio.sleep(_backoff(attempt, reply.retry_after))
+                await asyncio.sleep(outcomes.backoff(attempt, pause))
             finally:
                 self._active += 1
 
-    def _record(self, lease: Lease, request: Request, outcome: Outcome) -> None:
-        self.answered.append(Result(key=lease.key, seq=request.seq, outcome=outcome))
+    def _record(self, lease: Lease, request: Request, kind: Kind, outcome: Outcome) -> None:
+        result = Result(key=lease.key, seq=request.seq, outcome=outcome)
+        self.answered.append(result)
+        self._answered_bytes += _size(result)
+        self._sizes.learn(kind, _size(result))
 
     async def _post(self, lease: Lease, request: Request) -> Reply:
         """Have one request answered. Raises TimeoutError after its time limit, with its sequence aborted.
@@ -200,53 +263,14 @@ class Inflight:
             await asyncio.wait((posting,))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        _, request, kind = self._running.pop(task)
         self._active -= 1
+        self._sizes.end(kind)
+        self._running_bytes -= len(request.body)
         self.changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failure = error
 
 
-def _worth_retrying(status: int) -> bool:
-    return status == 429 or status >= 500
-
-
-def _backoff(attempt: int, retry_after: float | None) -> float:
-    """Seconds before the next attempt: what the engine asks for, else 1, 2, … with jitter."""
-    return retry_after if retry_after is not None else 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-
-
-def _outcome(attempt: int, reply: Reply) -> Outcome:
-    try:
-        facts = facts_of(reply.body)
-    except ValueError:
-        return _not_json(attempt, reply)
-    return Outcome(
-        status_code=reply.status,
-        request_id=reply.request_id,
-        body=reply.body,
-        prompt_tokens=facts.prompt_tokens,
-        completion_tokens=facts.completion_tokens,
-        cached_tokens=facts.cached_tokens,
-        finish=facts.finish,
-        attempts=attempt,
-    )
-
-
-def _not_json(attempt: int, reply: Reply) -> Outcome:
-    """Keep out what no line of an output file can hold, such as embeddings as bytes."""
-    return Outcome(
-        request_id=reply.request_id,
-        error_code="answer_not_json",
-        error_message=f"The engine answered with status {reply.status} and {len(reply.body):,} bytes "
-        f"that are not JSON: {reply.body[:SHOWN_BYTES].decode(errors='replace')}",
-        attempts=attempt,
-    )
-
-
-def _timed_out(attempt: int, seconds: float | None) -> Outcome:
-    return Outcome(
-        error_code="request_timeout",
-        error_message=f"The engine did not answer within {seconds:g} s (request_timeout).",
-        attempts=attempt,
-    )
+def _size(result: Result) -> int:
+    return len(result.outcome.body or b"")

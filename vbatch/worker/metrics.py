@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,13 @@ class Figures:
     queue_unfinished: int
     queue_finished: int
     running: int
+    chats: int = 0
     completed: int
     failed: int
+    cut_off: int = 0
+    empty: int = 0
+    blocked: int = 0
+    paused: bool = False
     prompt_tokens: int
     completion_tokens: int
     engine_loads: int
@@ -111,6 +117,9 @@ class _WorkerCollector(Collector):
         now = self._figures()
         yield InfoMetricFamily("vbatch_worker", "Version, kind of state, model.", value=_labels(now))
         yield _gauge("vbatch_up", "1 while the worker makes progress or has nothing to do.", int(now.healthy))
+        yield _gauge(
+            "vbatch_paused", "1 while the worker rests, or will when its requests end.", int(now.paused)
+        )
         yield _gauges(
             "vbatch_queue_requests",
             "Requests of the unfinished batches.",
@@ -118,6 +127,7 @@ class _WorkerCollector(Collector):
             {"unfinished": now.queue_unfinished, "finished": now.queue_finished},
         )
         yield _gauge("vbatch_requests_running", "Requests that the engine has now.", now.running)
+        yield _gauge("vbatch_chats_running", "Chats that run beside them.", now.chats)
         yield _counters(
             "vbatch_requests",
             "Results recorded by this worker.",
@@ -129,6 +139,17 @@ class _WorkerCollector(Collector):
             "Tokens of the recorded results.",
             "kind",
             {"prompt": now.prompt_tokens, "completion": now.completion_tokens},
+        )
+        yield _counters(
+            "vbatch_answers",
+            "Answers among them that are probably not what was asked for.",
+            "kind",
+            {"cut_off": now.cut_off, "empty": now.empty},
+        )
+        yield _gauge(
+            "vbatch_models_blocked",
+            "Models that cannot be loaded, or not for an endpoint; requests wait.",
+            now.blocked,
         )
         yield _counter("vbatch_engine_loads", "Models loaded.", now.engine_loads)
         yield _counter("vbatch_engine_deaths", "Engines that crashed under requests.", now.engine_crashes)
@@ -147,7 +168,7 @@ class _WorkerCollector(Collector):
 
 # The words that a worker's state begins with; what follows may be any model's name, which would make a
 # label without bounds.
-STATES = frozenset({"starting", "ready", "idle", "working", "loading", "unloading", "waiting"})
+STATES = frozenset({"starting", "ready", "idle", "working", "loading", "unloading", "waiting", "paused"})
 
 
 def _labels(now: Figures) -> dict[str, str]:
@@ -200,6 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10.0  # seconds that a client may take to ask
 
     def do_GET(self) -> None:
+        if not _is_loopback(self.headers.get("Host", "")):  # a page in a browser that has rebound its name
+            self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this is no such host\n")
+            return
         match self.path.partition("?")[0]:
             case "/metrics":
                 encoder, content_type = _encoder(self.headers.get("Accept", ""))
@@ -222,6 +246,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def _is_loopback(host: str) -> bool:
+    """Return whether a Host header names this machine's loopback, with a port or without; HTTP/1.0 needs none."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    return (
+        name.strip("[]").lower() in ("", "localhost", "::1")
+        or re.fullmatch(r"127(\.\d+){3}", name) is not None
+    )
+
+
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     """Choose by what the client accepts; a client that asks for nonsense gets the plain text."""
     try:
@@ -234,6 +267,7 @@ def _health(now: Figures) -> bytes:
     document = {
         "status": "ok" if now.healthy else "hung",
         "state": now.state,
+        "paused": now.paused,
         "model": now.model,
         "unfinished": now.queue_unfinished,
         "progress_age_seconds": round(now.progress_age_seconds, 1),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
 
+from vbatch.engine.figures import EngineFigures
 from vbatch.gpu import Gpu
 from vbatch.store.overview import Backlog
 
@@ -22,20 +24,27 @@ class Snapshot:
 
     ``total``, ``completed`` and ``failed`` are of all unfinished ``batches`` together; ``saved`` and the tokens
     are this worker's, since its start; ``saved_at`` is monotonic time. ``remaining_seconds`` is None while
-    nothing is known. ``left_alone`` waits for a worker with another engine.
+    nothing is known. ``left_alone`` waits for a worker with another engine; ``blocked`` maps each model that cannot be
+    loaded to the reason; ``names`` are those at which the engine answers, the model first. ``paused`` is why it rests,
+    or will when its requests have finished. ``advice`` says what would let the ``engine`` do more.
     """
 
     state: str = "starting"
+    paused: str | None = None
     worker: str | None = None
     model: str | None = None
+    names: tuple[str, ...] = ()
     batch: str | None = None
     batches: int = 0
     total: int = 0
     completed: int = 0
     failed: int = 0
     running: int = 0
+    chats: int = 0
     saved: int = 0
     saved_failed: int = 0
+    cut_off: int = 0
+    empty: int = 0
     saved_at: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -50,6 +59,9 @@ class Snapshot:
     store_outage_seconds: float = 0.0
     trouble: str | None = None
     left_alone: tuple[Backlog, ...] = ()
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineFigures | None = None
+    advice: str | None = None
     gpu: Gpu | None = None
     gpu_seen_at: float = 0.0
 
@@ -60,9 +72,9 @@ class Snapshot:
 
     @property
     def note(self) -> str | None:
-        """What others should know of this worker: its present trouble, else how its engines crashed."""
-        if self.trouble is not None or self.crash_cause is None:
-            return self.trouble
+        """What others should know of this worker: its present trouble, how its engines crashed, or an advice."""
+        if self.trouble is not None or self.paused is not None or self.crash_cause is None:
+            return self.trouble or self.paused or self.advice
         if self.engine_crashes == 1:
             return f"the engine crashed: {self.crash_cause}"
         return f"the engine crashed {self.engine_crashes} times, the last time: {self.crash_cause}"
@@ -96,13 +108,17 @@ class View:
                 store_outage_seconds=seconds if reason is not None else 0.0,
             )
 
-    def count(self, *, saved: int, failed: int, prompt_tokens: int, completion_tokens: int) -> None:
+    def count(
+        self, *, saved: int, failed: int, cut_off: int, empty: int, prompt_tokens: int, completion_tokens: int
+    ) -> None:
         """Count what a flush recorded."""
         with self._lock:
             now = self.snapshot
             self.update(
                 saved=now.saved + saved,
                 saved_failed=now.saved_failed + failed,
+                cut_off=now.cut_off + cut_off,
+                empty=now.empty + empty,
                 saved_at=time.monotonic() if saved else now.saved_at,
                 prompt_tokens=now.prompt_tokens + prompt_tokens,
                 completion_tokens=now.completion_tokens + completion_tokens,

@@ -1,7 +1,8 @@
 """How a worker is asked to stop: the first signal drains, the second ends it at once.
 
 SIGHUP, a closed terminal, drains and never counts as the first or the second one: it comes by itself, several
-times or before the SIGTERM of a shell or service that goes down with the terminal.
+times or before the SIGTERM of a shell or service that goes down with the terminal. SIGQUIT (Ctrl-\\) is one like
+Ctrl-C: by default it would leave a core dump, which holds prompts, and a death that has a request suspected.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ class Stop:
         self.store = threading.Event()
         self.may_abandon_store = True
         self.on_second: Callable[[], None] = lambda: None
+        self.on_exit: Callable[[], None] = lambda: (
+            None
+        )  # the last that is done where a second signal ends the process
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let ``sleep`` be woken by a request that comes from a signal handler or another thread."""
         self._loop = loop
+        self._event = asyncio.Event()  # the one of an earlier loop belongs to that
         if self.requested:
             self._event.set()
 
@@ -71,9 +76,9 @@ class Stop:
 
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a drain.
+    """Turn SIGINT, SIGTERM, SIGQUIT and SIGHUP into a drain.
 
-    A second SIGINT or SIGTERM ends the process with what ``on_second`` cleans up. A SIGHUP that is ignored stays
+    A second one of the first three ends the process with what ``on_second`` cleans up. A SIGHUP that is ignored stays
     so (``nohup``).
     """
     asked = False
@@ -82,11 +87,12 @@ def on_signals(stop: Stop) -> Iterator[None]:
         nonlocal asked
         if asked and number != signal.SIGHUP:
             stop.on_second()
+            stop.on_exit()
             os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else 128 + number)
         asked |= number != signal.SIGHUP
         stop.request()
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, handle) for number in numbers}

@@ -85,6 +85,10 @@ def status(snapshot: Snapshot, *, stopping: bool) -> str:
         line = f"waiting for {snapshot.waiting_for}"
     elif stopping:
         line = f"stopping: {snapshot.running} requests may still finish"
+    elif snapshot.paused is not None:
+        line = snapshot.paused + (
+            f": {snapshot.running} requests may still finish" if snapshot.running else ""
+        )
     elif snapshot.state == "working":
         line = _working(snapshot)
     elif snapshot.state == "idle":

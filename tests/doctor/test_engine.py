@@ -9,10 +9,11 @@ import pytest
 
 from tests.rigs.nvml import GIB, StandInDriver
 from vbatch import config
-from vbatch.doctor.checks import engine, models
+from vbatch.doctor.checks import engine
+from vbatch.doctor.checks import models as check
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Finding, Level
-from vbatch.engine import installed
+from vbatch.engine import installed, models
 from vbatch.engine.installed import Installed
 
 
@@ -114,7 +115,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def looked_at() -> dict[str, Finding]:
-    return {finding.id: finding for finding in models._models(Facts(settings=config.load()))}
+    return {finding.id: finding for finding in check._models(Facts(settings=config.load()))}
 
 
 def test_a_complete_model(folder: Path) -> None:
@@ -136,11 +137,11 @@ def test_weights_in_a_second_format_need_not_be_there(folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
     (folder / "consolidated.safetensors").write_bytes(b"x" * 2000)
     assert looked_at()["engine.model"].level is Level.OK
-    assert models._look(folder).weights == 2000, "the two shards that the first index names"
+    assert models.look(folder).weights == 2000, "the two shards that the first index names"
     for shard in folder.glob("model*.safetensors*"):
         shard.unlink()
-    assert models._look(folder).weights == 2000, "the one file that no index names"
-    assert not models._look(folder).missing
+    assert models.look(folder).weights == 2000, "the one file that no index names"
+    assert not models.look(folder).missing
 
 
 def test_an_index_that_is_torn(folder: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_gpu_that_no_worker_uses_may_be_small_and_full(
     home: Home, store: Store, driver: StandInDriver
 ) -> None:
     """A second card for the screen. Mutant: ``of_the_worker`` that returns every GPU."""
+    home.extra["VBATCH_GPU"] = "0"
     driver.says("gpu", f"total {16 * GIB}", "gpu", f"total {2 * GIB}", f"leak {GIB}")
     found = examined(home, "gpu", code=0)["findings"]
     said = {finding["what"][:5]: finding["level"] for finding in found if finding["id"] == "gpu.memory"}
@@ -150,10 +151,11 @@ def test_the_worker_does_not_load_into_too_little_memory(
     """Three attempts, then the words of doctor, and 69. Mutant: no ``memory_check.require`` before the load."""
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
+        home.extra["HF_HUB_OFFLINE"] = "0"  # tests with the real engine leave it set
         batch = home.submit(chats(1, model="smol"))
         done = home.run("run-worker", "--drain", check=False)
         assert done.returncode == 69, done.stderr
-        assert "has 1.20 of 15.57 GiB free; 14.32 GiB would be needed" in done.stderr
+        assert "has 1.20 of 15.57 GiB free; 14.45 GiB would be needed" in done.stderr
         assert f"(pid {desktop.pid}, user" in done.stderr
         assert done.stderr.count("engine.start_failed") == models.ATTEMPTS == 3
         assert timedelta(seconds=10) == models.PAUSE

@@ -20,6 +20,8 @@ from vbatch.doctor.findings import Level
 from vbatch.doctor.running import Conduct, examine
 from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import locks as gpu_locks
+from vbatch.gpu_memory.cards import Card
+from vbatch.gpu_memory.cards import of_workers as cards_of_workers
 from vbatch.gpu_memory.holders import Holder, Kind
 from vbatch.store import Store, registry
 from vbatch.system.ending import Ended
@@ -123,7 +125,7 @@ def test_a_worker_that_the_driver_does_not_list(
         registry.register(store, identity=identity, engine="vllm")
         settings.state_dir.mkdir(parents=True)
         holds = other.pid if who == "another one" else identity.pid
-        gpu_locks._lock_of(settings.state_dir, 0).write_text(str(holds))
+        gpu_locks._lock_of(settings.state_dir, Card(0)).write_text(str(holds))
         findings = found()
     at_work = who == "the worker"
     assert findings["gpu.memory"].level is (Level.INFO if at_work else Level.FAIL)
@@ -137,7 +139,7 @@ def test_a_gpu_that_is_named_by_its_uuid(driver: StandInDriver, monkeypatch: pyt
     assert cards[0].uuid != cards[1].uuid
     for card in cards:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", card.uuid)
-        assert gpu_locks.index(None) == card.index
+        assert cards_of_workers(config.load(), gpu.probe()) == (card.index,)
         levels = [one.level for one in examine(CHECKS, Facts(settings=config.load()), Conduct()).findings]
         assert (Level.FAIL in levels) == (card.index == 0)
 

@@ -50,7 +50,7 @@ def test_a_user_who_may_read_and_not_write(own_postgres: Postgres) -> None:
     url = f"postgresql://bob@/postgres?host={own_postgres.folder}"
     found = failure(url)
     assert (found.id, found.exit_code) == ("store.forbidden", ExitCode.MISCONFIGURED)
-    assert "batch, blocked, chunk, file, process, request, result, worker" in found.what
+    assert "batch, blocked, chunk, event, file, process, request, result, worker" in found.what
     own_postgres.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO bob")
     assert exit_code(examined(url)) is ExitCode.DONE
 

@@ -16,7 +16,7 @@ import pytest
 from tests.rigs import engines
 from tests.rigs.commands import Home, chats
 from tests.rigs.filling import claim, take_in
-from vbatch import config
+from vbatch import config, pausing
 from vbatch.doctor.checks import models as model_checks
 from vbatch.doctor.checks import power, service, sqlite
 from vbatch.doctor.checks import queue as checks
@@ -116,6 +116,24 @@ def test_the_service_of_another_engine_is_named(
     take_in(store, ["echo"] * 3)
     monkeypatch.setattr(Facts, "of_service", True)
     assert found(facts)["queue.no_worker"].commands == ("vbatch run-worker --engine echo",)
+
+
+def test_a_pause_is_reported_and_no_worker_missed(
+    facts: Facts, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: ``queue.no_worker`` that does not ask for a pause."""
+    take_in(store, 300)
+    facts.settings = facts.settings.model_copy(update={"state_dir": tmp_path, "pause_hours": ()})
+    pausing.pause(facts.settings, everyone=False, now=False)
+    findings = found(facts)
+    assert findings["queue.no_worker"].level is Level.OK
+    assert (findings["queue.paused"].level, findings["queue.paused"].commands) == (
+        Level.INFO,
+        ("vbatch resume",),
+    )
+    monkeypatch.setattr(pausing, "MACHINE_FILE", tmp_path / "etc" / pausing.NAME)
+    pausing.pause(facts.settings, everyone=True, now=False)
+    assert found(facts)["queue.paused"].commands == ("sudo vbatch resume --all",)
 
 
 def test_no_model_is_looked_for_that_the_engine_leaves_alone(facts: Facts, store: Store) -> None:
@@ -285,5 +303,6 @@ def test_of_a_store_that_is_not_sound_nothing_is_said_or_repaired(
     checked = (store_checks.CHECKS[0], state, power.CHECKS[0], *checks.CHECKS)
     findings = examine(checked, facts, Conduct(may_repair=lambda _finding: True)).findings
     said = [finding.what for finding in findings if finding.id.startswith(("queue", "host"))]
+    said.remove("workers are not paused")  # of which the store knows nothing
     assert set(said) == {"skipped: needs a sound store"}
-    assert len(said) == len(checks.CHECKS) + 1
+    assert len(said) == len(checks.CHECKS)

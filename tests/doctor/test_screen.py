@@ -18,9 +18,10 @@ from tests.rigs.nvml import GIB, StandInDriver
 from tests.rigs.waiting import SILENCE
 from vbatch.doctor import checks, registry
 from vbatch.doctor.findings import Entry
+from vbatch.errors import ExitCode
 from vbatch.gpu_memory.holders import Kind
 from vbatch.store import COMMAND_PATIENCE, Store
-from vbatch.store.database.faults import Fault
+from vbatch.store.database.backends.protocol import Fault
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_every_finding_has_one_entry_and_every_entry_a_finding() -> None:
         module = importlib.import_module(f"vbatch.doctor.checks.{path.stem}")
         tree = ast.parse(path.read_text())
         made |= {entry.id for value in vars(module).values() for entry in _entries(value)}
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         for node in (node for function in functions for node in ast.walk(function)):
             match node:
                 case ast.Call(func=ast.Name(id="Entry")):
@@ -209,9 +210,7 @@ def test_the_report_holds_no_secret_and_no_prompt(home: Home, tmp_path: Path) ->
     config.parent.mkdir(parents=True)
     config.write_text('[models."secret/m"]\nargs = ["--api-key", "topsecret"]\n')
     home.extra["VBATCH_PRELOAD"] = "some/model"
-    (tmp_path / "report.txt").touch(0o644)
     home.run("doctor", "queue", "--report", tmp_path / "report.txt", check=False)
-    assert (tmp_path / "report.txt").stat().st_mode & 0o777 == 0o600
     report = (tmp_path / "report.txt").read_text()
     assert "loading weights" in report
     assert "preload = some/model" in report
@@ -228,3 +227,21 @@ def test_wrong_settings_are_told_with_their_place(home: Home) -> None:
     assert done.returncode == 78
     assert "VBATCH_LEASE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("planted", ["file", "link", "dangling"])
+def test_a_report_overwrites_nothing_and_follows_no_link(home: Home, tmp_path: Path, planted: str) -> None:
+    """Mutant: the report opened with O_TRUNC; what a link in a shared folder points to is then lost."""
+    victim, place = tmp_path / "victim", tmp_path / "report.txt"
+    if planted != "dangling":
+        victim.write_text("precious")
+    if planted == "file":
+        place.write_text("precious")
+    else:
+        place.symlink_to(victim)
+    done = home.run("doctor", "queue", "--report", place, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert "already exists" in done.stderr
+    assert victim.exists() is (planted != "dangling")
+    if planted != "dangling":
+        assert place.read_text() == "precious"

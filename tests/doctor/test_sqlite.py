@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 from datetime import timedelta
@@ -192,3 +193,39 @@ def test_a_lock_that_somebody_keeps(file: Path) -> None:
         found = failure(f"sqlite:///{file}")
         os.kill(keeper.pid, signal.SIGKILL)
     assert (found.id, found.passing) == ("store.locked", True)
+
+
+def test_a_store_that_was_moved_is_named(file: Path) -> None:
+    """By what lies beside it. Mutant: no look: "there is no store yet", and the next command makes an empty one."""
+    file.with_name(f"{file.name}.migrate.lock").touch()
+    file.rename(file.with_name("elsewhere"))
+    (found,) = [one for one in examined(f"sqlite:///{file}") if one.id == "store.moved"]
+    assert found.level is Level.WARN
+    assert found.evidence == (f"{file.name}.migrate.lock was left behind",)
+    assert found.commands == (f"ls -la {file.parent}",)
+    assert not file.exists()
+
+
+def test_a_store_that_was_deleted_is_brought_back_from_a_process(file: Path) -> None:
+    """Mutant: no look at who holds it."""
+    content = file.read_bytes()
+    with file.open("rb"):
+        file.unlink()
+        (found,) = [one for one in examined(f"sqlite:///{file}") if one.id == "store.moved"]
+        assert found.evidence == (f"process {os.getpid()} still holds the deleted file",)
+        subprocess.run(found.commands[0], shell=True, check=True)
+    assert file.read_bytes() == content
+
+
+def test_the_journal_of_another_database(file: Path) -> None:
+    """Mutant: doctor opens the file, and SQLite damages it with the journal."""
+    journal = file.with_name(f"{file.name}-journal")
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 1, 0, 9, 512, 4096)
+    page = bytearray(4096)
+    page[24:28] = struct.pack(">I", 987_654)
+    journal.write_bytes(header.ljust(512, b"\0") + struct.pack(">I", 1) + page + bytes(4))
+    content = file.read_bytes()
+    found = failure(f"sqlite:///{file}")
+    assert (found.id, found.exit_code) == ("store.foreign_journal", ExitCode.MISCONFIGURED)
+    assert found.commands == (f"mv {journal} {journal}.foreign",)
+    assert file.read_bytes() == content

@@ -32,7 +32,7 @@ from vbatch.doctor.running import Conduct, examine
 from vbatch.errors import ExitCode
 from vbatch.store import Store
 from vbatch.store.database.backends import backend_of
-from vbatch.store.database.faults import Fault, Transient
+from vbatch.store.database.backends.protocol import Fault, Transient
 from vbatch.system import processes
 
 SECRET = "correct-horse"

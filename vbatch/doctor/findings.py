@@ -28,7 +28,10 @@ class Group(StrEnum):
     QUEUE = "queue"
     GPU = "gpu"
     ENGINE = "engine"
+    ENDPOINT = "endpoint"
+    MODELS = "models"
     SERVICE = "service"
+    SERVER = "server"
     NEIGHBOURS = "neighbours"
 
 
@@ -168,7 +171,8 @@ class Check:
     """One check. ``finds`` are the entries of all that it can find; where it is skipped, the first one is shown.
 
     ``needs`` are the names of checks that must not fail before this one; ``after`` are those that also run before
-    it, whatever they find. ``provides`` completes "skipped: needs …" for the checks that need this one.
+    it, whatever they find. ``provides`` completes "skipped: needs …" for the checks that need this one. ``by_name``:
+    it answers a question, and runs only where it is named.
     """
 
     name: str
@@ -178,6 +182,7 @@ class Check:
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     limit: timedelta = timedelta(seconds=20)
+    by_name: bool = False
 
     @property
     def group(self) -> Group:

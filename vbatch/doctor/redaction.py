@@ -16,9 +16,12 @@ _SECRETS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
         (r"(\w+://[^\s:/@\"']*):[^\s\"']*@", r"\1:***@"),  # a password in a URL
-        (r"(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\"]+", r"\1***"),
+        (r"(https?://)[^\s/@\"']+@", r"\1***@"),  # there a user may be a token
+        (r"(https?://[^\s?\"']*\?)[^\s\"'#]+", r"\1***"),
+        (r"(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\"]+", r"\1***"),
         (r"\b(bearer\s+)[^\s'\"]+", r"\1***"),
         (r"\b(hf_|sk-|ghp_|AKIA)[A-Za-z0-9_-]{8,}", r"\1***"),
+        (r"\b(eyJ)[\w-]{8,}\.[\w-]+\.[\w.-]*", r"\1***"),  # JSON Web Tokens, as of Label Studio
         (rf"(--{_NAME}['\"]?(?:\s*[=,]\s*|\s+)){_VALUE}", r"\1***"),  # a flag: --api-key X, '--api-key', 'X'
         (rf"(\b{_NAME}['\"]?\s*[:=]\s*){_VALUE}", r"\1***"),  # a variable, a key of JSON or of a URL's query
     )

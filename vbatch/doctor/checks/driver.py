@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from vbatch import gpu as nvml
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level
+from vbatch.engine import installed
 from vbatch.gpu import POWER_LIMIT, Gpu, Trouble
+from vbatch.system import wsl
+
+PCI = Path("/sys/bus/pci/devices")
+NVIDIA = "0x10de"  # its number as a maker of PCI devices
 
 DRIVER = Entry(id="gpu.driver", means="the driver answers, and every GPU does")
 NONE = Entry(
     id="gpu.none",
     means="there is no NVIDIA GPU here and vLLM is not the GPU build, as on a laptop, a server or CI",
     advice="nothing to do if this machine has no GPU",
+)
+NO_NVML = Entry(
+    id="gpu.unmanaged",
+    means="this vLLM computes on a GPU whose driver does not report to NVML: vbatch does not see its memory, its "
+    "processes or its health, and refuses nothing for it; a load that lacks memory fails in vLLM's words",
+    advice="nothing to do; vbatch's GPU checks are for NVIDIA's cards, and --gpu works with CUDA_VISIBLE_DEVICES only "
+    "(Intel: ZE_AFFINITY_MASK)",
 )
 # By what the driver answers; two answers may have one entry.
 TROUBLES = {
@@ -105,6 +119,9 @@ PERSISTENCE = Entry(
 
 def _driver(facts: Facts) -> Iterator[Finding]:
     """Ask the driver; where there is none and none is needed, say so and skip the rest."""
+    if facts.without_nvml is not None:
+        yield NO_NVML.info(f"vLLM computes on {facts.without_nvml}; the memory of the GPU is unknown")
+        return
     report = facts.gpu
     if report.trouble is not None:
         if report.trouble.code == "library_missing" and not facts.needs_gpu:
@@ -125,7 +142,32 @@ def _driver(facts: Facts) -> Iterator[Finding]:
 
 def _trouble(trouble: Trouble, what: str) -> Finding:
     entry = TROUBLES["crashed" if trouble.code == "other" else trouble.code]
-    return entry.fail(f"{what} cannot be used: {trouble.message}", passing=trouble.passing)
+    words = f"{what} cannot be used: {trouble.message}"
+    if trouble.code == "library_missing":
+        return entry.fail(words, commands=("nvidia-smi", *update_commands()))
+    return entry.fail(words, passing=trouble.passing)
+
+
+def update_commands() -> tuple[str, ...]:
+    """Return how a person installs or updates the driver here: not with a package where it is not Linux' own."""
+    if wsl.is_wsl():
+        return (
+            "nvidia-smi.exe   # WSL2 uses the driver of Windows: install or update it there, not in Linux",
+        )
+    if installed.JETSON.exists():
+        return ("cat /etc/nv_tegra_release   # the driver is part of JetPack: update that",)
+    if not _has_card():
+        return ("lspci   # no NVIDIA card is on the PCI bus, and this vLLM is its build for NVIDIA",)
+    return ("sudo ubuntu-drivers install",)
+
+
+def _has_card() -> bool:
+    """Whether there is a PCI device of NVIDIA; True where that cannot be seen."""
+    vendors = []
+    for path in PCI.glob("*/vendor"):
+        with suppress(OSError):
+            vendors.append(path.read_text().strip())
+    return not vendors or NVIDIA in vendors
 
 
 def _health(facts: Facts) -> Iterator[Finding]:
@@ -170,7 +212,12 @@ def _of_one(card: Gpu) -> Iterator[Finding]:
 
 
 CHECKS = (
-    Check(name="gpu.driver", finds=(DRIVER, NONE, *TROUBLES.values()), run=_driver, provides="the driver"),
+    Check(
+        name="gpu.driver",
+        finds=(DRIVER, NONE, NO_NVML, *TROUBLES.values()),
+        run=_driver,
+        provides="the driver",
+    ),
     Check(
         name="gpu.health",
         finds=(HEALTH, COMPUTE_MODE, THROTTLED, ECC, XID, PERSISTENCE),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import timedelta
 
+from vbatch.doctor.checks.driver import update_commands
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding
-from vbatch.engine import installed
+from vbatch.engine import import_check, vllm_names
 from vbatch.engine.installed import FRAGILE, Installed
 from vbatch.engine.kinds import KINDS
-
-KNOWN = ((0, 32), (0, 33))  # versions of vLLM that vbatch is tested with, or whose source was read
 
 IMPORT = Entry(
     id="engine.import",
@@ -28,13 +26,18 @@ MISSING = Entry(
     commands=("pip install 'vbatch[gpu]'", "pip install 'vbatch[cpu]'   # to try it without a GPU"),
 )
 ECHO = Entry(
-    id="engine.echo", means="the settings name the echo engine, which needs no vLLM and loads no model"
+    id="engine.echo",
+    means="the settings name an engine that needs no vLLM and loads no model: echo or endpoint",
 )
 VERSION = Entry(
     id="engine.version",
-    means=f"vbatch is tested with vLLM {' and '.join(f'{major}.{minor}' for major, minor in KNOWN)}; other versions "
-    "may work",
+    means="this vLLM is newer than those that vbatch is tested with; it has all that vbatch uses, so it may work",
     commands=("vbatch demo",),
+)
+UNSUPPORTED = Entry(
+    id="engine.unsupported",
+    means="this vLLM is too old for vbatch, or lacks what vbatch uses of it, so no model can be loaded",
+    commands=("pip install --upgrade 'vbatch[gpu]'",),
 )
 TORCHVISION = Entry(
     id="engine.torchvision",
@@ -55,14 +58,17 @@ GUARD = Entry(
     advice="a folder on PYTHONPATH is not enough: vbatch must be installed as a package",
 )
 
+_EARLIER = "found by an earlier check, and nothing has changed since; doctor engine --fresh repeats it"
+
 
 def _import(facts: Facts) -> Iterator[Finding]:
-    """Have a child import vLLM and what must not break it."""
+    """Have a child import vLLM and what must not break it, unless it has since the last change."""
     kind = KINDS[facts.settings.engine]
     if not kind.needs_files:
         yield ECHO.skip(f"{kind.title} needs no vLLM")
         return
-    found = installed.look()
+    driver = facts.gpu.driver if facts.needs_gpu else None
+    found, earlier = import_check.look(facts.settings.state_dir, driver=driver, fresh=facts.fresh)
     if broken := [name for name in FRAGILE if name in found.failures]:
         evidence = tuple(found.failures[name] for name in broken)
         yield TORCHVISION.fail(f"{' and '.join(broken)} cannot load", evidence=evidence)
@@ -70,23 +76,24 @@ def _import(facts: Facts) -> Iterator[Finding]:
         yield IMPORT.fail("importing vLLM took too long", why="a slow disk, or something that it waits for")
     elif found.vllm is None and "vllm" not in found.failures:
         yield MISSING.warn("vLLM is not installed here")
+    elif found.unsupported is not None:
+        yield UNSUPPORTED.fail(found.unsupported, commands=(vllm_names.pip_command(),))
     else:
         wrong = {name: words for name, words in found.failures.items() if name not in FRAGILE}
         for name, words in wrong.items():
             yield IMPORT.fail(f"{name} cannot be imported: {words}")
         if not wrong:
-            yield _version(found)
+            yield _version(found, earlier=earlier)
             yield from _cuda(facts, found)
     if not found.guard_registered and not found.hanging:
         yield GUARD.fail("vLLM will not load vbatch's guard")
 
 
-def _version(found: Installed) -> Finding:
-    numbers = re.match(r"(\d+)\.(\d+)", found.vllm or "")
+def _version(found: Installed, *, earlier: bool) -> Finding:
     words = f"vLLM {found.vllm} with torch {found.torch}"
-    if numbers is None or (int(numbers[1]), int(numbers[2])) in KNOWN:
-        return IMPORT.ok(f"{words} can be imported")
-    return VERSION.info(words)
+    if vllm_names.newer(found.vllm or ""):
+        return VERSION.warn(words)
+    return IMPORT.ok(f"{words} can be imported", *([_EARLIER] if earlier else []))
 
 
 def _cuda(facts: Facts, found: Installed) -> Iterator[Finding]:
@@ -104,14 +111,14 @@ def _cuda(facts: Facts, found: Installed) -> Iterator[Finding]:
         yield CUDA.fail(
             f"torch was built for CUDA {found.cuda}; the driver supports {supported[0]}.{supported[1]}",
             why="no model can be loaded before the driver is newer",
-            commands=("sudo ubuntu-drivers install", "nvidia-smi"),
+            commands=(*update_commands(), "nvidia-smi"),
         )
 
 
 CHECKS = (
     Check(
         name="engine.import",
-        finds=(IMPORT, MISSING, ECHO, VERSION, TORCHVISION, CUDA, GUARD),
+        finds=(IMPORT, MISSING, ECHO, VERSION, UNSUPPORTED, TORCHVISION, CUDA, GUARD),
         run=_import,
         limit=timedelta(minutes=2),
     ),

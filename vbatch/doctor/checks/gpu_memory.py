@@ -13,6 +13,7 @@ from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair, RepairF
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import VbatchError
 from vbatch.gpu import Gpu, GpuReport
+from vbatch.gpu_memory import cards as gpu_cards
 from vbatch.gpu_memory import check as memory_check
 from vbatch.gpu_memory import holders as gpu_holders
 from vbatch.gpu_memory import locks as gpu_locks
@@ -23,7 +24,7 @@ from vbatch.recovery import orphans
 from vbatch.recovery.orphans import Verdict
 from vbatch.store import queue
 from vbatch.store.records import EngineProcess
-from vbatch.system import processes
+from vbatch.system import processes, wsl
 from vbatch.system.ending import Ended
 from vbatch.system.processes import Liveness
 from vbatch.text import GIB, size
@@ -107,8 +108,8 @@ def _holders(facts: Facts) -> Iterator[Finding]:
                 yield _holder(card, holder)
         if (surplus := gpu_holders.unlisted(card)) and not _worker_on(facts, card):
             others = True
-            held = f"{surplus / GIB:.1f} GiB of GPU {card.index} are held"
-            yield GHOST.warn(f"{held} by no process that the driver lists")
+            held = f"{surplus / GIB:.1f} GiB of GPU {card.index} are held by no process that the driver lists"
+            yield GHOST.skip(f"{held}: on WSL2 it lists none") if wsl.is_wsl() else GHOST.warn(held)
     on_a_card = {holder.pid for card in facts.gpu.gpus for holder in card.holders}
     for holder in gpu_holders.unproven(suspects or ()):
         if holder.pid not in on_a_card:
@@ -122,7 +123,7 @@ def _holders(facts: Facts) -> Iterator[Finding]:
 
 def _worker_on(facts: Facts, card: Gpu) -> bool:
     """Whether a live worker has this GPU: in a container and on WSL the driver lists no process."""
-    pid = gpu_locks.last_worker_pid(facts.settings.state_dir, card.index)
+    pid = gpu_locks.last_worker_pid(facts.settings.state_dir, gpu_cards.Card(card.index))
     try:
         workers = recovery.alive(facts.records) if pid is not None else ()
     except (VbatchError, NothingStored):
@@ -211,11 +212,15 @@ def _holder(card: Gpu, holder: Holder) -> Finding:
 def _memory(facts: Facts) -> Iterator[Finding]:
     """Compare what is free with what the models will take."""
     if not facts.gpu.gpus:
-        yield MEMORY.skip("no GPU, no GPU memory to check")
+        yield MEMORY.skip("no GPU reports its memory here")
         return
-    cards = of_the_worker(facts)
-    if not cards:
-        number = gpu_locks.index(facts.settings.gpu, facts.gpu)
+    try:
+        numbers = gpu_cards.of_workers(facts.settings, facts.gpu)
+    except VbatchError as error:
+        yield MEMORY.fail(error.message, why="", commands=(error.hint or "nvidia-smi -L",))
+        return
+    cards = [card for card in facts.gpu.gpus if card.index in numbers]
+    for number in sorted({*numbers} - {card.index for card in cards}):
         yield MEMORY.fail(f"there is no GPU {number}, which the worker would use", why="")
     for card in facts.gpu.gpus:
         if card not in cards and card.memory_known:
@@ -233,7 +238,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         elif seen.enough:
             yield MEMORY.ok(seen.summary)
         else:
-            yield _too_little(seen)
+            yield _too_little(seen, passing=seen.settling and not (wsl.is_wsl() and facts.has_settled(card)))
 
 
 def _free(card: Gpu) -> str:
@@ -243,36 +248,32 @@ def _free(card: Gpu) -> str:
 def _at_work(facts: Facts, seen: MemoryCheck) -> bool:
     """Whether a live worker has what is missing, by the driver's list or, where that is empty, by its lock."""
     kinds = {holder.kind for holder in seen.holders}
-    return Kind.WORKER in kinds or (
-        not seen.enough and kinds <= {Kind.HIDDEN} and _worker_on(facts, seen.gpu)
-    )
+    unseen = not seen.enough and kinds <= {Kind.HIDDEN}
+    return Kind.WORKER in kinds or (unseen and _worker_on(facts, seen.gpu))
 
 
-def _too_little(seen: MemoryCheck) -> Finding:
+def _too_little(seen: MemoryCheck, *, passing: bool) -> Finding:
+    """Report it. On WSL2 no process is ever listed: what Windows holds differs from what settles in that it stays."""
     return MEMORY.fail(
         seen.summary,
         why=f"vLLM refuses to start on less; {seen.held_by}",
         evidence=tuple(f"{holder.summary}: {holder.kind}" for holder in seen.holders),
         commands=seen.remedies,
-        passing=seen.settling,
+        passing=passing,
     )
-
-
-def of_the_worker(facts: Facts) -> list[Gpu]:
-    """Return the GPU that ``run-worker`` computes on; another one may be small, or full of something else."""
-    wanted = gpu_locks.index(facts.settings.gpu, facts.gpu)
-    return [card for card in facts.gpu.gpus if card.index == wanted]
 
 
 def _needed(facts: Facts, card: Gpu) -> tuple[int, str]:
     """Return the bytes that must be free, and who wants them: a person, the models that wait, or the default."""
     if facts.min_free_gb is not None:
         return int(facts.min_free_gb * GIB), "--min-free-gb"
-    shares = {model: needs.utilization(facts.settings.engine_args(model)) for model in wanted_models(facts)}
-    wanted = [(share, model) for model, share in shares.items() if share is not None]
+    wanted = [
+        (asked[0], f"{model}: {asked[1]}")
+        for model in wanted_models(facts)
+        if (asked := needs.at_start(card.total, facts.settings.engine_args(model))) is not None
+    ]
     if wanted:
-        utilization, model = max(wanted)
-        return needs.required(card.total, utilization), f"{model}: gpu_memory_utilization {utilization:g}"
+        return max(wanted)
     return min(int(MIN_FREE_GIB * GIB), needs.required(card.total, needs.DEFAULT_UTILIZATION)), "the default"
 
 

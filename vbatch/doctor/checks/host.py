@@ -34,7 +34,7 @@ DISK = Entry(
     id="host.disk",
     means="whether there is room for what the queue will still write; the worker pauses when a disk is full, continues "
     "when there is room, and loses nothing",
-    commands=("du -xh {place} | sort -h | tail", "vbatch list   # then: vbatch delete ID"),
+    commands=("du -xh {place} | sort -h | tail", "vbatch delete --ended-before 30d"),
 )
 READ_ONLY = Entry(
     id="host.read_only",

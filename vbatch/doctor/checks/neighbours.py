@@ -5,7 +5,6 @@ A false alarm is why: a service was once reported as down while its health page 
 
 from __future__ import annotations
 
-import base64
 import socket
 import ssl
 import threading
@@ -19,10 +18,11 @@ from functools import partial
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding
+from vbatch.outbound.http import reason, without_password
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def _aside(question: Callable[[], T]) -> SimpleQueue[T]:
 def _ask_patiently(name: str, configured: str) -> Finding:
     """Ask until there is an answer, five times at most."""
     try:
-        url, headers = _without_password(configured)
+        url, headers = without_password(configured)
     except ValueError:
         return PROBE.info(f"{name}: the health URL is wrong: it is not an http URL", commands=())
     answer = _Answer(None)
@@ -110,15 +110,6 @@ def _ask_patiently(name: str, configured: str) -> Finding:
         if left:
             time.sleep(PAUSE)
     return _finding(name, url, headers, answer)
-
-
-def _without_password(url: str) -> tuple[str, dict[str, str]]:
-    """Move user and password out of a URL, which is shown, into the header for the service."""
-    user, at, rest = urlsplit(url).netloc.rpartition("@")
-    if not at:
-        return url, {}
-    secret = base64.b64encode(unquote(user).encode()).decode()
-    return urlunsplit(urlsplit(url)._replace(netloc=rest)), {"Authorization": f"Basic {secret}"}
 
 
 def _finding(name: str, url: str, headers: dict[str, str], answer: _Answer) -> Finding:
@@ -173,18 +164,11 @@ def _open(url: str, headers: dict[str, str]) -> _Answer:
         return _unanswered(error)
 
 
-def _unanswered(reason: str | BaseException) -> _Answer:
-    match reason:
-        case ssl.SSLError():
-            return _Answer(None, reason=f"its certificate is not trusted ({reason.reason})", wrong_url=True)
-        case socket.gaierror():
-            return _Answer(None, reason="its host name is unknown", wrong_url=True)
-        case TimeoutError():
-            return _Answer(None, reason="no answer in time")
-        case OSError():
-            return _Answer(None, reason=(reason.strerror or str(reason)).lower())
-        case _:
-            return _Answer(None, reason=str(reason))
+def _unanswered(error: str | BaseException) -> _Answer:
+    if isinstance(error, OSError):
+        wrong = isinstance(error, ssl.SSLError | socket.gaierror)
+        return _Answer(None, reason=reason(error), wrong_url=wrong)
+    return _Answer(None, reason=str(error))
 
 
 def _elsewhere(url: str, headers: dict[str, str]) -> str | None:

@@ -6,14 +6,17 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vbatch import recovery
+from vbatch import pausing, recovery
+from vbatch.batches import blocks
 from vbatch.doctor.checks import service
 from vbatch.doctor.facts import Facts
 from vbatch.doctor.findings import Check, Entry, Finding, Level, Repair
 from vbatch.engine import kinds
+from vbatch.outbound.http import shown
+from vbatch.pausing import Reason
 from vbatch.protocol import BatchStatus
 from vbatch.recovery import dead_workers
-from vbatch.store import catalog, overview
+from vbatch.store import catalog, events, overview
 from vbatch.store.records import Batch
 from vbatch.system import disks, files
 from vbatch.text import harmless
@@ -33,6 +36,23 @@ NO_WORKER = Entry(
     "model `echo` alone, vLLM every other one",
     commands=("vbatch run-worker",),
     advice="vbatch install-service starts one at every boot",
+)
+PAUSED = Entry(
+    id="queue.paused",
+    means="a pause: the workers of this account rest and give the GPU's memory back; batches wait, nothing is lost",
+    commands=("vbatch resume",),
+)
+BLOCKED = Entry(
+    id="queue.blocked",
+    means="requests wait for a model that a worker could not load; they run when its files, its configuration or its "
+    "flags are right, or with another model",
+    commands=("vbatch status {batch}", "vbatch retry {batch} -m MODEL"),
+)
+NOTIFY = Entry(
+    id="queue.notify",
+    means="a notification of a batch's end could not be delivered; a worker tries again, for three days",
+    commands=("vbatch doctor queue -v",),
+    advice="names are commands in config.toml: [notify.NAME] command = …; private addresses need notify_private = true",
 )
 STALE = Entry(
     id="queue.stale",
@@ -82,10 +102,53 @@ def _unfinished(facts: Facts) -> Iterator[Finding]:
     elif alive:
         workers = "worker is" if len(alive) == 1 else "workers are"
         yield NO_WORKER.ok(f"{len(alive)} {workers} running; what waits continues by itself")
+    elif pausing.shown(facts.settings) is not None:
+        yield NO_WORKER.ok("no worker is running, nor would one work: they are paused")
     elif facts.of_service:
         yield NO_WORKER.ok("no worker is running yet; the service starts one")
     else:
         yield _without_worker(service.brings_a_worker(), commands)
+
+
+def _blocked(facts: Facts) -> Iterator[Finding]:
+    """Report the models that workers could not load, and what waits for them."""
+    found = blocks(facts.records)
+    for pk, each in list(found.items())[:SHOWN]:
+        batch = catalog.by_pk(facts.records, pk=pk)
+        for block in each.models:
+            model = harmless(block.model)
+            what = f"{model} does not answer at {block.url}" if block.url else f"{model} cannot be loaded"
+            yield BLOCKED.fail(
+                f"{block.requests:,} requests of {batch.id} wait: {what}",
+                evidence=tuple(filter(None, (block.reason, block.hint))),
+                values={"batch": batch.id},
+            )
+    if not found:
+        yield BLOCKED.ok("no request waits for a model that cannot be loaded")
+
+
+def _paused(facts: Facts) -> Iterator[Finding]:
+    """Report that workers rest, which is what a person wanted."""
+    pause = pausing.shown(facts.settings)
+    if pause is None:
+        yield PAUSED.ok("workers are not paused")
+        return
+    commands = () if pause.reason is Reason.HOURS else (pause.remedy,)
+    yield PAUSED.info(f"workers are {pause.words}", commands=commands)
+
+
+def _notifications(facts: Facts) -> Iterator[Finding]:
+    """Report notifications that could not be delivered."""
+    found = events.in_trouble(facts.records)
+    if not found:
+        yield NOTIFY.ok("every notification was delivered, or will be soon")
+        return
+    newest = found[0]
+    target = shown(newest.target) if "://" in newest.target else harmless(newest.target)
+    yield NOTIFY.warn(
+        f"{len(found)} notification{'s' if len(found) > 1 else ''} could not be delivered; the newest, to {target}: "
+        f"{harmless(newest.problem or '')}"
+    )
 
 
 def _worker_commands(facts: Facts, models: Sequence[str]) -> tuple[str, ...]:
@@ -123,10 +186,13 @@ def _stale(facts: Facts) -> Iterator[Finding]:
         yield STALE.ok("no chunk is leased to a dead worker")
         return
     held = f"{chunks} chunk{'s' if chunks > 1 else ''}"
+    lacking = recovery.killed_for_memory(dead)
+    ends = {worker: f"; the kernel ended it: {what} ran out of memory" for worker, what in lacking.items()}
     yield STALE.warn(
         f"{held} leased to {len(dead)} worker{'s' if len(dead) > 1 else ''} that crashed",
         evidence=tuple(
-            f"{worker.id}: pid {worker.identity.pid} of boot {worker.identity.boot_id}" for worker in dead
+            f"{worker.id}: pid {worker.identity.pid} of boot {worker.identity.boot_id}{ends.get(worker.id, '')}"
+            for worker in dead
         ),
         repair=Repair(
             question=f"Return {held} to the queue?",
@@ -174,7 +240,8 @@ def _with_files_of_their_own(batches: Sequence[Batch]) -> list[Batch]:
     found: list[Batch] = []
     for batch in batches:
         names = {batch.output_path, batch.error_path}
-        if batch.status.final and batch.status is not BatchStatus.FAILED and not names & taken:
+        own = batch.input_file is None  # those of programs are the server's, and may be deleted by themselves
+        if own and batch.status.final and not names & taken:
             found.append(batch)
         taken |= names
     return found
@@ -189,7 +256,11 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
         there = disks.exists(path)
         place = path.with_name(f"{path.name}.again") if there else path
         again = (f"vbatch results {batch.id}{flag} -o {shlex.quote(str(place))}",)
-        if lines and not there:
+        if lines and there and (kind := files.kind_of(path)) is not None:
+            what = f"{path} of {batch.id} is not a file any more: {kind} has its name"
+            why = f"its {lines:,} lines are in the store and can be written again"
+            yield OUTPUTS.warn(what, why=why, commands=again)
+        elif lines and not there:
             what = f"{path} of {batch.id} is no longer there, or cannot be reached"
             why = f"its {lines:,} lines are in the store and can be written again"
             yield OUTPUTS.info(what, why=why, commands=again)
@@ -201,7 +272,7 @@ def _mismatches(batch: Batch, *, count: bool) -> Iterator[Finding]:
 def _lines(path: Path) -> int | None:
     """Count them; None for a file that may not be read."""
     try:
-        with path.open("rb") as stream:
+        with files.open_plain(path) as stream:
             return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
     except OSError:
         return None
@@ -216,6 +287,9 @@ _NEEDS = ("store.reach", "store.state")  # the queue of a damaged store is neith
 
 CHECKS = (
     Check(name="queue.unfinished", finds=(UNFINISHED, NO_WORKER), run=_unfinished, needs=_NEEDS),
+    Check(name="queue.paused", finds=(PAUSED,), run=_paused),
+    Check(name="queue.blocked", finds=(BLOCKED,), run=_blocked, needs=_NEEDS),
+    Check(name="queue.notify", finds=(NOTIFY,), run=_notifications, needs=_NEEDS),
     Check(name="queue.stale", finds=(STALE,), run=_stale, needs=_NEEDS),
     Check(name="queue.poisoned", finds=(POISONED,), run=_poisoned, needs=_NEEDS),
     Check(name="queue.outputs", finds=(OUTPUTS, LEFTOVERS), run=_outputs, needs=_NEEDS),

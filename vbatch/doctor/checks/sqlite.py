@@ -6,13 +6,14 @@ import os
 import shlex
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from vbatch.doctor.findings import Entry, Finding
 from vbatch.errors import ExitCode
 from vbatch.store.database.backends import copies
 from vbatch.store.database.backends.sqlite import examine, in_unsafe_wal_mode, kept_in_wal_mode
-from vbatch.system import disks
+from vbatch.system import deleted, disks
 
 LONGEST_READ = timedelta(seconds=10)  # a worker must wait with its results while the file is read
 
@@ -41,7 +42,26 @@ CANNOT_OPEN = Entry(
 NOT_SQLITE = Entry(
     id="store.not_sqlite", means="the file is not a SQLite database", advice="configure another file"
 )
-FAULTS = (DAMAGED, LOCKED, READ_ONLY, CANNOT_OPEN, NOT_SQLITE)
+MOVED = Entry(
+    id="store.moved",
+    means="a store was at this path and is not any more: it was moved or deleted, or its disk is not mounted; the "
+    "next command makes an empty one, and a worker that runs waits for the file to come back",
+    commands=("ls -la {folder}",),
+    advice="move the file back, or put a backup there, before anything else",
+)
+REPLACED = Entry(
+    id="store.replaced",
+    means="another file, or older contents, took the place of the store while it was in use; work continues with "
+    "what is there now",
+    commands=("vbatch list",),
+)
+FOREIGN_JOURNAL = Entry(
+    id="store.foreign_journal",
+    means="the journal of an interrupted transaction lies beside a file that it was not made for, a backup perhaps; "
+    "SQLite would write its pages into that file, so vbatch does not open it",
+    commands=("mv {journal} {journal}.foreign",),
+)
+FAULTS = (DAMAGED, LOCKED, READ_ONLY, CANNOT_OPEN, NOT_SQLITE, MOVED, REPLACED, FOREIGN_JOURNAL)
 
 JOURNAL_MODE = Entry(
     id="store.journal_mode",
@@ -94,6 +114,7 @@ def unopened(path: Path) -> Iterator[Finding]:
         target = path.readlink()
         yield _cannot_open(path, f"it is a link to {target}, which does not exist; is its disk mounted?")
         return
+    yield from _moved(path)
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if not folder.is_dir():
         yield _cannot_open(folder, f"{folder} is not a folder")
@@ -101,6 +122,21 @@ def unopened(path: Path) -> Iterator[Finding]:
         yield _read_only(path, folder, "the file system is mounted read-only")
     elif not os.access(folder, os.W_OK | os.X_OK):
         yield _cannot_open(folder, f"{folder} may not be written")
+
+
+def _moved(path: Path) -> Iterator[Finding]:
+    """Look whether a store was where none is: by what it leaves beside itself, and by who still holds it."""
+    names = sorted(os.listdir(path.parent)) if disks.is_folder(path.parent) else []  # noqa: PTH208
+    left = [name for name in names if name.startswith(path.name)]
+    held = list(deleted.holding(path))
+    if not (left or held):
+        return
+    finding = partial(MOVED.warn, f"the store {path} is not there any more", values={"folder": path.parent})
+    if held:
+        evidence = tuple(f"process {found.pid} still holds the deleted file" for found in held)
+        yield finding(evidence=evidence, commands=(held[0].back(path),))
+    else:
+        yield finding(evidence=tuple(f"{name} was left behind" for name in left))
 
 
 def look(path: Path) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from vbatch.doctor.checks import sqlite
+from vbatch.doctor.checks.schema import SCHEMA, SCHEMA_NEWER, of_another_version
 from vbatch.doctor.checks.sqlite import DURABILITY, JOURNAL_MODE, READ_ONLY
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Check, Entry, Finding, Level
@@ -17,21 +18,13 @@ from vbatch.store import Store, hosting, overview
 from vbatch.store.database import migrate
 from vbatch.store.database.backends import backend_of
 from vbatch.store.database.backends.postgresql import Server
-from vbatch.store.database.url import shown
+from vbatch.store.database.backends.protocol import shown
 from vbatch.store.hosting import Database, Kind
 from vbatch.system import processes
 from vbatch.text import duration
 
 REACH = Entry(id="store.reach", means="the store answers, and vbatch may use it")
 EMPTY = Entry(id="store.empty", means="there is no store yet; the first batch makes it")
-SCHEMA = Entry(
-    id="store.schema", means="an older vbatch made the tables; the next command or worker migrates them"
-)
-SCHEMA_NEWER = Entry(
-    id="store.schema_newer",
-    means="a newer vbatch used this store, and this one would not understand what it reads",
-    commands=("pip install --upgrade vbatch",),
-)
 AWAY = Entry(
     id="store.away",
     means="no server answers where the URL points; no batch is accepted or answered before one does",
@@ -143,13 +136,8 @@ def _reach(facts: Facts) -> Iterator[Finding]:
         return
     if revision is None:
         yield EMPTY.info(f"{store} answers and is empty", why="the first batch makes the tables")
-    elif revision not in migrate.REVISIONS:
-        yield SCHEMA_NEWER.fail(
-            f"{store} was used by a newer vbatch (schema {revision}; this one supports {migrate.CURRENT})",
-            exit_code=ExitCode.MISCONFIGURED,
-        )
     elif revision != migrate.CURRENT:
-        yield SCHEMA.info(f"{store} has the tables of an older vbatch")
+        yield of_another_version(store, revision)
     else:
         yield REACH.ok(f"{_called(store)} answers")
 

@@ -47,3 +47,33 @@ def test_a_person_may_write_the_environment_file_plainly() -> None:
         "HF_TOKEN": "x $y",
         "VBATCH_NAME": "a b",
     }
+
+
+def test_a_variable_whose_name_would_set_others_is_left_out() -> None:
+    """root runs commands with this file. Mutant: worth_keeping without ``_can_be_written``."""
+    hostile = {
+        "HF_X\nLD_PRELOAD": "/home/alice/x.so",
+        "HF_A B": "1",
+        "VLLM_\udcff": "1",
+        "HF_NOT_UTF8": "\udcff",
+        "HF_ESCAPE": "\x1b[2J",
+        "HF_RETURN": "a\rb",
+    }
+    assert environment.worth_keeping(hostile) == {}
+    told = environment.left_out(hostile)
+    assert len(told) == len(hostile)
+    assert all(line.isprintable() for line in told)
+
+
+def test_a_value_of_several_lines_sets_one_variable() -> None:
+    """Mutant: ``assignments`` that writes values as they are, without quotes."""
+    text = environment.assignments({"HF_X": 'a\nLD_PRELOAD=/tmp/x.so\n"\nLD_PRELOAD=/tmp/x.so\n\\'})
+    assert list(environment.parse(text)) == ["HF_X"]
+
+
+def test_libraries_of_an_earlier_version_leave_the_file() -> None:
+    """Mutant: ``updated`` without ``without``."""
+    sealed = environment.updated("", {"LD_LIBRARY_PATH": "/home/alice/lib", "HF_HOME": "/srv"})
+    assert environment.parse(environment.updated(sealed, {}, without="LD_LIBRARY_PATH")) == {
+        "HF_HOME": "/srv"
+    }

@@ -78,6 +78,12 @@ def test_a_persons_drop_in_survives_everything(guest: Guest) -> None:
 def test_one_instance_for_each_gpu_and_none_for_one_taken_away(guest: Guest) -> None:
     guest.sudo("install-service", "--no-now", "--gpu", "0", "--gpu", "2")
     assert enabled(guest) == ["vbatch-worker@0.service", "vbatch-worker@2.service"]
+    guest.sudo("install-service", "--no-now", "--gpu", "2", "--gpu", "0,1")
+    assert enabled(guest) == ["vbatch-worker@0_1.service", "vbatch-worker@2.service"]
+    guest.sudo("install-service", "--no-now")
+    assert enabled(guest) == ["vbatch-worker@0_1.service", "vbatch-worker@2.service"]
+    shown = guest.machine.show("vbatch-worker@0_1.service")
+    assert "VBATCH_GPU=0_1" in shown["Environment"]
     guest.sudo("install-service", "--no-now", "--gpu", "2")
     assert enabled(guest) == ["vbatch-worker@2.service"]
 
@@ -91,6 +97,30 @@ def test_secrets_are_in_a_file_of_mode_0600_and_nowhere_else(guest: Guest) -> No
     assert guest.machine.run(["stat", "-c", "%a %U", ENVIRONMENT]).stdout == "600 root\n"
     guest.sudo("install-service", "--no-now")  # from a shell that does not know the URL: it is kept
     assert f'VBATCH_DATABASE_URL="{url}"' in guest.machine.read(ENVIRONMENT)
+
+
+def test_what_root_runs_at_boot_has_nothing_of_a_hostile_environment(guest: Guest) -> None:
+    """A person who may call sudo for this one command sets variables and the PATH; the worker gets its libraries.
+
+    Mutants: worth_keeping without ``_can_be_written``; LD_LIBRARY_PATH in the environment file.
+    """
+    hostile = {
+        "LD_LIBRARY_PATH": "/home/alice/lib",
+        "HF_X\nLD_PRELOAD": "/home/alice/x.so",
+        "HF_HOME": "/srv/a\nLD_AUDIT=/home/alice/x.so",
+    }
+    done = guest.sudo("install-service", "--no-now", env=hostile)
+    assert "is not kept for the service" in done.stderr
+    guest.drop_in("[Service]\nExecStartPre=+/usr/bin/sh -c 'env -0 >/run/of-root'\n")
+    guest.machine.run(["systemctl", "start", UNIT])
+    worker = guest.machine.show(UNIT)["MainPID"]
+    of_root = guest.machine.read("/run/of-root").split("\0")
+    assert "HF_HOME=/srv/a\nLD_AUDIT=/home/alice/x.so" in of_root  # one variable of two lines
+    assert [variable for variable in of_root if variable.startswith("LD_")] == []
+    seen = guest.machine.read(f"/proc/{worker}/environ").split("\0")
+    assert "LD_LIBRARY_PATH=/home/alice/lib" in seen
+    guest.sudo("install-service", "--no-now")  # from a shell that does not know it: it is kept
+    assert "LD_LIBRARY_PATH=/home/alice/lib" in guest.machine.read(TEMPLATE)
 
 
 def test_paths_and_arguments_reach_the_worker_letter_for_letter(guest: Guest) -> None:

@@ -59,26 +59,27 @@ def play(guest: Guest, command: str) -> str:
     return done.stdout
 
 
-def test_the_compose_file() -> None:
-    """Its syntax, by YAML and, where there is one, by docker compose; and the two things that matter at boot."""
+def test_the_compose_files() -> None:
+    """Their syntax, by YAML and, where there is one, by docker compose; and the things that matter at boot."""
     yaml = pytest.importorskip("yaml")
-    (text,) = blocks("yaml", SERVICE)
-    postgres = yaml.safe_load(text)["services"]["postgres"]
-    assert postgres["restart"] == "unless-stopped"
+    server_file, postgres_file = blocks("yaml", SERVICE)
+    server = yaml.safe_load(server_file)["services"]["vbatch"]
+    assert server["healthcheck"]["test"][-1] == "http://127.0.0.1:8088/health"
+    postgres = yaml.safe_load(postgres_file)["services"]["postgres"]
+    assert server["restart"] == postgres["restart"] == "unless-stopped"
     assert postgres["healthcheck"]["test"][:4] == ["CMD", "psql", "-h", "127.0.0.1"]
     assert postgres["ports"] == ["127.0.0.1:4332:5432"]
     url = re.search(r"VBATCH_DATABASE_URL=(postgresql://vbatch:PASSWORD@\S+)`", SERVICE.read_text())
     assert url is not None
     assert backend_of(url[1]).address == ("127.0.0.1", 4332)
     assert backend_of(url[1]).url.database == postgres["environment"]["POSTGRES_DB"]
-    if (
-        shutil.which("docker")
-        and subprocess.run(["docker", "compose", "version"], check=False).returncode == 0
-    ):
-        checked = subprocess.run(
-            ["docker", "compose", "-f", "-", "config", "--quiet"], input=text, text=True, check=False
-        )
-        assert checked.returncode == 0
+    compose = ["docker", "compose"]
+    if shutil.which("docker") and subprocess.run([*compose, "version"], check=False).returncode == 0:
+        for text in (server_file, postgres_file):
+            checked = subprocess.run(
+                [*compose, "-f", "-", "config", "--quiet"], input=text, text=True, check=False
+            )
+            assert checked.returncode == 0
 
 
 def test_the_drop_in_of_five_restarts_is_what_systemd_reads() -> None:

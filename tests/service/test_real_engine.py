@@ -17,6 +17,7 @@ MODEL = "/srv/model"
 COUNT = 150
 
 
+@pytest.mark.long  # each part of it is in the normal run: power cuts with the echo engine, kills of the real one
 def test_a_power_cut_and_a_kill_under_the_real_vllm(guest: Guest, small_model: Path, tmp_path: Path) -> None:
     """One cut in mid-batch, then kill -9 of the worker. Mutant of the latter: KillMode=process."""
     machine = guest.machine

@@ -20,11 +20,12 @@ ODD = "a \"b\" \\c $HOME %h `d` 'e'"
 
 def test_a_unit_shows_what_it_was_made_for() -> None:
     text = unit.render(spec(worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b")))
-    assert unit.read(text, ["vbatch-worker@3.service", "vbatch-worker@1.service"]) == InstalledUnit(
+    enabled_instances = ["vbatch-worker@3.service", "vbatch-worker@0_10.service", "vbatch-worker@1.service"]
+    assert unit.read(text, enabled_instances) == InstalledUnit(
         account="daemon",
         worker_arguments=("--preload", ODD, "--served-model-name", "a run-worker b"),
         one_per_gpu=True,
-        gpus=(1, 3),
+        gpus=("0,10", "1", "3"),
     )
     assert (
         unit.read(unit.render(spec(Scope.USER, one_per_gpu=False)), ["vbatch-worker@0.service"])
@@ -37,9 +38,10 @@ def test_the_gpus_of_a_service_do_not_vanish_with_their_driver(monkeypatch: pyte
     """Mutant: no GPU seen, no GPU used: the next boot's worker would run on none, or on the wrong one."""
     monkeypatch.setattr(machine, "gpus", lambda: ())
     wish = Wish(scope=Scope.SYSTEM)
-    assert _gpus(wish, InstalledUnit()) == ()
-    assert _gpus(wish, InstalledUnit(one_per_gpu=True, gpus=(0, 1))) == (0, 1)
-    assert _gpus(Wish(scope=Scope.SYSTEM, gpus=[2, 1, 2]), InstalledUnit(one_per_gpu=True)) == (1, 2)
+    assert _gpus(wish, InstalledUnit()).settings == ()
+    assert _gpus(wish, InstalledUnit(one_per_gpu=True, gpus=("0,1", "2"))).settings == ("0,1", "2")
+    other = Wish(scope=Scope.SYSTEM, gpus=["2", "1", "2"])
+    assert _gpus(other, InstalledUnit(one_per_gpu=True, gpus=("0",))).settings == ("1", "2")
     with pytest.raises(UsageError, match="is its driver loaded"):
         _gpus(wish, InstalledUnit(one_per_gpu=True))
 

@@ -40,6 +40,7 @@ def plan(scope: Scope = Scope.SYSTEM, *, account: Account = PERSON, database: Da
         start=True,
         database=database,
         idle_gpus=(),
+        display_gpus=(),
         rival=None,
     )
 
@@ -80,10 +81,11 @@ def test_what_is_not_started_or_not_ready_is_said() -> None:
 
 
 def test_what_a_person_should_know_is_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
-    odd = replace(plan(), idle_gpus=(1, 2), rival=Path("/home/daemon/rival"))
+    odd = replace(plan(), idle_gpus=(1, 2), display_gpus=(3,), rival=Path("/home/daemon/rival"))
     screens._warn(Output(), odd)
     said = capsys.readouterr().err
     assert "GPU 1, 2: no worker" in said
+    assert "GPU 3: no worker, because a display hangs on it" in said
     assert "/home/daemon/rival" in said
 
 

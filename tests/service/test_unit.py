@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vbatch.service import machine, unit
+from tests.rigs.nvml import StandInDriver
+from vbatch.service import machine, server_unit, unit
 from vbatch.service.accounts import Account
 from vbatch.service.machine import Mount
 from vbatch.service.unit import UnitSpec
@@ -75,6 +76,46 @@ def test_systemd_accepts_every_unit(scope: Scope, version: int, account: Account
 
 
 @needs_systemd
+@pytest.mark.parametrize("account", [ROOT, PERSON, HOMELESS], ids=["root", "person", "homeless"])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_systemd_accepts_the_servers_unit(scope: Scope, account: Account) -> None:
+    """Mutant: a key that systemd does not know; it is seen as one of the server."""
+    analyze = Systemd(scope)
+    if analyze.version() < STRICT_VERIFY:
+        pytest.skip("this systemd's verify does not fail on unknown keys")
+    text = server_unit.render(spec(scope, account=account, remote=True, library_path="/opt/lib"))
+    analyze.verify(text, name=server_unit.NEW)
+    with pytest.raises(UnitInvalid, match="KilMode"):
+        analyze.verify(text.replace("KillMode=", "KilMode="), name=server_unit.NEW)
+
+
+def test_the_server_is_confined_and_ordered_as_the_worker_is() -> None:
+    """Mutants: a unit without the sandbox; without the order; with what only a GPU needs; one that gives up at 78."""
+    text, of_worker = server_unit.render(spec()), unit.render(spec())
+    assert all(f"\n{name}={value}\n" in text for name, value in unit.SANDBOX)
+    for key in (
+        "User",
+        "Wants",
+        "StartLimitIntervalSec",
+        "EnvironmentFile",
+        "WantedBy",
+        "CapabilityBoundingSet",
+    ):
+        wanted = re.findall(rf"^{key}=.*$", of_worker, re.M)
+        assert wanted
+        assert re.findall(rf"^{key}=.*$", text, re.M) == wanted
+    assert "After=network.target postgresql.service docker.service\n" in text
+    assert "\nExecStart=:/usr/bin/env -P -m vbatch serve\n" in text
+    assert "\nRestartPreventExitStatus=2\n" in text
+    assert "\nLimitCORE=0\n" in text
+    assert not re.search(r"GPU|nvidia|doctor|%i|RuntimeDirectory", text)
+    assert units.intact(text)
+    assert "StateDirectory=vbatch\n" in server_unit.render(spec(account=HOMELESS))
+    found = keys(server_unit.render(spec(Scope.USER)))
+    assert not found & {"User", "NoNewPrivileges", "CapabilityBoundingSet", "After"}
+
+
+@needs_systemd
 def test_the_gate_refuses_what_systemd_does_not_know() -> None:
     """The mutant: verify without --recursive-errors=no and without reading stderr lets this pass."""
     text = unit.render(spec()).replace("KillMode=", "KilMode=")
@@ -95,8 +136,9 @@ def test_no_key_is_newer_than_the_systemd_that_reads_it(scope: Scope, version: i
 def test_the_security_score_is_kept(account: Account) -> None:
     """Mutant: any key of the sandbox less."""
     analyze = Systemd(Scope.SYSTEM)
-    exposure = analyze.exposure(unit.render(spec(account=account)))
-    assert exposure <= EXPOSURE[account.name] + (0 if analyze.version() == MEASURED_WITH else ELSEWHERE)
+    most = EXPOSURE[account.name] + (0 if analyze.version() == MEASURED_WITH else ELSEWHERE)
+    assert analyze.exposure(unit.render(spec(account=account))) <= most
+    assert analyze.exposure(server_unit.render(spec(account=account)), name=units.SERVER_UNIT) <= most
 
 
 @pytest.mark.parametrize(
@@ -186,11 +228,37 @@ def test_doctor_and_worker_see_the_same_gpu() -> None:
     assert "VBATCH_GPU" not in unit.render(spec(one_per_gpu=False))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "facts", "settings", "left_out"),
+    [
+        (None, ["gpu", "display 1", "gpu", "gpu"], ("1", "2"), (0,)),
+        (["all"], ["gpu", "display 1", "gpu", "gpu"], ("1", "2"), (0,)),
+        (["all", "0"], ["gpu", "display 1", "gpu", "gpu"], ("0", "1", "2"), ()),
+        (["2, 0", "1"], ["gpu", "display 1", "gpu", "gpu"], ("1", "2,0"), ()),
+        (None, ["gpu", "display 1", "gpu", "display 1", "gpu", "display 1"], ("0", "1", "2"), ()),
+        (None, ["err 9"], ("0", "1", "2"), ()),
+    ],
+)
+def test_a_unit_for_each_gpu_without_a_display(  # noqa: PLR0917
+    driver: StandInDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: list[str] | None,
+    facts: list[str],
+    settings: tuple[str, ...],
+    left_out: tuple[int, ...],
+) -> None:
+    """Mutants: the display's GPU too; left out though it is named, or all drive one; none without the driver."""
+    driver.says(*facts)
+    monkeypatch.setattr(machine, "gpus", lambda: (0, 1, 2))
+    found = machine.each() if wanted is None else machine.chosen(wanted)
+    assert (found.settings, found.with_display) == (settings, left_out)
+
+
 def test_every_device_node_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: ``-u -c 0`` alone, which makes /dev/nvidia-uvm and neither /dev/nvidiactl nor /dev/nvidia0."""
     program = tmp_path / "nvidia-modprobe"
     program.touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "SEARCH_PATH", str(tmp_path))
     monkeypatch.setattr(machine, "gpus", lambda: (0, 1))
     assert machine.modprobe((1,)) == (
         (str(program), "-c", "255", "-c", "0", "-c", "1"),
@@ -204,6 +272,30 @@ def test_every_device_node_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert f"ExecStartPre=-+:{program} -c 255 -c 0 -c 1\n" in text
     assert f"ExecStartPre=-+:{program} -u -c 0\n" in text
     assert "modprobe" not in unit.render(spec(Scope.USER, modprobe=machine.modprobe((1,))))
+
+
+def test_root_s_own_commands_see_no_libraries_of_a_person() -> None:
+    """Mutant: LD_LIBRARY_PATH in the environment file or by Environment=, which root's commands get too."""
+    text = unit.render(spec(library_path="/home/alice/my lib:/opt/cuda"))
+    lines = text.splitlines()
+    as_root = [line for line in lines if re.match(r"Exec\w+=-?\+", line)]
+    named = [line for line in lines if "LD_LIBRARY_PATH" in line]
+    assert len(as_root) == 3
+    assert len(named) == 3
+    assert all(re.match(r"Exec\w+=-?:/usr/bin/env \"LD_LIBRARY_PATH=/home/alice/my lib:/opt/cuda\" ", line)
+               for line in named)  # fmt: skip
+    assert unit.read(text, []).library_path == "/home/alice/my lib:/opt/cuda"
+    assert unit.read(text, []).worker_arguments == ()
+    assert unit.read(unit.render(spec()), []).library_path is None
+
+
+def test_root_runs_no_program_of_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each boot, that is; they are looked for in the machine's own folders. Mutant: ``which`` without a path."""
+    for name in ("mountpoint", "nvidia-modprobe"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not machine.mount_check().startswith(str(tmp_path))
+    assert str(tmp_path) not in str(machine.modprobe((0,)))
 
 
 def test_a_changed_line_breaks_the_seal() -> None:

@@ -1,4 +1,4 @@
-"""Whose account the service runs in, and the error where another one's rights are needed."""
+"""Whose account the service runs in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbatch.errors import ExitCode, UsageError, VbatchError
+from vbatch.errors import UsageError
 
 # systemd's state directory of the service: the home of an account that has none of its own.
 STATE_HOME = Path("/var/lib/vbatch")
-
-
-class NotAllowed(VbatchError):
-    """This needs another user's rights."""
-
-    code = "not_allowed"
-    exit_code = ExitCode.USAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

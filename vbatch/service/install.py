@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from vbatch.errors import VbatchError
+from vbatch.service import server
 from vbatch.service.plan import LINGER_REMARK, FileState, Plan
 from vbatch.service.unit import render
 from vbatch.system import files
 from vbatch.system.systemd import Systemd, SystemdRefused
+from vbatch.system.units import SERVER_UNIT
 
 READY_LIMIT = timedelta(minutes=2)
 POLL = timedelta(milliseconds=100)
@@ -36,11 +38,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """What was done. ``linger_refused`` is systemd's reason where a person must switch linger on."""
+    """What was done. ``linger_refused`` is systemd's reason where a person must switch linger on.
+
+    ``server`` is how the server was started, where there is one.
+    """
 
     plan: Plan
     changed: bool
     instances: tuple[Started, ...]
+    server: Started | None = None
     linger_refused: str | None
 
 
@@ -61,27 +67,40 @@ def install(plan: Plan, *, report: Report, limit: timedelta = READY_LIMIT) -> In
         write = write or plan.unit.state is FileState.CURRENT
     if write:
         files.replace_text(where.unit, text, mode=0o644)
+    write_server = plan.server is not None and plan.server.write
+    if plan.server is not None and write_server:
+        files.replace_text(where.server, plan.server.text, mode=0o644)
+    if write or write_server:
         systemd.systemctl("daemon-reload")
     if plan.surplus:
         stop(systemd, plan.surplus, report=report, limit=plan.drain_limit + READY_LIMIT)
         systemd.systemctl("disable", *plan.surplus)
     enabled = systemd.enabled_instances(where.units, where.target)
     missing = [name for name in plan.instances if name not in enabled]
+    if plan.server is not None and not server.is_enabled(where):
+        missing.append(SERVER_UNIT)
     if missing:
         systemd.systemctl("enable", *missing)
         files.sync(where.units / f"{where.target}.wants")
     rewritten = plan.environment.write or write
     started: tuple[Started, ...] = ()
+    served: Started | None = None
     if plan.start:
+        if plan.server is not None:
+            renewed = plan.environment.write or write_server
+            systemd.systemctl("restart" if renewed else "start", "--no-block", SERVER_UNIT)
         systemd.systemctl("restart" if rewritten else "start", "--no-block", *plan.instances)
         drains = plan.drain_limit if rewritten else timedelta()
         started = tuple(
             _wait_until_ready(systemd, name, report=report, limit=limit + drains) for name in plan.instances
         )
+        if plan.server is not None:
+            served = _wait_for_server(systemd, report=report, limit=limit)
     return Installed(
         plan=plan,
-        changed=bool(rewritten or plan.surplus or missing),
+        changed=bool(rewritten or write_server or plan.surplus or missing),
         instances=started,
+        server=served,
         linger_refused=refused,
     )
 
@@ -125,6 +144,14 @@ def _wait_until_ready(systemd: Systemd, unit: str, *, report: Report, limit: tim
             return Started(unit=unit, ready=False, status=status)
         report(f"{unit}: {status or 'starting'}")
         time.sleep(POLL.total_seconds())
+
+
+def _wait_for_server(systemd: Systemd, *, report: Report, limit: timedelta) -> Started:
+    """Wait for the server's first answer. Raises ServiceFailed where it ends instead."""
+    answers = server.wait(systemd, report=report, limit=limit)
+    if answers is None:
+        raise _failure(systemd, SERVER_UNIT, "it ended")
+    return Started(unit=SERVER_UNIT, ready=answers[0], status=answers[1])
 
 
 def _failure(systemd: Systemd, unit: str, verdict: str) -> ServiceFailed:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vbatch.errors import ConfigError, ExitCode
-from vbatch.service.accounts import Account, NotAllowed
+from vbatch.errors import ConfigError, ExitCode, NotAllowed
+from vbatch.service.accounts import Account
 
 if TYPE_CHECKING:
     from vbatch.config import Settings

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from vbatch.errors import VbatchError
-from vbatch.service.accounts import NotAllowed
+from vbatch.errors import NotAllowed, VbatchError
+from vbatch.service import server
 from vbatch.service.install import Report, stop
 from vbatch.service.plan import LINGER_REMARK
 from vbatch.system import units
@@ -42,7 +42,7 @@ class Uninstalled:
 
 
 def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstalled:
-    """Stop the workers (they drain), disable them, remove the environment file and, last, the unit.
+    """Remove the server; stop the workers (they drain), disable them, remove the environment file and, last, the unit.
 
     Goes by whatever is there of the three: an earlier call may have been cut off, or a person was here. Raises
     UnitEdited for a unit that was changed by hand, unless forced; NotAllowed, NoSystemd.
@@ -54,15 +54,20 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
             hint=units.scoped_command(scope, "uninstall-service"),
         )
     where = places(scope)
-    kept = [str(file) for file in sorted(where.drop_ins.glob("*"))]
+    kept = [
+        str(file) for folder in (where.drop_ins, where.server_drop_ins) for file in sorted(folder.glob("*"))
+    ]
     text = text_of(where.unit)
-    if text and not units.intact(text) and not force:
+    if (edited := server.edited(where)) is not None and not force:
         raise UnitEdited(
-            f"{where.unit} was changed by hand",
+            f"{edited} was changed by hand",
             hint=units.scoped_command(scope, "uninstall-service", "--force"),
         )
     removed: list[str] = []
     systemd = Systemd(scope)
+    served = server.remove(
+        systemd, where, lambda names: stop(systemd, names, report=report, limit=STOP_LIMIT)
+    )
     enabled = systemd.enabled_instances(where.units, where.target)
     names = tuple(sorted({*enabled, *systemd.units(instance("*"))}))
     if names:
@@ -73,17 +78,15 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
         systemd.systemctl("disable", *names)
     for name in enabled:  # systemctl refuses to disable what has no unit file any more
         (where.wants / name).unlink(missing_ok=True)
-    if units.intact(text_of(where.environment)):
-        where.environment.unlink()
-        removed.append(str(where.environment))
-    elif where.environment.exists():
-        kept.append(str(where.environment))
+    _remove_environment(where, removed, kept)
     lingers = _switch_linger_off(systemd, removed) if LINGER_REMARK in text else None
     if text:
         where.unit.unlink()
         removed.insert(0, str(where.unit))
     elif enabled:
         removed.append(f"{where.wants}/{instance('*')}")
+    if served:
+        removed.append(str(where.server))
     try:
         systemd.systemctl("daemon-reload")
     except SystemdRefused:
@@ -93,8 +96,17 @@ def uninstall(scope: Scope, *, report: Report, force: bool = False) -> Uninstall
         with suppress(OSError):  # a person's files are in it, or it is gone
             folder.rmdir()
     return Uninstalled(
-        scope=scope, instances=names, removed=tuple(removed), kept=tuple(kept), lingers=lingers
+        scope=scope, instances=(*names, *served), removed=tuple(removed), kept=tuple(kept), lingers=lingers
     )
+
+
+def _remove_environment(where: Places, removed: list[str], kept: list[str]) -> None:
+    """Remove the environment file, but for one that a person changed."""
+    if units.intact(text_of(where.environment)):
+        where.environment.unlink()
+        removed.append(str(where.environment))
+    elif where.environment.exists():
+        kept.append(str(where.environment))
 
 
 def _switch_linger_off(systemd: Systemd, removed: list[str]) -> str | None:

@@ -6,15 +6,17 @@ Touches nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from vbatch import __version__
+from vbatch.config import gpu_setting
 from vbatch.errors import ExitCode
 from vbatch.service import machine
 from vbatch.service.accounts import Account
+from vbatch.service.environment import LIBRARY_PATH
 from vbatch.service.machine import Mount
 from vbatch.service.quoting import command, path, word, words
 from vbatch.system import units
@@ -72,8 +74,10 @@ CAPABILITIES_OF_ROOT = "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNE
 
 _ACCOUNT = re.compile(r"^User=(.+)$", re.MULTILINE)
 _WORKER = re.compile(r"^ExecStart=.*? -m vbatch run-worker( .*)?$", re.MULTILINE)
+_ENV = "/usr/bin/env"
+_LIBRARIES = re.compile(rf"^ExecStart=:{_ENV} (\"?{LIBRARY_PATH}=.*)$", re.MULTILINE)
 _GPU = re.compile(r"^Environment=VBATCH_GPU=%i$", re.MULTILINE)
-_NUMBERED = re.compile(re.escape(instance("N")).replace("N", r"(\d+)"))
+_NUMBERED = re.compile(re.escape(instance("N")).replace("N", r"(\d+(?:_\d+)*)"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,36 +99,52 @@ class UnitSpec:
     mounts: tuple[Mount, ...]
     target: str
     remarks: tuple[str, ...] = ()
+    library_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledUnit:
     """What an installed unit was made for, which the next install keeps; nothing where there is none.
 
-    ``gpus`` are those whose instances are enabled.
+    ``gpus`` are the settings of the enabled instances: ``0``, or ``0,1`` for one engine over both.
     """
 
     account: str | None = None
     worker_arguments: tuple[str, ...] = ()
     one_per_gpu: bool = False
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
+    library_path: str | None = None
 
 
 def render(spec: UnitSpec) -> str:
     """Return the unit file: a header that seals what follows, then the three sections."""
+    title = f"{TEMPLATE}: one vbatch worker{' per GPU' if spec.one_per_gpu else ''}, kept running."
+    return sealed(
+        spec, title, unit=_unit(spec), service=[*_service(spec), *_directories(spec)], remarks=spec.remarks
+    )
+
+
+def sealed(
+    spec: UnitSpec,
+    title: str,
+    *,
+    unit: Iterable[Key | str],
+    service: Iterable[Key | str],
+    remarks: Iterable[str] = (),
+) -> str:
+    """Return a unit file of these sections, confined where it is the system's."""
     body = "\n".join(
         [
-            f"# {TEMPLATE}: one vbatch worker{' per GPU' if spec.one_per_gpu else ''}, kept running.",
+            f"# {title}",
             f"# Written by vbatch {__version__}. Change it by `systemctl edit`: a drop-in survives updates.",
-            *(f"# {remark}" for remark in spec.remarks),
+            *(f"# {remark}" for remark in remarks),
             "",
             "[Unit]",
-            *_lines(_unit(spec)),
+            *lines(unit),
             "",
             "[Service]",
-            *_lines(_service(spec)),
-            *_lines(_directories(spec)),
-            *(_lines(_sandbox(spec)) if spec.scope is Scope.SYSTEM else []),
+            *lines(service),
+            *(lines(sandbox(spec)) if spec.scope is Scope.SYSTEM else []),
             "",
             "[Install]",
             f"WantedBy={spec.target}",
@@ -136,25 +156,32 @@ def render(spec: UnitSpec) -> str:
 
 def read(unit: str, enabled: Sequence[str]) -> InstalledUnit:
     """Read the unit's text, and the names of its enabled instances."""
-    account, worker = _ACCOUNT.search(unit), _WORKER.search(unit)
+    account, worker, libraries = _ACCOUNT.search(unit), _WORKER.search(unit), _LIBRARIES.search(unit)
     one_per_gpu = _GPU.search(unit) is not None
     numbers = (_NUMBERED.fullmatch(name) for name in enabled)
+    found = [gpu_setting.of_unit(number[1]) for number in numbers if number]
     return InstalledUnit(
         account=account[1] if account else None,
         worker_arguments=tuple(words(worker[1])) if worker and worker[1] else (),
         one_per_gpu=one_per_gpu,
-        gpus=tuple(sorted(int(number[1]) for number in numbers if number)) if one_per_gpu else (),
+        gpus=tuple(sorted(found, key=gpu_setting.numbers)) if one_per_gpu else (),
+        library_path=words(libraries[1])[0].partition("=")[2] if libraries else None,
     )
 
 
 def _unit(spec: UnitSpec) -> Iterator[Key | str]:
     yield "Description", "vbatch worker" + (" on GPU %i" if spec.one_per_gpu else "")
+    yield from order(spec, "nvidia-persistenced.service")
+
+
+def order(spec: UnitSpec, *before: str) -> Iterator[Key | str]:
+    """Yield after what a unit starts, and that it is started without end."""
     if spec.scope is Scope.SYSTEM:
-        yield "# Order only; nothing is required. The worker waits for what it needs, as long as it takes."
+        yield "# Order only; nothing is required. What starts waits for what it needs, as long as it takes."
         if spec.remote:
             yield "Wants", "network-online.target"
         network = "network-online.target" if spec.remote else "network.target"
-        yield "After", " ".join(map(word, (network, "nvidia-persistenced.service", *spec.after)))
+        yield "After", " ".join(map(word, (network, *before, *spec.after)))
         if spec.mounts:
             disks = " ".join(mount.unit for mount in spec.mounts)
             yield "Wants", disks
@@ -164,37 +191,29 @@ def _unit(spec: UnitSpec) -> Iterator[Key | str]:
 
 
 def _service(spec: UnitSpec) -> Iterator[Key | str]:
-    vbatch = (spec.python, "-P", "-m", "vbatch")
+    vbatch = program(spec)
     yield "Type", "notify"
-    if spec.scope is Scope.SYSTEM:
-        yield "User", spec.account.name
-        yield "WorkingDirectory", "-~" if spec.account.has_home else "-%S/vbatch"
+    yield from account(spec)
     if spec.one_per_gpu:
         yield "# Doctor and the worker look at the same GPU."
         yield "Environment", "VBATCH_GPU=%i"
-    yield "Environment", word(f"PATH={spec.search_path}")
-    yield "EnvironmentFile", "-" + path(str(spec.environment_file))
-    if spec.mounts:
-        yield "# A disk that is late is tried again; RequiresMountsFor= would give up for good."
-        for mount in spec.mounts:
-            prefix = "+" if spec.scope is Scope.SYSTEM else ""
-            yield "ExecStartPre", command(prefix, machine.mount_check(), mount.point)
+    yield from environment(spec)
     if spec.modprobe and spec.scope is Scope.SYSTEM:
         yield "# Loads the modules and makes the device nodes, which at boot only root can do."
-        for program, *arguments in spec.modprobe:
-            yield "ExecStartPre", command("-+", program, *arguments)
+        for tool, *arguments in spec.modprobe:
+            yield "ExecStartPre", command("-+", tool, *arguments)
     yield "# Fixes what is provably vbatch's and reports the rest; whether to start is the worker's own decision."
-    yield "ExecStartPre", command("-", *vbatch, *_DOCTOR, "--wait", _span(PATIENCE))
+    yield "ExecStartPre", command("-", *vbatch, *_DOCTOR, "--wait", span(PATIENCE))
     yield "ExecStart", command("", *vbatch, "run-worker", *spec.worker_arguments)
     yield "ExecStopPost", command("-", *vbatch, "doctor", "gpu", "queue", "--fix", "--yes")
-    yield from _restarts(spec)
+    yield from restarts(spec, ExitCode.USAGE, ExitCode.MISCONFIGURED)
     yield "# The worker drains alone; what is left of its engine after that is ended before any restart."
     yield "KillMode", "mixed"
-    yield "TimeoutStopSec", _span(spec.drain_limit + AFTER_DRAIN)
-    yield "TimeoutAbortSec", _span(timedelta(seconds=30))
-    yield "TimeoutStartSec", _span(START_LIMIT)
+    yield "TimeoutStopSec", span(spec.drain_limit + AFTER_DRAIN)
+    yield "TimeoutAbortSec", span(timedelta(seconds=30))
+    yield "TimeoutStartSec", span(START_LIMIT)
     yield "# Reset only by progress: a hung worker is restarted."
-    yield "WatchdogSec", _span(WATCHDOG)
+    yield "WatchdogSec", span(WATCHDOG)
     yield "# An engine that the kernel ends for lack of memory is reported and reloaded by the worker."
     yield "OOMPolicy", "continue"
     yield "SyslogIdentifier", "vbatch"
@@ -203,16 +222,42 @@ def _service(spec: UnitSpec) -> Iterator[Key | str]:
     yield "LimitCORE", "0"
 
 
-def _restarts(spec: UnitSpec) -> Iterator[Key | str]:
+def program(spec: UnitSpec) -> tuple[str, ...]:
+    """Return how a unit calls vbatch."""
+    vbatch = (spec.python, "-P", "-m", "vbatch")
+    # Not in the environment of the unit: root's own commands would load what lies there.
+    return (_ENV, f"{LIBRARY_PATH}={spec.library_path}", *vbatch) if spec.library_path else vbatch
+
+
+def account(spec: UnitSpec) -> Iterator[Key | str]:
+    """Yield whose process it is."""
+    if spec.scope is Scope.SYSTEM:
+        yield "User", spec.account.name
+        yield "WorkingDirectory", "-~" if spec.account.has_home else "-%S/vbatch"
+
+
+def environment(spec: UnitSpec) -> Iterator[Key | str]:
+    """Yield its variables, and the disks without which it does not start."""
+    yield "Environment", word(f"PATH={spec.search_path}")
+    yield "EnvironmentFile", "-" + path(str(spec.environment_file))
+    if spec.mounts:
+        yield "# A disk that is late is tried again; RequiresMountsFor= would give up for good."
+        for mount in spec.mounts:
+            prefix = "+" if spec.scope is Scope.SYSTEM else ""
+            yield "ExecStartPre", command(prefix, machine.mount_check(), mount.point)
+
+
+def restarts(spec: UnitSpec, *final: ExitCode) -> Iterator[Key | str]:
+    """Yield when it is started again: after any failure but these."""
     yield "Restart", "on-failure"
     yield "# What only a person can fix is not tried again: wrong settings, wrong usage."
-    yield "RestartPreventExitStatus", f"{ExitCode.USAGE:d} {ExitCode.MISCONFIGURED:d}"
+    yield "RestartPreventExitStatus", " ".join(str(int(code)) for code in final)
     if spec.systemd >= GROWING_DELAYS:
-        yield "RestartSec", _span(FIRST_DELAY)
+        yield "RestartSec", span(FIRST_DELAY)
         yield "RestartSteps", str(DELAY_STEPS)
-        yield "RestartMaxDelaySec", _span(LONGEST_DELAY)
+        yield "RestartMaxDelaySec", span(LONGEST_DELAY)
     else:
-        yield "RestartSec", _span(ONLY_DELAY)
+        yield "RestartSec", span(ONLY_DELAY)
 
 
 def _directories(spec: UnitSpec) -> Iterator[Key | str]:
@@ -220,6 +265,11 @@ def _directories(spec: UnitSpec) -> Iterator[Key | str]:
     yield "RuntimeDirectory", f"{_RUNTIME}-%i"
     yield "RuntimeDirectoryMode", "0700"
     yield "Environment", f"VLLM_RPC_BASE_PATH=%t/{_RUNTIME}-%i"
+    yield from home(spec)
+
+
+def home(spec: UnitSpec) -> Iterator[Key | str]:
+    """Yield the home of an account that has none."""
     if spec.scope is Scope.SYSTEM and not spec.account.has_home:
         yield "# The account has no home of its own: this is one."
         yield "StateDirectory", "vbatch"
@@ -230,17 +280,19 @@ def _directories(spec: UnitSpec) -> Iterator[Key | str]:
 _RUNTIME = "vbatch-worker"
 
 
-def _sandbox(spec: UnitSpec) -> Iterator[Key | str]:
+def sandbox(spec: UnitSpec) -> Iterator[Key | str]:
+    """Yield what the machine's service gives up."""
     yield "# What neither CUDA, nor a JIT compiler, nor a batch needs."
     yield from SANDBOX
     yield "CapabilityBoundingSet", CAPABILITIES_OF_ROOT if spec.account.uid == 0 else ""
 
 
-def _lines(keys: Iterator[Key | str]) -> list[str]:
+def lines(keys: Iterable[Key | str]) -> list[str]:
+    """Return the lines of these keys and comments."""
     return [entry if isinstance(entry, str) else f"{entry[0]}={entry[1]}" for entry in keys]
 
 
-def _span(duration: timedelta) -> str:
+def span(duration: timedelta) -> str:
     """Write a duration as systemd.time(7) reads it."""
     seconds = round(duration.total_seconds())
     return f"{seconds // 60}min" if seconds % 60 == 0 else f"{seconds}s"

@@ -19,15 +19,14 @@ FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     "cut off in a character": (GOOD + b'{"custom_id": "\xc3', [("invalid_json_line", 2)]),
     "Latin-1 in a custom_id": (GOOD + line("x").replace(b'"x"', b'"gr\xfcn"'), [("invalid_json_line", 2)]),
     "half a surrogate pair": (line("\ud800"), [("invalid_json_line", 1)]),
-    "UTF-16": (GOOD.decode().encode("utf-16"), [("invalid_json_line", 1), ("invalid_json_line", 2)]),
-    "a byte order mark": (b"\xef\xbb\xbf" + GOOD, [("invalid_json_line", 1)]),
+    "a byte order mark in the middle": (GOOD + b"\xef\xbb\xbf" + line("b"), [("invalid_json_line", 2)]),
+    "a number that is none": (GOOD + line("b").replace(b'"m"', b"NaN"), [("invalid_json_line", 2)]),
     "a hole at its end": (GOOD + bytes(4096), [("invalid_json_line", 2)]),
     "a line beyond the limit": (GOOD + b'"' + b"x" * LINE_LIMIT + b"\n", [("line_too_long", 2)]),
     "custom_id missing": (line(custom_id=None), [("missing_required_parameter", 1)]),
     "custom_id a number": (line(custom_id=7), [("invalid_type", 1)]),
     "method GET": (line(method="GET"), [("invalid_method", 1)]),
     "url unknown": (line(url="/v1/chat"), [("invalid_url", 1)]),
-    "urls that differ": (GOOD + line("b", url="/v1/completions"), [("url_mismatch", 2)]),
     "body a string": (line(body="{}"), [("invalid_type", 1)]),
     "model missing": (line(body={}), [("model_not_found", 1)]),
     "model with a NUL": (line(body={"model": "m\0"}), [("invalid_type", 1)]),
@@ -114,6 +113,20 @@ def test_options_that_a_service_cannot_have(cli: Cli, options: list[str], words:
     assert words in done.err
 
 
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (["0", "0,1"], "GPU 0 would have two workers: --gpu 0 and --gpu 0,1"),
+        (["GPU-x"], "--gpu: it must be the number of a GPU"),
+    ],
+)
+def test_gpus_that_a_service_cannot_have(cli: Cli, gpus: list[str], words: str) -> None:
+    """Mutant: two units that want one GPU, of which one never starts."""
+    done = cli("install-service", "--dry-run", *(word for gpu in gpus for word in ("--gpu", gpu)))
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+
+
 def test_a_file_whose_name_is_not_utf_8(cli: Cli) -> None:
     done = cli("submit", cli.file("\udcff.jsonl", GOOD))
     assert done.code == 2
@@ -144,4 +157,27 @@ def test_paths_that_are_one_or_lead_nowhere(cli: Cli, output: str, errors: str) 
     (cli.folder / "nothing.jsonl").symlink_to("gone/nothing.jsonl")
     done = cli("submit", cli.file("good.jsonl", GOOD), "-o", output, "--error-file", errors)
     assert (done.code, done.out) == (2, "")
+    assert cli("list", "-q").out == ""
+
+
+def test_a_flag_of_vllm_without_the_double_dash_is_put_after_it(cli: Cli) -> None:
+    """Mutant: the hint of any unknown option."""
+    refused = cli("run-worker", "--drain", "--max-model-len", "4096")
+    assert refused.code == 2
+    assert "hint: vbatch run-worker --drain -- --max-model-len 4096" in refused.err
+
+
+def test_an_output_that_exists_has_a_next_step(cli: Cli) -> None:
+    cli.file("prompts.output.jsonl", b"")
+    refused = cli("submit", cli.file("prompts.jsonl", GOOD))
+    assert "vbatch retry ID" in refused.err
+    assert "--reuse last" in refused.err
+
+
+def test_metadata_that_is_not_utf_8_is_refused(cli: Cli) -> None:
+    """Mutant: it is stored as the escape of a byte. The hint is to write it, not to rename a file."""
+    done = cli("submit", cli.file("good.jsonl", GOOD), "--metadata", "a=\udcff", "--json")
+    assert done.code == 2
+    assert done.document["error"]["message"].startswith("this name is not UTF-8")
+    assert done.document["error"]["hint"] == "write it in UTF-8"
     assert cli("list", "-q").out == ""

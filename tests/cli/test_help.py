@@ -27,8 +27,8 @@ HEAVY = {
     "vllm",
 }
 COMMANDS = [
-    "submit", "list", "status", "watch", "results", "cancel", "retry", "delete",
-    "run-worker", "demo", "doctor", "selftest", "install-service", "uninstall-service",
+    "submit", "make", "list", "status", "watch", "results", "show", "cancel", "retry", "delete", "serve", "run-worker",
+    "pause", "resume", "demo", "doctor", "selftest", "install-service", "uninstall-service", "label",
 ]  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         (
             ["run-worker", "--max-model-len", "8"],
             "no such option: --max-model-len",
-            "vbatch run-worker --help",
+            "vbatch run-worker -- --max-model-len 8",
         ),
         (["run-worker", "stray"], "unexpected argument 'stray'", "vbatch run-worker -- "),
         (["run-worker", "--max-inflight", "0"], "--max-inflight: input should be greater", None),

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.rigs.commands import chats
 from vbatch.batches.results import output_line
-from vbatch.store import Store, catalog, results
+from vbatch.store import Store, catalog, file_order
 from vbatch.store.records import Answer
 
 RESULTS = importlib.import_module("vbatch.batches.results")  # the package's attribute is its function
@@ -22,7 +22,7 @@ def deleted_meanwhile(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
     """A finished batch that somebody deletes as soon as its first line was read."""
     batch_id = cli.submit("a.jsonl", chats(300))
     cli.drain()
-    monkeypatch.setattr(results, "PAGE", 10)
+    monkeypatch.setattr(file_order, "PAGE", 10)
     monkeypatch.setattr(RESULTS, "output_line", _deleting(cli.folder.parent / "home" / "data" / "vbatch"))
     return batch_id
 

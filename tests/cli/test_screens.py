@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console, RenderableType
 
-from vbatch.batches import AtWork, Batch, FailureGroup, RequestCounts, Status, Worker, failure_message
+from vbatch.batches import AtWork, Batch, FailureGroup, RequestCounts, Status, Worker
 from vbatch.cli import screens
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.live import Screen
+from vbatch.engine.figures import EngineFigures
 from vbatch.protocol import BatchStatus
 from vbatch.system.processes import ProcessIdentity
 from vbatch.worker import Snapshot
@@ -107,9 +108,9 @@ def test_a_list_in_a_pipe_is_complete() -> None:
 def test_status_names_each_kind_of_failure() -> None:
     groups = (
         FailureGroup(code="http_400", status_code=400, count=900, attempts=1, custom_id="r-1",
-                     body=b'{"error": {"message": "too long"}}', message=None),
+                     message="too long"),
         FailureGroup(code="engine_crash", status_code=None, count=100, attempts=3, custom_id="r-2",
-                     body=None, message="the engine died each time"),
+                     message="the engine died each time"),
     )  # fmt: skip
     value = Status(
         batch=batch(priority=3, metadata={"run": "17"}),
@@ -121,29 +122,11 @@ def test_status_names_each_kind_of_failure() -> None:
     text = drawn(screens.status(value), width=100)
     for expected in (
         "62 %", "621,000 of 1,000,000 requests", "620,000 answered · 1,000 failed", "12.3 requests/s",
-        "about 8 h 32 min left", "900  http_400", "too long (first: r-1)", "100  engine_crash",
+        "about 8 h 32 min left, until ", "900  http_400", "too long (first: r-1)", "100  engine_crash",
         "the engine died each time (first: r-2) after up to 3 attempts",
         "process 17 on workstation: loading; none serves m", "priority", "run", "prompts.output.jsonl",
     ):  # fmt: skip
         assert expected in text
-
-
-@pytest.mark.parametrize(
-    ("body", "words_"),
-    [
-        (b'{"error": {"message": "no"}}', "no"),
-        (b'{"error": "no"}', "no"),
-        (b'{"message": "no"}', "no"),
-        (b'["no"]', '["no"]'),
-        (b"<html>", ""),
-        (None, ""),
-    ],
-)
-def test_the_engines_words_are_found(body: bytes | None, words_: str) -> None:
-    group = FailureGroup(
-        code="x", status_code=500, count=1, attempts=1, custom_id="r", body=body, message=None
-    )
-    assert failure_message(group) == words_
 
 
 @pytest.mark.parametrize(
@@ -161,6 +144,18 @@ def test_the_engines_words_are_found(body: bytes | None, words_: str) -> None:
                      completion_tokens_per_second=505),
             ["working · org/m · batch_1", "60 %", "3,014 of 5,000 requests", "14 failed", "12.3 requests/s",
              "900 tokens/s in, 505 out", "256 running", "about 2 min 41 s left"],
+        ),
+        (
+            Snapshot(
+                state="working", running=70, advice="fewer --max-num-seqs",
+                engine=EngineFigures(
+                    running=64, waiting=6, cache=0.431, preemptions=2, prompt_tokens=10, cached_tokens=6
+                ),
+            ),
+            [
+                "engine: 64 running, 6 waiting, KV cache 43 %, 60 % of prompt tokens cached, 2 preemptions",
+                "fewer --max-num-seqs",
+            ],
         ),
         (Snapshot(state="working", trouble="the engine died: \x1b[2J"), [r"! the engine died: \x1b[2J"]),
     ],

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from tests.rigs.commands import VBATCH, Home, chats
+from tests.rigs.filling import count
 from tests.rigs.waiting import SILENCE, output, until
+from vbatch.store import Store
+from vbatch.system import processes
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    "command", ["list", "list --json", "status last --json", "nonsense --json", "doctor --json"]
+    "command", ["list", "list --json", "status last --json", "nonsense --json", "doctor store --json"]
 )
 def test_a_full_disk_under_the_output_is_told(here: Home, command: str) -> None:
     """Mutant: printing the error's document where the result did not fit either."""
@@ -129,6 +135,31 @@ def test_a_closed_input_is_told(here: Home) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_reader_that_closes_early_changes_no_exit_code(home: Home) -> None:
+    """Of `vbatch submit bad.jsonl 2>&1 | head -1`. Mutant: Rich's own exit with 1 where a pipe is closed."""
+    bad = home.path / "bad.jsonl"
+    bad.write_text("".join(f"nonsense {number}\n" for number in range(2000)))
+    command = f"{shlex.join([*VBATCH, 'submit', str(bad)])} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], env=home.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stdout.startswith("error: ")
+    assert done.stderr == ""
+
+
+def test_a_command_that_reads_reports_an_unreachable_store_soon(tmp_path: Path) -> None:
+    """In three lines. Mutants: the patience of a command that must write; a line for each try."""
+    home = Home(tmp_path, "postgresql://ann@127.0.0.1:1/queue")
+    before = time.monotonic()
+    done = home.run("list", check=False)
+    assert done.returncode == 75
+    assert time.monotonic() - before < 45, "not the minute of a command that writes"
+    waiting, error, hint = done.stderr.splitlines()
+    assert waiting.startswith("waiting for the store: no server listens there")
+    assert error.startswith("error: ")
+    assert hint == "hint: vbatch doctor store"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
     """Mutant: {"error": …} without it; the batch exists, and nobody knows its name."""
     home.write("a", chats(3))
@@ -148,3 +179,35 @@ def test_who_is_interrupted_while_waiting_is_told_the_id(home: Home) -> None:
         "hint": f"vbatch watch {batch_id}",
     }
     assert f"hint: vbatch watch {batch_id}" in err
+
+
+def test_a_submit_that_a_terminal_stops_continues(home: Home) -> None:
+    """Ctrl-Z, and SIGPIPE, within a large file; other commands answer meanwhile, and nothing of it is seen.
+
+    Mutant: ingest that makes the batch visible before all of it is stored.
+    """
+    other = home.submit(chats(3), name="other")
+    source = home.write("large", chats(100_000))
+    stored = Store(home.database_url)
+    with subprocess.Popen(
+        [*VBATCH, "submit", source, "-q"], env=home.env, cwd=home.path, stdout=subprocess.PIPE, text=True,
+        process_group=0,  # an orphaned one is not stopped
+    ) as submitting:  # fmt: skip
+        until(lambda: count(stored, "batch") == 2, pause=0.005)
+        submitting.send_signal(signal.SIGPIPE)
+        submitting.send_signal(signal.SIGTSTP)
+        until(lambda: processes.stat_of(submitting.pid).state == "T")  # type: ignore[union-attr]
+        assert home.run("list", "-q").stdout.split() == [other]
+        submitting.send_signal(signal.SIGCONT)
+        out, _ = output(submitting)
+        assert submitting.returncode == 0
+    stored.close()
+    assert home.batch(out.strip())["request_counts"] == {"total": 100_000, "completed": 0, "failed": 0}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_reader_that_is_gone_is_no_failure(here: Home) -> None:
+    """Of `vbatch list | head`, before the first line and after it. Mutant: a traceback of BrokenPipeError."""
+    for command in ("list", "status last", "results last", "list --json", "show last r-1", "doctor store"):
+        done = shell(here, f"vbatch {command} | true; exit ${{PIPESTATUS[0]}}")
+        assert (done.returncode, done.stderr) == (0, ""), command

@@ -20,10 +20,15 @@ CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """One vbatch command in a terminal of 100 columns."""
+    """One vbatch command in a terminal."""
 
     def __init__(
-        self, cli: Cli, *arguments: str, ignored: signal.Signals | None = None, **environment: str
+        self,
+        cli: Cli,
+        *arguments: str,
+        columns: int = 100,
+        ignored: signal.Signals | None = None,
+        **environment: str,
     ) -> None:
         def prepare() -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
@@ -36,7 +41,7 @@ class Terminal:
             ["-m", "vbatch", *arguments],
             cwd=str(cli.folder),
             env={**os.environ, "TERM": "xterm-256color", **environment},
-            dimensions=(30, 100),
+            dimensions=(30, columns),
             encoding="utf-8",
             codec_errors="replace",
             preexec_fn=prepare,
@@ -85,6 +90,7 @@ def test_a_second_ctrl_c_stops_at_once(busy: Cli) -> None:
     code, rest = worker.end()
     assert code == 130
     assert "\x1b[?25l" not in rest.rpartition("\x1b[?25h")[2], "the cursor stays hidden"
+    assert rest.endswith("the rest runs with the next worker\r\n")
 
 
 @pytest.mark.parametrize("hangs_up", [True, False], ids=["SIGHUP", "no SIGHUP"])
@@ -147,7 +153,7 @@ def test_submit_wait_exits_with_5_when_a_request_failed(cli: Cli) -> None:
     code, text = waiting.end()
     assert code == 5
     assert "http_400" in text
-    assert "vbatch retry" in text
+    assert "--reuse last" in text
 
 
 def test_ctrl_c_leaves_a_watch(busy: Cli) -> None:
@@ -155,8 +161,8 @@ def test_ctrl_c_leaves_a_watch(busy: Cli) -> None:
     watching.expect("night run")
     watching.child.sendintr()
     code, text = watching.end()
-    assert code == 130
-    assert "error:" in CSI.sub("", text)
+    assert code == 0
+    assert "the batch continues" in CSI.sub("", text)
     assert "Traceback" not in text
 
 
@@ -177,9 +183,102 @@ def test_a_big_file_has_a_progress_bar(cli: Cli) -> None:
     assert "300 requests accepted" in text
 
 
+@pytest.mark.parametrize("command", ["cancel", "delete"])
+def test_the_batch_that_was_asked_about_is_changed(cli: Cli, command: str) -> None:
+    """Another process submits one between question and answer. Mutant: ``last`` is looked up again after it."""
+    asked = cli.submit("a.jsonl", chats(1))
+    if command == "delete":
+        cli.drain()
+    terminal = Terminal(cli, command, "last")
+    terminal.expect(f"{command} {asked} (1 request)? [y/N] ")
+    newer = cli.submit("b.jsonl", chats(1))
+    terminal.child.sendline("y")
+    code, shown = terminal.end()
+    assert code == 0, shown
+    assert cli("status", newer, "--json").document["status"] == "in_progress"
+    after = cli("status", asked, "--json").document
+    assert after["error"]["code"] == "no_such_batch" if "error" in after else after["status"] == "cancelled"
+
+
 def test_a_closed_pipe_is_quiet(cli: Cli, tmp_path: Path) -> None:
     cli.submit("a.jsonl", chats(3000))
     cli.drain()
     script = f"{sys.executable} -m vbatch results batch_ | head -1 | wc -l; echo ${{PIPESTATUS[0]}}"
     output, _ = pexpect.run(f"bash -c '{script}'", withexitstatus=True, encoding="utf-8", cwd=str(cli.folder))
     assert output.split() == ["1", "0"]
+
+
+def screen(cli: Cli, *arguments: str, columns: int) -> str:
+    """What a command leaves on a terminal, as text; no line is wider than it."""
+    _, text = Terminal(cli, *arguments, columns=columns, NO_COLOR="1").end()
+    lines = [line.rstrip() for line in CSI.sub("", text).replace("\r", "").split("\n")]
+    assert max(map(len, lines)) <= columns
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_a_batch_are_true(cli: Cli, columns: int) -> None:
+    """In each of its states. Mutants: a green word for a batch of failures; a file that was not written."""
+    whole = cli.submit("whole.jsonl", chats(3), "--name", "whole")
+    bad = cli.submit("bad.jsonl", [chat(f"r-{n}", "x", echo="error400") for n in range(3)], "--name", "bad")
+    queued = screen(cli, "status", bad, columns=columns)
+    assert queued.startswith(f"{bad}  bad  queued\n")
+    assert "0 %  0 of 3 requests" in queued
+    assert "0 answered · 0 failed · 1 batch before it" in queued
+    assert "requests/s" not in queued
+    cli.drain()
+    completed = screen(cli, "status", whole, columns=columns)
+    assert completed.startswith(f"{whole}  whole  completed\n")
+    assert "100 %  3 of 3 requests" in completed
+    assert "whole.output.jsonl" in "".join(completed.split())
+    assert "errors" not in completed, "no error file was written"
+    failed = screen(cli, "status", bad, columns=columns)
+    assert "0 answered · 3 failed" in failed
+    assert "3  http_400  refused, as vbatch_echo asked" in failed
+    assert "\noutput" not in failed, "no output file was written"
+    listed = screen(cli, "list", columns=columns)
+    assert [line.split()[1] for line in listed.splitlines()[1:3]] == ["completed", "completed"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_a_worker_are_true(busy: Cli, columns: int) -> None:
+    worker = Terminal(
+        busy, "run-worker", "--engine", "echo", columns=columns, NO_COLOR="1", VBATCH_ECHO_LATENCY_MS="3000"
+    )
+    worker.expect("256 running, none finished yet")
+    worker.expect("requests/s")
+    worker.expect("until ")
+    worker.child.sendintr()
+    worker.expect("running requests finish and are saved")
+    worker.child.sendintr()
+    assert worker.end()[0] in (0, 130)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_an_idle_worker_are_true(cli: Cli, columns: int) -> None:
+    """Mutant: the rates of the last minute beside the word idle."""
+    cli.submit("a.jsonl", chats(3))
+    worker = Terminal(cli, "run-worker", "--engine", "echo", columns=columns, NO_COLOR="1")
+    worker.expect("3 requests")
+    worker.expect("idle")
+    worker.expect("idle")
+    worker.child.sendintr()
+    _, left = worker.end()
+    assert "requests/s" not in CSI.sub("", left)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_a_blocked_batch_are_true(cli: Cli, columns: int) -> None:
+    """In the worker's view, in ``status`` and in the list. Mutants: a view without its reason; a cyan word."""
+    batch = cli.submit("a.jsonl", chats(3, model="qwen-8b"))
+    worker = Terminal(cli, "run-worker", columns=columns, NO_COLOR="1", HF_HUB_OFFLINE="1")
+    worker.expect("! the requests for qwen-8b wait: qwen-8b is not on this machine")
+    worker.child.sendintr()
+    worker.end()
+    status = screen(cli, "status", batch, columns=columns)
+    assert status.startswith(f"{batch}  blocked\n")
+    words = " ".join(status.split())
+    assert "3 requests cannot run: qwen-8b qwen-8b is not on this machine" in words
+    assert "0 %  0 of 3 requests" in status
+    listed = screen(cli, "list", columns=columns).splitlines()
+    assert "blocked" in listed[1]

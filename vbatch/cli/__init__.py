@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vbatch.errors import ExitCode
+
+if TYPE_CHECKING:
+    import typer
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``vbatch ARGV…`` in this process. Never raises; see ``vbatch.errors.ExitCode``."""
     from vbatch.cli import errors
-    from vbatch.cli.machine import app
 
     try:
         # standalone_mode off: a command's return value is the exit code, and Typer prints no error itself.
-        code = int(app(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
+        code = int(_program(argv)(args=list(argv), prog_name="vbatch", standalone_mode=False) or 0)
         if code == ExitCode.INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         return code
@@ -31,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """Run the command line of this process (the console script)."""
+    from vbatch.cli import quick
+
+    quick.begin()
     _replace_closed_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale without UTF-8
     code = main(sys.argv[1:])
@@ -41,7 +47,31 @@ def run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             code = code or ExitCode.FAILED
+    quick.leave()
     sys.exit(code)
+
+
+def _program(argv: Sequence[str]) -> typer.Typer:
+    """Return the program; where a command is named, with this command alone: to prepare the others takes longer."""
+    from vbatch.cli.machine import app
+
+    words = argv or _completed()
+    named = [
+        command
+        for command in app.registered_commands
+        if words and words[0] == (command.name or command.callback.__name__.replace("_", "-"))  # type: ignore[union-attr]
+    ]
+    if not named:
+        return app
+    program = copy.copy(app)
+    program.registered_commands, program.registered_groups = named, []
+    return program
+
+
+def _completed() -> Sequence[str]:
+    """Return the words after ``vbatch`` of a line on which TAB was pressed, as the script of the shell has them."""
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return line.split()[1:]
 
 
 def _replace_closed_streams() -> None:

@@ -1,4 +1,4 @@
-"""What the command line looks like: every command with its arguments, options and help.
+"""What the command line looks like: the program itself, and ``submit``.
 
 Only Typer is imported here; a command imports what it needs when it runs, so that ``--help`` and TAB are
 quick. A command returns its exit code, None for 0.
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vbatch.cli.arguments import BatchRef, ExitStatus, Json, Quiet, QuietIds, batch_ids
+from vbatch.cli.arguments import BlockedLimit, Json, Quiet, batch_ids, notify_names
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -46,8 +46,13 @@ def root(
 @app.command()
 def submit(
     *,
-    file: Annotated[
-        str, typer.Argument(metavar="FILE|-", help="A JSONL file, one request per line; - is stdin.")
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...|-",
+            help="A JSONL file, one request per line, also in gzip or zstd; of several, each a batch; - is stdin.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None,
@@ -85,10 +90,39 @@ def submit(
             autocompletion=batch_ids,
         ),
     ] = None,
+    dedupe: Annotated[
+        bool,
+        typer.Option("--dedupe", help="Run identical requests of temperature 0, or with a seed, once."),
+    ] = False,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid", help="Leave out the lines that are not valid, and write them beside FILE."
+        ),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests with fields that the engine ignores.")
+    ] = False,
+    order: Annotated[
+        Literal["prefix", "file"],
+        typer.Option("--order", help="Work on requests that begin alike together, or as they stand in FILE."),
+    ] = "prefix",
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            "--notify",
+            metavar="NAME|URL",
+            help="Notify this command of the configuration, or URL, of the end.",
+            autocompletion=notify_names,
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the batch has ended; exit 5 if a request failed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and store nothing.")] = False,
+    blocked_limit: BlockedLimit = "10m",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file, estimate its tokens and time, store nothing.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -99,6 +133,8 @@ def submit(
 
     --reuse is for an edited file: a request that was answered before, with the same custom_id and a body of the
     same bytes, keeps its answer; only the others run.
+
+    With --dedupe every request still has a line of its own: at the end it gets the outcome of the identical one.
     """
     from vbatch.batches import SubmitOptions
     from vbatch.cli.arguments import duration, output_file, pairs
@@ -113,173 +149,18 @@ def submit(
         metadata=pairs(metadata or []),
         expires_in=None if expires_in is None else duration(expires_in, "--expires-in"),
         reuse=reuse,
+        skip_invalid=skip_invalid,
+        strict=strict,
+        order=order,
+        notify=notify,
+        dedupe=dedupe,
     )
     return run(
-        file,
+        files,
         options,
         wait=wait,
+        blocked_limit=duration(blocked_limit, "--blocked-limit"),
         dry_run=dry_run,
         json=json,
         quiet=quiet,
     )
-
-
-@app.command("list")
-def list_(
-    *,
-    all_: Annotated[
-        bool, typer.Option("--all", "-a", help="Show all batches, not only the newest 20.")
-    ] = False,
-    json: Json = False,
-    quiet: QuietIds = False,
-) -> None:
-    """List batches, newest first."""
-    from vbatch.cli.batch import list_batches
-
-    list_batches(every=all_, json=json, quiet=quiet)
-
-
-@app.command()
-def status(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Show a batch: its progress, its speed and its failures."""
-    from vbatch.cli.batch import show_status
-
-    show_status(batch, json=json, quiet=quiet)
-
-
-@app.command()
-def watch(
-    *, batch: BatchRef, exit_status: ExitStatus = False, json: Json = False, quiet: Quiet = False
-) -> int:
-    """Follow a batch until it has ended."""
-    from vbatch.cli.watch import watch as run
-
-    return run(batch, exit_status=exit_status, json=json, quiet=quiet)
-
-
-@app.command()
-def results(
-    *,
-    batch: BatchRef,
-    errors: Annotated[
-        bool, typer.Option("--errors", help="Print the failed requests instead of the answers.")
-    ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not at all."),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the batch object, which names its files.")
-    ] = False,
-) -> None:
-    """Print the finished lines of a batch, at any time.
-
-    They come in the order of the input file, and always as whole lines.
-    """
-    from vbatch.cli.batch import results as run
-
-    run(batch, errors=errors, output_path=output, json=json)
-
-
-@app.command()
-def cancel(*, batch: BatchRef, json: Json = False, quiet: Quiet = False) -> None:
-    """Cancel a batch; what is finished stays.
-
-    Running requests are stopped. The finished requests are written to the output file, the others to the error
-    file as batch_cancelled.
-    """
-    from vbatch.cli.batch import cancel_batch
-
-    cancel_batch(batch, json=json, quiet=quiet)
-
-
-@app.command()
-def retry(
-    *,
-    batch: BatchRef,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", help="Where the answers go. Default: beside the old ones."
-        ),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Submit the failed requests of a batch as a new batch."""
-    from vbatch.cli.batch import retry_batch
-
-    retry_batch(batch, output_path=output, json=json, quiet=quiet)
-
-
-@app.command()
-def delete(
-    *,
-    batch: BatchRef,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Also if its files cannot be written: the folder is gone."),
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Remove an ended batch from the store; its files stay."""
-    from vbatch.cli.batch import delete_batch
-
-    delete_batch(batch, force=force, json=json, quiet=quiet)
-
-
-@app.command()
-def run_worker(
-    *,
-    vllm_flags: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="-- VLLM_FLAGS",
-            help="Flags of `vllm serve` for every model, after a double dash.",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        Literal["vllm", "echo"] | None,
-        typer.Option(
-            "--engine",
-            help="What answers: vLLM, or an echo for tests, which serves the model `echo` alone.  [default: vllm]",
-        ),
-    ] = None,
-    gpu: Annotated[int | None, typer.Option("--gpu", metavar="N", help="Use this GPU.")] = None,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="Exit when nothing is left that the engine serves.")
-    ] = False,
-    preload: Annotated[
-        str | None,
-        typer.Option("--preload", metavar="MODEL", help="Load this model before there is work for it."),
-    ] = None,
-    max_inflight: Annotated[
-        int | None,
-        typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
-    ] = None,
-) -> None:
-    """Run the requests in the queue, one model after another.
-
-    The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
-    lost either way.
-    """
-    from vbatch.cli.worker import run_worker as run
-
-    run(
-        vllm_flags or [],
-        engine=engine,
-        gpu=gpu,
-        drain=drain,
-        preload=preload,
-        max_inflight=max_inflight,
-    )
-
-
-@app.command()
-def demo() -> int:
-    """Answer a small batch with a real small model."""
-    from vbatch.cli.demo import demo as run
-
-    return run()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,9 +28,30 @@ def batch_ids(incomplete: str) -> Iterator[tuple[str, str]]:
         found = batches.newest_at_once(config.load().store_url, limit=OFFERED)
     except Exception:
         return
+    if incomplete and "last".startswith(incomplete):
+        yield "last", "the newest batch of this machine"
     for batch in found:
         if batch.id.startswith(incomplete):
             yield batch.id, _about(batch)
+        elif incomplete and batch.name is not None and batch.name.startswith(incomplete):
+            yield batch.name, _about(batch)
+
+
+def statuses(incomplete: str) -> list[str]:
+    """Return the statuses that TAB offers."""
+    from vbatch.batches import STATUSES
+
+    return [status for status in STATUSES if status.startswith(incomplete)]
+
+
+def notify_names(incomplete: str) -> list[str]:
+    """Return the commands of the configuration that TAB offers; none where it is not valid."""
+    try:
+        from vbatch import config
+
+        return [name for name in config.load().notify if name.startswith(incomplete)]
+    except Exception:
+        return []
 
 
 def _about(batch: Batch) -> str:
@@ -47,7 +68,7 @@ BatchRef = Annotated[
     str,
     typer.Argument(
         metavar="ID",
-        help="A batch id, or any unique beginning or ending of one.",
+        help="A batch id, any unique beginning or ending of one, a name, or last: the newest one.",
         autocompletion=batch_ids,
         show_default=False,
     ),
@@ -55,6 +76,14 @@ BatchRef = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the id alone.")]
 QuietIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print the ids alone, one per line.")]
+BlockedLimit = Annotated[
+    str,
+    typer.Option(
+        "--blocked-limit",
+        metavar="TIME",
+        help="Stop waiting, with exit 69, after this time with nothing left but models that cannot be loaded.",
+    ),
+]
 ExitStatus = Annotated[
     bool, typer.Option("--exit-status", help="Exit with 5 unless every request of the batch succeeded.")
 ]
@@ -100,7 +129,28 @@ def pairs(metadata: Sequence[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--metadata '{pair}' is not of the form KEY=VALUE", hint="--metadata run=17")
+        pair.encode()  # a byte that is not UTF-8 ends the command here: no name of such bytes is stored
         read[key] = value
+    return read
+
+
+def fields(changes: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set KEY=VALUE …``: a value is JSON, or else a text. Raises UsageError."""
+    import json
+
+    from vbatch.errors import UsageError
+
+    read: dict[str, Any] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set '{change}' is not of the form KEY=VALUE", hint="--set max_tokens=4096")
+        if key == "model":
+            raise UsageError("--set does not change the model", hint="-m MODEL")
+        try:
+            read[key] = json.loads(value)
+        except ValueError:
+            read[key] = value
     return read
 
 
@@ -113,3 +163,18 @@ def check_vllm_flags(flags: Sequence[str]) -> None:
             f"unexpected argument '{flags[0]}'",
             hint="vLLM's own flags go after a double dash: vbatch run-worker -- --max-model-len 4096",
         )
+
+
+def chosen_endpoints(engine: str | None, urls: Sequence[str]) -> tuple[str | None, Mapping[str, Any] | None]:
+    """Return the engine and the endpoints that ``--engine`` and ``--url`` name. Raises UsageError."""
+    from vbatch.config.endpoints import of_urls
+    from vbatch.errors import UsageError
+
+    if not urls:
+        return engine, None
+    if engine not in (None, "endpoint"):
+        raise UsageError(f"--url is for the engine endpoint, not for {engine}", hint="--engine endpoint")
+    try:
+        return "endpoint", of_urls(tuple(urls))
+    except ValueError as error:
+        raise UsageError(f"--url: {error}") from None

@@ -16,12 +16,12 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from vbatch import batches
+from vbatch import batches, pausing
 from vbatch.batches import Batch, InputFile, Store, SubmitOptions
 from vbatch.cli.output import Output
 from vbatch.cli.startup import settings as load_settings
 from vbatch.cli.worker import work
-from vbatch.config import DefaultSettings, ModelSettings
+from vbatch.config.tables import DefaultSettings, ModelSettings
 from vbatch.engine import smollm
 from vbatch.errors import ExitCode
 from vbatch.text import count, duration, harmless
@@ -34,6 +34,7 @@ def demo() -> int:
     """Run the demo and return the exit code: 0 when everything was answered but the one wrong request."""
     output = Output()
     settings = load_settings(output, engine="vllm")
+    pausing.require_none(settings)
     model = smollm.prepare(settings.cache_dir, report=output.note)
     for name, value in smollm.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -56,6 +57,8 @@ def demo() -> int:
         finished = [batches.find(store, batch.id) for batch in submitted]
     if ended.stopped:
         return ExitCode.INTERRUPTED
+    if not all(batch.status.final for batch in finished):
+        pausing.require_none(settings)  # a pause that began meanwhile
     exchanges = [exchange for batch in finished for exchange in _exchanges(batch)]
     output.print(Group(*(exchange.screen() for exchange in exchanges)))
     output.print(_closing(folder, requests=requests, seconds=ended.seconds))

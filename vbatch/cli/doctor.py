@@ -22,7 +22,7 @@ from vbatch.doctor.diagnosis import Diagnosis
 from vbatch.doctor.facts import Facts, NothingStored
 from vbatch.doctor.findings import Finding, Group, Level
 from vbatch.doctor.running import Conduct, examine
-from vbatch.errors import ExitCode, UsageError, VbatchError
+from vbatch.errors import ExitCode, OutputPathError, UsageError, VbatchError
 from vbatch.text import harmless, parse_duration
 
 _MARKS = {
@@ -39,7 +39,10 @@ _TITLES = {
     Group.QUEUE: "Queue",
     Group.GPU: "GPU",
     Group.ENGINE: "Engine",
+    Group.ENDPOINT: "Endpoints",
+    Group.MODELS: "Models",
     Group.SERVICE: "Service",
+    Group.SERVER: "Server",
     Group.NEIGHBOURS: "Neighbours",
 }
 
@@ -55,6 +58,7 @@ class Request:
     min_free_gb: float | None = None
     force_clear: bool = False
     report: Path | None = None
+    fresh: bool = False
     verbose: bool = False
     json: bool = False
 
@@ -79,12 +83,17 @@ def list_findings(*, json: bool) -> int:
 def doctor(request: Request) -> int:
     """Examine, repair what may be repaired, report what happened, and return the exit code."""
     output = Output.of(json=request.json)
+    if request.report is not None and os.path.lexists(request.report):
+        raise OutputPathError(
+            f"{request.report} already exists, and vbatch overwrites no file", hint="--report another path"
+        )
     checks = registry.chosen(request.names)
     patience = _patience(request.wait)
     settings = load_settings(output)
     facts = Facts(
         settings=settings,
         min_free_gb=request.min_free_gb,
+        fresh=request.fresh,
         only_looks=not (request.fix or request.force_clear),
     )
     screen = _Screen(output, verbose=request.verbose)

@@ -22,14 +22,22 @@ LONGEST = 200  # characters of a name where there is no terminal to fit
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
-    """A row for each batch. Names and models take the width that the other cells leave."""
+    """A row for each batch. Names and models take the width that the other cells leave.
+
+    ``blocked`` are the primary keys of the batches that only wait for models which cannot be loaded.
+    """
 
     batches: Sequence[Batch]
+    blocked: frozenset[int] = frozenset()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """Draw the table for this console."""
         narrow = console.is_terminal and options.max_width < ROOMY
-        fixed = [_fixed_cells(batch, self._id(batch, short=narrow)) for batch in self.batches]
+        words = [status_word(batch, blocked=batch.pk in self.blocked) for batch in self.batches]
+        fixed = [
+            _fixed_cells(batch, self._id(batch, short=narrow), word)
+            for batch, word in zip(self.batches, words, strict=True)
+        ]
         model_room = name_room = LONGEST
         if console.is_terminal:
             taken = sum(max(map(len, column)) + GAP for column in zip(HEADERS, *fixed, strict=True))
@@ -41,13 +49,13 @@ class BatchTable:
             table.add_column("MODEL", no_wrap=True)
         if name_room:
             table.add_column("NAME", no_wrap=True)
-        for batch, cells in zip(self.batches, fixed, strict=True):
+        for batch, cells, word in zip(self.batches, fixed, words, strict=True):
             flexible = [
                 one_line(text, limit=room)
                 for text, room in ((_model(batch, short=narrow), model_room), (batch.name or "", name_room))
                 if room
             ]
-            table.add_row(*_styled(batch, cells), *flexible)
+            table.add_row(*_styled(batch, cells, word), *flexible)
         yield table
 
     def _id(self, batch: Batch, *, short: bool) -> str:
@@ -77,22 +85,22 @@ HEADERS = ("ID", "STATUS", "DONE", "FAILED", "CREATED")
 RIGHT = ("DONE", "FAILED")
 
 
-def _fixed_cells(batch: Batch, batch_id: str) -> tuple[str, ...]:
+def _fixed_cells(batch: Batch, batch_id: str, word: Text) -> tuple[str, ...]:
     counts = batch.counts
     return (
         batch_id,
-        status_word(batch).plain,
+        word.plain,
         f"{counts.completed + counts.failed:,} / {counts.total:,}",
         f"{counts.failed:,}",
         ago(batch.created_at, now=datetime.now(UTC)),
     )
 
 
-def _styled(batch: Batch, cells: Sequence[str]) -> list[Text]:
+def _styled(batch: Batch, cells: Sequence[str], word: Text) -> list[Text]:
     batch_id, _, done, failed, created = cells
     return [
         Text(batch_id),
-        status_word(batch),
+        word,
         Text(done),
         Text(failed, style="red" if batch.counts.failed else "dim"),
         Text(created, style="dim"),

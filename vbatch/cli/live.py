@@ -9,35 +9,39 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from vbatch import logs
 from vbatch.cli.events import SentenceFormatter
+from vbatch.cli.screens import bar, time_left
+from vbatch.engine.figures import EngineFigures
 from vbatch.gpu import Gpu
-from vbatch.text import GIB, count, duration, harmless, percent, rate, size
+from vbatch.text import GIB, count, duration, harmless, one_line, percent, rate, size
 from vbatch.worker import Snapshot
 
 REFRESHES = 4  # a second
-BAR_WIDTH = 40
+BLOCKED_SHOWN = 3  # models that cannot be loaded, and endpoints at which one does not answer
 
 _LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
 class Screen:
-    """Draws snapshots. ``stopping`` returns whether a first Ctrl-C came."""
+    """Draws snapshots. ``stopping`` returns whether a first Ctrl-C came, ``clock`` the time."""
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
         *,
         stopping: Callable[[], bool],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._clock = clock
         self._snapshot = snapshot
         self._stopping = stopping
         self._state = ""
@@ -52,12 +56,25 @@ class Screen:
         lines: list[RenderableType] = [self._headline(now)]
         if now.total:
             lines.append(_progress(now))
-        if now.running or now.requests_per_second:
-            lines.append(_pace(now))
+        if now.running or (now.requests_per_second and now.state == "working"):
+            lines.append(_pace(now, self._clock()))
+        if now.engine is not None and now.running:
+            lines.append(Text(_engine(now.engine), style="dim"))
         if now.gpu_now is not None:
             lines.append(Text(_gpu(now.gpu_now), style="dim"))
+        for model, cause in list(now.blocked.items())[:BLOCKED_SHOWN]:
+            line = f"! the requests for {one_line(model, limit=80)} wait: {one_line(cause, limit=200)}"
+            lines.append(Text(line, style="yellow"))
+        if len(now.blocked) > BLOCKED_SHOWN:
+            lines.append(
+                Text(f"! and {count(len(now.blocked) - BLOCKED_SHOWN, 'other model')}", style="yellow")
+            )
+        if now.paused is not None:
+            lines.append(Text(harmless(now.paused), style="yellow"))
         if now.trouble is not None:
             lines.append(Text("! " + harmless(now.trouble), style="yellow"))
+        if now.advice is not None:
+            lines.append(Text(harmless(now.advice), style="dim yellow"))
         if self._stopping():
             lines.append(
                 Text(
@@ -81,7 +98,7 @@ class Screen:
         if now.state not in ("working", "idle") and seconds >= 2:
             headline.append(f" ({duration(seconds)})", style="dim")
         row = Table.grid(padding=(0, 1))
-        row.add_row("·" if now.state == "idle" else self._spinner, headline)
+        row.add_row("·" if now.state in ("idle", "paused") else self._spinner, headline)
         return row
 
 
@@ -91,18 +108,20 @@ def _progress(now: Snapshot) -> RenderableType:
     counts = Text.assemble((percent(done, now.total), "bold"), f"  {done:,} of {count(now.total, 'request')}")
     if now.failed:
         counts.append(f"  {now.failed:,} failed", style="red")
-    row.add_row(ProgressBar(total=now.total, completed=done, width=BAR_WIDTH), counts)
+    row.add_row(bar(done, now.total), counts)
     return row
 
 
-def _pace(now: Snapshot) -> RenderableType:
+def _pace(now: Snapshot, clock: datetime) -> RenderableType:
+    if not now.requests_per_second:
+        return Text(f"{now.running:,} running, none finished yet")
     parts = [f"{rate(now.requests_per_second)} requests/s"]
     prompt, answer = now.prompt_tokens_per_second, now.completion_tokens_per_second
     if prompt or answer:
         parts.append(f"{rate(prompt)} tokens/s in, {rate(answer)} out")
     parts.append(f"{now.running:,} running")
     if now.remaining_seconds is not None:
-        parts.append(f"about {duration(now.remaining_seconds)} left")
+        parts.append(time_left(timedelta(seconds=now.remaining_seconds), now=clock))
     return Text(" · ".join(parts))
 
 
@@ -130,6 +149,20 @@ class _Printer(logging.Handler):
             (moment, "dim"), " ", (self._format.format(record), _LEVEL_STYLES.get(record.levelno, ""))
         )
         self._console.print(line)
+
+
+def _engine(now: EngineFigures) -> str:
+    """``engine: 64 running, 16 waiting, KV cache 43 %, 60 % of prompt tokens cached``, and preemptions, if any."""
+    parts = [
+        f"{now.running:,} running",
+        f"{now.waiting:,} waiting",
+        f"KV cache {now.cache:.0%}".replace("%", " %"),
+    ]
+    if now.hit_rate is not None:
+        parts.append(f"{100 * now.hit_rate:.0f} % of prompt tokens cached")
+    if now.preemptions:
+        parts.append(count(now.preemptions, "preemption"))
+    return f"engine: {', '.join(parts)}"
 
 
 def _gpu(card: Gpu) -> str:

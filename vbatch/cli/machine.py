@@ -1,16 +1,115 @@
-"""The commands for the machine: doctor, selftest, and the service."""
+"""The commands for the machine: the worker, the server, doctor, selftest, and the service."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from vbatch.cli.app import app
 from vbatch.cli.arguments import Json, SystemScope, UserScope
+from vbatch.cli.label_commands import app
 
 __all__ = ["app"]
+
+
+@app.command()
+def run_worker(
+    *,
+    vllm_flags: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- VLLM_FLAGS",
+            help="Flags of `vllm serve` for every model, after a double dash.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["vllm", "echo", "endpoint"] | None,
+        typer.Option(
+            "--engine",
+            help="What answers: vLLM, other servers (endpoint), or an echo for tests (model `echo`).  [default: vllm]",
+        ),
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option("--url", metavar="URL", help="A server with OpenAI's API that answers; repeatable."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="N[,N]|all",
+            help="Use this GPU, or one engine over several; all: a worker for each GPU without a display.  "
+            "[default: all, or one GPU where a display hangs on another or a model wants several]",
+        ),
+    ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Exit when nothing is left that the engine serves.")
+    ] = False,
+    preload: Annotated[
+        str | None,
+        typer.Option("--preload", metavar="MODEL", help="Load this model before there is work for it."),
+    ] = None,
+    max_inflight: Annotated[
+        int | None,
+        typer.Option("--max-inflight", metavar="N", help="Give the engine this many requests at once."),
+    ] = None,
+) -> int:
+    """Run the requests in the queue, one model after another.
+
+    The first Ctrl-C lets running requests finish and saves them; a second one stops at once. Nothing is
+    lost either way.
+    """
+    from vbatch.cli.worker import run_worker as run
+
+    return run(
+        vllm_flags or [],
+        engine=engine,
+        urls=url or [],
+        gpu=gpu,
+        drain=drain,
+        preload=preload,
+        max_inflight=max_inflight,
+    )
+
+
+@app.command()
+def pause(
+    *,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for running requests: they run again later.")
+    ] = False,
+    everyone: Annotated[bool, typer.Option("--all", help="The workers of every account; as root.")] = False,
+    json: Json = False,
+) -> None:
+    """Pause your workers on this host; the GPU is given back.
+
+    Running requests finish first, then the model is unloaded. The pause outlasts a reboot; vbatch resume ends it.
+    """
+    from vbatch.cli.pause import pause as run
+
+    run(everyone=everyone, now=now, json=json)
+
+
+@app.command()
+def resume(
+    *,
+    everyone: Annotated[bool, typer.Option("--all", help="End a pause of every account; as root.")] = False,
+    json: Json = False,
+) -> None:
+    """Have paused workers continue."""
+    from vbatch.cli.pause import resume as run
+
+    run(everyone=everyone, json=json)
+
+
+@app.command()
+def demo() -> int:
+    """Answer a small batch with a real small model."""
+    from vbatch.cli.demo import demo as run
+
+    return run()
 
 
 @app.command()
@@ -20,7 +119,8 @@ def doctor(
         list[str] | None,
         typer.Argument(
             metavar="[CHECK]...",
-            help="Groups or checks: host, store, queue, gpu, engine, service, neighbours.  [default: all]",
+            help="Groups or checks: host, store, queue, gpu, engine, endpoint, service, server, neighbours "
+            "[default: all of these]; models answers which models fit the GPU.",
             show_default=False,
         ),
     ] = None,
@@ -60,6 +160,9 @@ def doctor(
             "--report", metavar="FILE", help="Write a bundle for a bug report, without secrets and prompts."
         ),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Import vLLM even if nothing has changed since the last check.")
+    ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show every finding with its meaning and remedy.")
     ] = False,
@@ -90,6 +193,7 @@ def doctor(
             min_free_gb=min_free_gb,
             force_clear=force_clear,
             report=report,
+            fresh=fresh,
             verbose=verbose,
             json=json,
         )
@@ -128,12 +232,12 @@ def install_service(
     user: UserScope = False,
     system: SystemScope = False,
     gpu: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
             "--gpu",
-            metavar="N",
-            min=0,
-            help="Use this GPU; repeatable.  [default: as installed, else every GPU]",
+            metavar="N[,N]|all",
+            help="Use this GPU, or one engine over several; repeatable; all: a unit for each GPU without a display.  "
+            "[default: as installed, else all]",
         ),
     ] = None,
     run_as: Annotated[
@@ -144,8 +248,11 @@ def install_service(
             help="The account of a system service.  [default: as installed, else the user who called sudo]",
         ),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Also run `vbatch serve`, as vbatch-serve.service.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the unit, change nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and the units, change nothing.")
     ] = False,
     now: Annotated[
         bool, typer.Option("--now/--no-now", help="Start the worker now, not only at the next boot.")
@@ -166,6 +273,7 @@ def install_service(
         system=system,
         wanted_gpus=gpu or [],
         run_as=run_as,
+        serve=serve,
         dry_run=dry_run,
         start=now,
         force=force,

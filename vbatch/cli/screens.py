@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vbatch.batches import AtWork, Batch, FailureGroup, LeftAlone, Status, Worker, failure_message
+from vbatch import batches
+from vbatch.batches import RETRY_OF, AtWork, Batch, LeftAlone, Status, Worker
+from vbatch.cli.troubles import IGNORED_SHOWN, blocked, failures, ignored
+from vbatch.pausing import Pause
 from vbatch.protocol import BatchStatus
 from vbatch.text import ago, count, duration, harmless, local_time, one_line, percent, rate
 
 BAR_WIDTH = 40
-MESSAGE_WIDTH = 200
+_BAD_LINES = 5  # of a file that a program sent
+UUID_SHOWN = len("GPU-8f3c21aa")  # of a GPU, as nvidia-smi -L lists them
 STYLES = {
     BatchStatus.VALIDATING: "dim",
     BatchStatus.FAILED: "red",
@@ -28,20 +33,26 @@ STYLES = {
 }
 
 
-def status_word(batch: Batch) -> Text:
-    """Return the status in words and colour; a completed batch with failed requests is no green one."""
-    style = STYLES[batch.status]
-    if batch.status is BatchStatus.COMPLETED and batch.counts.failed:
-        style = "yellow"
-    return Text(batch.status.replace("_", " "), style=style)
+def status_word(batch: Batch, *, blocked: bool = False) -> Text:
+    """Return the status in words and colour; a completed batch with failed requests is no green one.
+
+    Two words are for people alone: a batch of which nothing has run is queued, and one that can only wait is blocked.
+    """
+    counts, word = batch.counts, batches.status_word(batch, blocked=blocked)
+    style = {batches.BLOCKED: "red", batches.QUEUED: "blue"}.get(word, STYLES[batch.status])
+    if batch.status is BatchStatus.COMPLETED and counts.failed:
+        style = "yellow" if counts.completed else "red"
+    return Text(word, style=style)
 
 
-def headline(batch: Batch) -> Text:
+def headline(value: Status) -> Text:
     """Return id, name and status in one line."""
+    batch = value.batch
     line = Text(batch.id, style="bold")
     if batch.name:
         line.append("  " + one_line(batch.name, limit=60), style="not bold")
-    return line.append("  ").append_text(status_word(batch))
+    blocked = value.at_work is not None and value.at_work.blocked.entirely
+    return line.append("  ").append_text(status_word(batch, blocked=blocked))
 
 
 def progress_row(batch: Batch) -> RenderableType:
@@ -50,7 +61,7 @@ def progress_row(batch: Batch) -> RenderableType:
     done = counts.completed + counts.failed
     row = Table.grid(padding=(0, 1))
     row.add_row(
-        ProgressBar(total=max(counts.total, 1), completed=done, width=BAR_WIDTH),
+        bar(done, counts.total),
         Text.assemble(
             (percent(done, counts.total), "bold"),
             f"  {done:,} of {count(counts.total, 'request')}",
@@ -59,20 +70,44 @@ def progress_row(batch: Batch) -> RenderableType:
     return row
 
 
+def bar(done: int, total: int) -> ProgressBar:
+    """Return a bar in colours that suit dark and light themes, and that are no alarm."""
+    return ProgressBar(
+        total=max(total, 1),
+        completed=done,
+        width=BAR_WIDTH,
+        style="bright_black",
+        complete_style="cyan",
+        finished_style="green",
+    )
+
+
+def time_left(remaining: timedelta, *, now: datetime | None = None) -> str:
+    """Return how long the rest takes, and until when by this machine's clock."""
+    now = (now or datetime.now(UTC)).astimezone()
+    end = now + remaining
+    day = "" if end.date() == now.date() else f"{end:%a} "
+    return f"about {duration(remaining.total_seconds())} left, until {day}{end:%H:%M}"
+
+
 def status(value: Status) -> RenderableType:
     """Return one batch in full."""
     batch = value.batch
     return stack(
-        headline(batch),
+        headline(value),
         Group(progress_row(batch), Text(pace(value))),
-        _failures(value) if batch.counts.failed else None,
+        blocked(value),
+        Text("\n".join(ignored(batch.ignored[:IGNORED_SHOWN])), style="yellow") if batch.ignored else None,
+        failures(value) if batch.counts.failed else None,
         _facts(value),
     )
 
 
 def ending(value: Status) -> RenderableType:
     """Return what a person wants to know of a batch that has just ended."""
-    return stack(headline(value.batch), *([_failures(value)] if value.failures else []), _files(value.batch))
+    return stack(
+        headline(value), Text(pace(value)), failures(value) if value.failures else None, _files(value)
+    )
 
 
 def accepted(batch: Batch) -> str:
@@ -81,27 +116,53 @@ def accepted(batch: Batch) -> str:
     return f"{what} accepted; the answers will be in {batch.output_path}"
 
 
+def merge_command(retry: Batch) -> str:
+    """Return the command that puts the answers of a batch and its retries into one file."""
+    return f"vbatch results {retry.metadata[RETRY_OF]} --with-retries -o {shlex.quote('all.jsonl')}"
+
+
 def plain_line(value: Status) -> str:
     """Return a batch's progress in one line, for a log."""
     counts = value.batch.counts
     done = counts.completed + counts.failed
-    head = f"{value.batch.id} {value.batch.status.replace('_', ' ')}: {done:,} of {counts.total:,}"
-    return f"{head}, {pace(value)}"
+    blocks = value.at_work.blocked if value.at_work is not None else None
+    word = status_word(value.batch, blocked=blocks is not None and blocks.entirely)
+    line = f"{value.batch.id} {word}: {done:,} of {counts.total:,}, {pace(value)}"
+    for block in blocks.models if blocks is not None else ():
+        what = f"{one_line(block.model, limit=60)} {block.url}".strip()
+        line += (
+            f"; {count(block.requests, 'request')} for {what} cannot run: {one_line(block.reason, limit=120)}"
+        )
+    if value.at_work is not None and value.at_work.paused is not None:
+        line += f"; workers are {value.at_work.paused.words}"
+    return line
 
 
 def pace(value: Status) -> str:
     """Return how far a batch is: answered and failed requests, requests per second, time left."""
     counts = value.batch.counts
     parts = [f"{counts.completed:,} answered", f"{counts.failed:,} failed"]
+    if value.batch.cut_off:
+        parts.append(f"{value.batch.cut_off:,} cut off")
+    if value.batch.empty:
+        parts.append(f"{value.batch.empty:,} empty")
+    if value.duplicates:
+        parts.append(f"{value.duplicates:,} identical to others")
+    if value.ahead and not value.batch.begun:
+        parts.append(f"{count(value.ahead, 'batch')} before it")
     if value.requests_per_second and not value.batch.status.final:
         parts.append(f"{rate(value.requests_per_second)} requests/s")
+    if value.tokens_per_second and not value.batch.status.final:
+        parts.append(f"{rate(value.tokens_per_second)} tokens/s")
     if value.remaining is not None:
-        parts.append(f"about {duration(value.remaining.total_seconds())} left")
+        parts.append(time_left(value.remaining))
     return " · ".join(parts)
 
 
 def missing_worker(at_work: AtWork) -> str | None:
     """Return what is missing for a batch to run, and the command that starts it; None where nothing is."""
+    if at_work.paused is not None:
+        return paused(at_work.paused)
     if not at_work.workers:
         return f"no worker is running; start one with: {at_work.command}"
     if at_work.unserved:
@@ -109,13 +170,24 @@ def missing_worker(at_work: AtWork) -> str | None:
     return None
 
 
+def paused(pause: Pause) -> str:
+    """Return that the workers of this account rest on this host, and what ends that."""
+    return f"workers are {pause.words}; to continue: {pause.remedy}"
+
+
 def workers(at_work: AtWork) -> str:
     """Return the workers that are alive, each with its model and what it waits for."""
+    if at_work.without_server:
+        return "none is needed; the batch waits for the server: vbatch serve"
+    if not at_work.workers and at_work.paused is not None:
+        return f"none is running; {paused(at_work.paused)}"
     if not at_work.workers:
         return f"none is running; start one with: {at_work.command}"
     parts = [_worker(worker) for worker in at_work.workers]
     if at_work.unserved:
         parts.append(f"none serves {_models(at_work.unserved)}; start one with: {at_work.command}")
+    if at_work.paused is not None:
+        parts.append(paused(at_work.paused))
     return "; ".join(parts)
 
 
@@ -135,6 +207,8 @@ def _worker(worker: Worker) -> str:
     line = f"process {worker.identity.pid} on {worker.identity.host}"
     if worker.model is not None:
         line += f", {one_line(worker.model, limit=60)}"
+    for uuid in worker.gpus:
+        line += f", {uuid[:UUID_SHOWN]}"
     if worker.note is not None:
         line += f": {one_line(worker.note, limit=200)}"
     return line
@@ -147,21 +221,32 @@ def _facts(value: Status) -> Table:
         [
             ("worker", None if value.at_work is None else workers(value.at_work)),
             ("model", batch.model or "several"),
-            ("endpoint", batch.endpoint),
+            ("endpoint", batch.endpoint or "several"),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),
+            ("left out", f"{count(batch.skipped, 'line')} not valid" if batch.skipped else None),
             ("priority", str(batch.priority) if batch.priority else None),
             *sorted(batch.metadata.items()),
             ("submitted", _when(batch.created_at)),
             ("deadline", _when(batch.expires_at) if not batch.status.final else None),
             ("ended", _when(_ended_at(batch))),
-            ("input", batch.input_path or "standard input"),
+            ("input", batch.input_path or batch.input_file or "standard input"),
+            *[(f"line {bad.get('line') or '?'}", str(bad["message"])) for bad in batch.errors[:_BAD_LINES]],
             *_file_rows(batch),
         ]
     )
 
 
-def _files(batch: Batch) -> Table:
-    return _grid(_file_rows(batch))
+def _files(value: Status) -> Table:
+    batch = value.batch
+    again = f"vbatch retry {batch.id} --cut-off --set max_tokens=N" if batch.cut_off else None
+    merge = merge_command(batch) if RETRY_OF in batch.metadata else None
+    return _grid(
+        [
+            ("cut off", again and f"run them again: {again}"),
+            *_file_rows(batch),
+            ("together", merge and f"with the batch that it is a retry of: {merge}"),
+        ]
+    )
 
 
 def _file_rows(batch: Batch) -> list[tuple[str, str | Text | None]]:
@@ -193,30 +278,6 @@ def _grid(rows: Sequence[tuple[str, str | Text | None]]) -> Table:
         if value is not None:
             grid.add_row(one_line(label, limit=24), harmless(value) if isinstance(value, str) else value)
     return grid
-
-
-def _failures(value: Status) -> RenderableType:
-    """Return one row for each way in which requests failed: how often, what, and an example."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="red", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for group in value.failures:
-        example = Text(one_line(failure_message(group), limit=MESSAGE_WIDTH))
-        example.append(f" (first: {one_line(group.custom_id, limit=40)}){_attempts(group)}", style="dim")
-        table.add_row(f"{group.count:,}", one_line(group.code, limit=40), example)
-    if not value.batch.status.final:
-        return table
-    batch_id = value.batch.id
-    hint = f"see them: vbatch results --errors {batch_id}\nrun them again: vbatch retry {batch_id}"
-    return Group(table, Text(hint, style="dim"))
-
-
-def _attempts(group: FailureGroup) -> str:
-    """Return how often was tried, where that was more than once."""
-    if group.attempts < 2:
-        return ""
-    return f" after {'up to ' if group.count > 1 else ''}{group.attempts} attempts"
 
 
 def stack(*parts: RenderableType | None) -> Group:

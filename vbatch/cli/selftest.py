@@ -7,6 +7,7 @@ from dataclasses import asdict
 from rich.console import RenderableType
 from rich.text import Text
 
+from vbatch import pausing
 from vbatch.cli.arguments import duration as read_duration
 from vbatch.cli.output import Mode, Output, Result
 from vbatch.cli.startup import settings
@@ -21,11 +22,12 @@ def selftest(*, duration: str, json: bool) -> int:
     """Run the trial and return the exit code: 1 when a request was lost, doubled or mixed up."""
     limit = read_duration(duration, "--for")
     output = Output.of(json=json)
-    url = settings(output).store_url
+    loaded = settings(output)
+    pausing.require_none(loaded)
     output.note(
         f"killing workers at random for {show_duration(limit.total_seconds())}, beside your own store"
     )
-    trial = trials.run(url, duration=limit, report=lambda *now: _report(output, *now))
+    trial = trials.run(loaded.store_url, duration=limit, report=lambda *now: _report(output, *now))
     output.show(
         Result(document=lambda: asdict(trial) | {"passed": trial.passed}, screen=lambda: _verdict(trial))
     )

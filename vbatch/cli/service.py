@@ -6,21 +6,23 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import typer
 
 from vbatch.cli.app import app
-from vbatch.cli.arguments import check_vllm_flags
+from vbatch.cli.arguments import check_vllm_flags, chosen_endpoints
 from vbatch.cli.output import Mode, Output, Result
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import UsageError
 from vbatch.service import install, plan, uninstall
 from vbatch.service.accounts import account
 from vbatch.service.install import Installed
-from vbatch.service.plan import FileState, Plan, Wish
+from vbatch.service.plan import FileState, Plan, UnitPlan, Wish
 from vbatch.service.uninstall import Uninstalled
 from vbatch.system import units
-from vbatch.system.units import Scope
+from vbatch.system.units import SERVER_UNIT, Scope
 
 
 def install_service(
@@ -28,14 +30,15 @@ def install_service(
     *,
     user: bool,
     system: bool,
-    wanted_gpus: Sequence[int],
+    wanted_gpus: Sequence[str],
     run_as: str | None,
+    serve: bool,
     dry_run: bool,
     start: bool,
     force: bool,
     json: bool,
 ) -> None:
-    """Plan, and unless it is a dry run, do it and wait until the worker is ready."""
+    """Plan, and unless it is a dry run, do it and wait for the worker."""
     _check_worker_options(worker_arguments)
     output = Output.of(json=json)
     wish = Wish(
@@ -43,21 +46,24 @@ def install_service(
         gpus=tuple(wanted_gpus),
         run_as=run_as,
         worker_arguments=tuple(worker_arguments),
+        serve=serve,
         start=start,
         force=force,
+        dry_run=dry_run,
     )
     planned = plan.plan(wish)
     _warn(output, planned)
     if dry_run:
         _show_plan(output, planned)
         return
-    if planned.unit.diff:
-        output.note(planned.unit.diff)
-    if planned.unit.state is FileState.EDITED and not planned.unit.write:
-        output.warn(
-            f"{planned.places.unit} was changed by hand and stays as it is; {_edit(planned)} keeps changes "
-            "apart from it, --force replaces it"
-        )
+    for file, unit in _units(planned):
+        if unit.diff:
+            output.note(unit.diff)
+        if unit.state is FileState.EDITED and not unit.write:
+            output.warn(
+                f"{file} was changed by hand and stays as it is; {_edit(planned, file)} keeps changes "
+                "apart from it, --force replaces it"
+            )
     done = install.install(planned, report=_Steps(output))
     output.show(_installed_result(done))
 
@@ -70,7 +76,8 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
     run_worker = typer.main.get_command(app).commands["run-worker"]  # type: ignore[attr-defined]  # a group, says the app
     with run_worker.make_context("vbatch run-worker", list(arguments)) as context:
         check_vllm_flags(context.params["vllm_flags"] or [])
-        engine, preload = context.params["engine"], context.params["preload"]
+        engine, _ = chosen_endpoints(context.params["engine"], context.params["url"] or [])
+        preload = context.params["preload"]
         if engine is not None and preload is not None:
             KINDS[engine].require(preload)
         if context.params["drain"]:
@@ -83,9 +90,13 @@ def _check_worker_options(arguments: Sequence[str]) -> None:
 
 
 def _warn(output: Output, planned: Plan) -> None:
-    """Warn of what a person would probably not want, though it is no reason to refuse."""
-    for fault in planned.unit.faults:
-        output.warn(f"systemd does not accept one of your drop-ins; {_edit(planned)} fixes it: {fault}")
+    """Warn of what is no reason to refuse, and that a person would probably not want."""
+    for words in planned.unseen:
+        output.warn(words)
+    for file, unit in _units(planned):
+        for fault in unit.faults:
+            remedy = f"{_edit(planned, file)} fixes it"
+            output.warn(f"systemd does not accept one of your drop-ins; {remedy}: {fault}")
     if planned.rival is not None:
         other = Scope.USER if planned.scope is Scope.SYSTEM else Scope.SYSTEM
         output.warn(
@@ -95,6 +106,9 @@ def _warn(output: Output, planned: Plan) -> None:
     if planned.idle_gpus:
         numbers = ", ".join(map(str, planned.idle_gpus))
         output.note(f"GPU {numbers}: no worker, as installed before; --gpu N for each GPU names others")
+    if planned.display_gpus:
+        numbers = ", ".join(map(str, planned.display_gpus))
+        output.note(f"GPU {numbers}: no worker, because a display hangs on it; --gpu N names it")
     if planned.scope is Scope.SYSTEM and planned.account.uid == 0:
         output.note("the worker will run as root; --run-as USER gives it another account")
 
@@ -110,9 +124,7 @@ def _scope(*, user: bool, system: bool) -> Scope:
     """Return the scope asked for: by default the machine's as root, the person's own otherwise."""
     if user and system:
         raise UsageError("--user and --system exclude each other")
-    if user or system:
-        return Scope.USER if user else Scope.SYSTEM
-    return Scope.SYSTEM if os.geteuid() == 0 else Scope.USER
+    return Scope.SYSTEM if system or (os.geteuid() == 0 and not user) else Scope.USER
 
 
 class _Steps:
@@ -129,22 +141,31 @@ class _Steps:
 
 
 def _show_plan(output: Output, planned: Plan) -> None:
-    """Print the plan on stderr and the unit on stdout, so that ``> unit`` keeps the unit alone."""
+    """Print the plan on stderr and the units on stdout, so that ``> unit`` keeps them alone."""
     if output.mode is Mode.JSON:
-        output.document(_plan_document(planned) | {"unit_text": planned.unit.text})
+        server = planned.server.text if planned.server is not None else None
+        texts = {"unit_text": planned.unit.text, "server_unit_text": server}
+        output.document(_plan_document(planned) | texts)
         return
     output.note("\n".join([*_plan_lines(planned), "nothing was changed"]))
-    if planned.unit.diff:
-        output.note(planned.unit.diff)
-    sys.stdout.write(planned.unit.text)
+    for _, unit in _units(planned):
+        if unit.diff:
+            output.note(unit.diff)
+    sys.stdout.write("\n".join(unit.text for _, unit in _units(planned)))
+
+
+def _units(planned: Plan) -> list[tuple[Path, UnitPlan]]:
+    """Return the unit of the workers and, where there is one, that of the server."""
+    pairs = ((planned.places.unit, planned.unit), (planned.places.server, planned.server))
+    return [(file, unit) for file, unit in pairs if unit is not None]
 
 
 def _plan_lines(planned: Plan) -> list[str]:
     places = planned.places
     lines = [
         f"a {planned.scope} service of systemd {planned.systemd}, run as {planned.account.name}",
-        f"  unit         {places.unit} ({_UNIT_WORDS[planned.unit.state]})",
-        *(f"  drop-in      {file}" for file in planned.unit.drop_ins),
+        *(f"  unit         {file} ({_UNIT_WORDS[unit.state]})" for file, unit in _units(planned)),
+        *(f"  drop-in      {file}" for _, unit in _units(planned) for file in unit.drop_ins),
     ]
     if planned.environment.write:
         lines.append(f"  environment  {places.environment} takes {', '.join(planned.environment.names)}")
@@ -176,8 +197,10 @@ def _plan_document(planned: Plan) -> dict[str, object]:
         "unit": str(planned.places.unit),
         "unit_state": planned.unit.state,
         "unit_diff": planned.unit.diff,
-        "drop_ins": list(planned.unit.drop_ins),
-        "drop_in_faults": list(planned.unit.faults),
+        "server_unit": str(planned.places.server) if planned.server is not None else None,
+        "server_unit_state": planned.server.state if planned.server is not None else None,
+        "drop_ins": [file for _, unit in _units(planned) for file in unit.drop_ins],
+        "drop_in_faults": [fault for _, unit in _units(planned) for fault in unit.faults],
         "options": list(planned.unit.spec.worker_arguments),
         "environment_file": str(planned.places.environment),
         "environment_names": list(planned.environment.names),
@@ -185,9 +208,11 @@ def _plan_document(planned: Plan) -> dict[str, object]:
         "no_longer": list(planned.surplus),
         "linger": planned.linger,
         "idle_gpus": list(planned.idle_gpus),
+        "display_gpus": list(planned.display_gpus),
         "other_unit": None if planned.rival is None else str(planned.rival),
         "database": planned.database.kind,
         "database_hint": planned.database.hint,
+        "not_looked_up": list(planned.unseen),
     }
 
 
@@ -203,10 +228,8 @@ def _installed_document(done: Installed) -> dict[str, object]:
     return _plan_document(done.plan) | {
         "changed": done.changed,
         "linger_refused": done.linger_refused,
-        "workers": [
-            {"unit": started.unit, "ready": started.ready, "status": started.status}
-            for started in done.instances
-        ],
+        "workers": [asdict(started) for started in done.instances],
+        "server": asdict(done.server) if done.server is not None else None,
     }
 
 
@@ -217,7 +240,7 @@ def _installed_lines(done: Installed) -> list[str]:
     first = planned.instances[0].removesuffix(".service")
     lines = [] if done.changed else ["already current: nothing was changed"]
     lines.append(planned.database.words)
-    for started in done.instances:
+    for started in (*done.instances, *filter(None, [done.server])):
         name = started.unit.removesuffix(".service")
         state = "is ready" if started.ready else "is not ready yet, and continues by itself"
         status = "" if started.status in ("", "ready") else f": {started.status}"
@@ -231,7 +254,8 @@ def _installed_lines(done: Installed) -> list[str]:
         lines.append("but the database's container does not come back after a reboot; have it do so:")
         lines.append(f"  {planned.database.hint}")
     if not done.instances:
-        lines.append(f"  start it now    {systemctl} start {' '.join(planned.instances)}")
+        names = (*planned.instances, *([SERVER_UNIT] if planned.server else []))
+        lines.append(f"  start it now    {systemctl} start {' '.join(names)}")
     lines.append(f"  give it work    {_vbatch_of(planned)} submit prompts.jsonl")
     lines.append(f"  follow its log  {journal} -fu {first}")
     return lines
@@ -263,9 +287,9 @@ def _uninstalled_lines(done: Uninstalled) -> list[str]:
     return [*stopped, *removed, *kept, "the queue, the results and the models stay"]
 
 
-def _edit(planned: Plan) -> str:
+def _edit(planned: Plan, file: Path) -> str:
     systemctl = "systemctl --user" if planned.scope is Scope.USER else "sudo systemctl"
-    return f"{systemctl} edit {planned.places.unit.name}"
+    return f"{systemctl} edit {file.name}"
 
 
 def _vbatch_of(planned: Plan) -> str:

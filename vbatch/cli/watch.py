@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.live import Live
 
@@ -20,11 +21,16 @@ from vbatch.protocol import BatchStatus
 PLAIN_LINE = 30.0  # seconds between two lines without a terminal
 
 
-def watch(reference: str, *, exit_status: bool, json: bool, quiet: bool) -> int:
-    """Follow a batch and return the exit code."""
+def watch(reference: str, *, exit_status: bool, blocked_limit: timedelta, json: bool, quiet: bool) -> int:
+    """Follow a batch and return the exit code; with ``exit_status`` not longer than it can run."""
     output = Output.of(json=json, quiet=quiet)
     with open_store(output) as store:
-        ended = follow(output, store, reference)
+        try:
+            ended = follow(output, store, reference, blocked_limit=blocked_limit if exit_status else None)
+        except KeyboardInterrupt:
+            output.clear()
+            output.note("the batch continues; watch it again with: vbatch watch " + reference)
+            return ExitCode.DONE
     output.show(status_result(ended))
     return ExitCode.INCOMPLETE if exit_status and not clean(ended.batch) else ExitCode.DONE
 
@@ -34,17 +40,31 @@ def clean(batch: Batch) -> bool:
     return batch.status is BatchStatus.COMPLETED and batch.counts.failed == 0
 
 
-def follow(output: Output, store: Store, reference: str) -> Status:
-    """Show a batch until it has ended; return how it ended."""
+def follow(output: Output, store: Store, reference: str, *, blocked_limit: timedelta | None) -> Status:
+    """Show a batch until it has ended; return how it ended.
+
+    Raises OnlyBlocked where for so long nothing was left of it but requests for models that cannot be loaded.
+    """
     updates = batches.watch(store, reference)
     status = next(updates)
     if status.batch.status.final:
         return status
+    blocked_since: float | None = None
     with _display(output) as show:
         show(status)
         for status in updates:
-            if not status.batch.status.final:
-                show(status)
+            if status.batch.status.final:
+                break
+            show(status)
+            if not (status.at_work and status.at_work.blocked.entirely):
+                blocked_since = None
+                continue
+            blocked_since = blocked_since or time.monotonic()
+            if (
+                blocked_limit is not None
+                and time.monotonic() - blocked_since >= blocked_limit.total_seconds()
+            ):
+                raise batches.only_blocked(status)
     return status
 
 

@@ -23,6 +23,7 @@ from vbatch.protocol import ENDPOINTS
 
 README = docs.README.read_text()
 SETTINGS = (docs.DOCS / "settings.md").read_text()
+MODELS = (docs.DOCS / "models.md").read_text()
 EVERYTHING = "\n".join(page.read_text() for page in readme.PAGES)
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # with vbatch and python of this environment
 
@@ -66,6 +67,30 @@ def test_no_variable_is_invented() -> None:
 def test_every_finding_is_documented() -> None:
     page = (docs.DOCS / "findings.md").read_text()
     assert re.findall(r"^\| `([a-zA-Z_.]+)` \|", page, re.MULTILINE) == list(docs.meanings())
+
+
+def test_every_row_about_a_model_says_how_it_is_known() -> None:
+    rows = re.findall(r"^\| (?!model |format |---)(.*) \| ([a-z ]*) \|$", MODELS, re.MULTILINE)
+    assert len(rows) >= 20
+    assert {mark for _, mark in rows} == {"tried", "read in source"}
+    assert [row.split(",")[0] for row, mark in rows if mark == "tried"] == ["SmolLM2-135M-Instruct"]
+
+
+@pytest.mark.vllm
+def test_flags_and_parsers_of_models_are_those_of_vllm() -> None:
+    """Mutant: a name as another version of vLLM, or another page, has it."""
+    pytest.importorskip("vllm")
+    from vbatch.engine import vllm_names
+
+    vllm = vllm_names.load()
+    known = set(vllm.make_arg_parser(vllm.FlexibleArgumentParser(prog="vllm"))._option_string_actions)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", MODELS)) - {"--gpu"} <= known
+    parsers = {*vllm.ReasoningParserManager.list_registered(), *vllm.ToolParserManager.list_registered()}
+    rows = re.findall(r"^.*(?:tool-call|reasoning)-parser .*$", MODELS, re.MULTILINE)
+    named = {word for row in rows for word in re.findall(r"`(?:--[a-z-]+ )?([a-z]+[a-z0-9_]*)`", row)}
+    named |= set(re.findall(r"--(?:tool-call|reasoning)-parser ([\w]+)", MODELS))
+    assert named - {"content", "tools"} <= parsers
+    assert len(named) >= 15
 
 
 def test_every_exit_code_is_documented() -> None:
@@ -112,25 +137,28 @@ def test_the_request_example_is_valid(home_on_sqlite: Home) -> None:
     assert "1 request, all valid" in home_on_sqlite.run("submit", "example.jsonl", "--dry-run").stdout
 
 
-def test_the_python_examples_make_a_file_and_read_its_answers(home_on_sqlite: Home) -> None:
+def test_the_python_examples_read_the_answers(home_on_sqlite: Home) -> None:
     home = home_on_sqlite
-    with (home.path / "reviews.csv").open("w", newline="") as table:
-        csv.writer(table).writerows(
-            [("id", "text"), ("first", "Very good."), ("second", 'Two\nlines, "quoted".')]
-        )
-    make, read = (block.replace(readme.MODEL, "echo") for block in readme.blocks("python"))
-    run_python(make, home)
-    home.run("submit", "prompts.jsonl")
+    (read,) = (block.replace(readme.MODEL, "echo") for block in readme.blocks("python"))
+    home.submit([chat("first", "Very good."), chat("second", 'Two\nlines, "quoted".')])
     home.run("run-worker", "--drain")
-    printed = run_python(read, home)
-    assert printed.startswith("first Is this review positive or negative? One word.\n\nVery good.\nsecond ")
-    assert 'Two\nlines, "quoted".' in printed
+    assert run_python(read, home) == 'first Very good.\nsecond Two\nlines, "quoted".\n'
+    (program,) = (
+        block.replace(readme.MODEL, "echo") for block in readme.blocks("python", docs.DOCS / "python.md")
+    )
+    with home.worker():
+        assert run_python(f"{program}\nprint(texts)", home) == "['Name three rivers.', 'Name three lakes.']\n"
 
 
 def run_python(program: str, home: Home) -> str:
     """Run an example as a person does, in the home's folder; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=home.path, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=home.path,
+        env=home.env,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -149,13 +177,29 @@ def test_console_block(number: int, home_on_sqlite: Home) -> None:
     small = [chat("r-1", "Good morning!"), chat("r-2", "Good evening!"), chat("r-3", "no", echo="error400")]
     home.write("prompts", prompts)
     home.write("small", small)
+    write_reviews(home)
     with Session(home) as session:
         for step in readme.consoles()[number]:
             session.play(step)
+    if (answers := home.path / "answers.csv").exists():  # of the daily job
+        with answers.open(newline="") as table:
+            rows = list(csv.DictReader(table))
+        assert [(row["id"], row["text"]) for row in rows] == REVIEWS
+        assert [row["answer"] for row in rows] == [
+            f"Positive or negative? One word: {text}" for _, text in REVIEWS
+        ]
     if number == 0:
         lines = Lines.of(home.batch("batch_"))
         assert not lines.lost(prompts)
         assert not lines.doubled
+
+
+REVIEWS = [("first", "Very good."), ("second", 'Two\nlines, "quoted".')]
+
+
+def write_reviews(home: Home) -> None:
+    with (home.path / "reviews.csv").open("w", newline="") as table:
+        csv.writer(table).writerows([("id", "text"), *REVIEWS])
 
 
 class Session:

@@ -59,7 +59,7 @@ def finish(store: Store, requests: int) -> None:
 
     store.write(work)
     who = worker(store)
-    while leases := queue.claim(store, worker=who, model="m", chunks=4, held=frozenset()):
+    while leases := queue.claim(store, worker=who, models=["m"], chunks=4, held=frozenset()):
         for lease in leases:
             queue.flush(store, worker=who, results=answers_to(lease))
 
@@ -71,7 +71,7 @@ def measure(store: Store) -> tuple[list[float], list[float]]:
     claims, flushes = [], []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        (lease,) = queue.claim(store, worker=who, model="m", chunks=1, held=frozenset())
+        (lease,) = queue.claim(store, worker=who, models=["m"], chunks=1, held=frozenset())
         claimed = time.perf_counter()
         queue.flush(store, worker=who, results=answers_to(lease))
         flushes.append((time.perf_counter() - claimed) * 1000)

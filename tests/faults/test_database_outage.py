@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.commands import Home, chats
+from tests.rigs.commands import Home, chat, chats
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
 from tests.rigs.queued import Queued, queued
 from tests.rigs.waiting import until
-from tests.rigs.workers import exit_code, failures, kill, start_worker
+from tests.rigs.workers import drain, exit_code, failures, kill, start_worker
 from vbatch.store import COMMAND_PATIENCE, Store, catalog
 
 REQUESTS = 12_000
@@ -111,6 +111,28 @@ def through(own_postgres: Postgres) -> Iterator[Proxy]:
     """A proxy before the server."""
     with proxy(own_postgres.socket) as running:
         yield running
+
+
+@pytest.mark.parametrize("command", ["submit", "retry"])
+def test_a_batch_is_stored_from_its_start_again(
+    own_postgres: Postgres, server_store: Store, tmp_path: Path, command: str
+) -> None:
+    """The backend ends twice in the middle of the COPY. Mutant: ``retry`` without ingest.patiently."""
+    home = Home(tmp_path, own_postgres.url())
+    first = home.submit([chat("a", "a", echo="error400")])
+    drain(own_postgres.url(), tmp_path)
+    own_postgres.execute("CREATE SEQUENCE copies")  # no rollback takes back what it has counted
+    own_postgres.execute(
+        "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('copies') <= 2 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;"
+        " RETURN NEW; END $$"
+    )
+    own_postgres.execute("CREATE TRIGGER cut BEFORE INSERT ON request FOR EACH ROW EXECUTE FUNCTION cut()")
+    what = first if command == "retry" else str(home.write("second", [chat("b", "b")]))
+    second = home.run(command, what, "-q").stdout.strip()
+    assert own_postgres.execute("SELECT last_value FROM copies") == [(3,)]
+    assert catalog.find(server_store, second).counts.total == 1
+    assert {batch.id for batch in catalog.recent(server_store, limit=9)} == {first, second}
 
 
 def test_lost_answers_to_commit_double_nothing(through: Proxy, server_store: Store, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_full_disk_under_the_output_is_waited_for(store: Store, full_soon: Path,
     log = tmp_path / f"worker-{worker.pid}.log"
     try:
         until(lambda: log.exists() and "batch.output_refused" in log.read_text())
-        assert "No space left" in log.read_text()
+        assert "the disk is full" in log.read_text()
         assert not Path(batch.batch.output_path).exists()
         assert batch.batch.status == "finalizing"
         ballast.unlink()
@@ -262,3 +262,74 @@ def test_submit_waits_for_room(full_soon: Path, tmp_path: Path) -> None:
             submitting.wait()
     assert submitting.returncode == 0
     assert home.batch(out.strip())["request_counts"] == {"total": 2000, "completed": 0, "failed": 0}
+
+
+@pytest.mark.root
+def test_disk_that_becomes_read_only_is_named_and_loses_nothing(disk: Disk, tmp_path: Path) -> None:
+    """The store is on it; commands wait for it too, and doctor names it. The worker is killed, the disk repaired.
+
+    Mutants: Sqlite.diagnose without ``_on_a_read_only_disk`` (the file "cannot be opened"); disks.mount_of that
+    knows ``ro`` alone, where the kernel has ``emergency_ro``.
+    """
+    expected = chats(1000)
+    home = Home(tmp_path, f"sqlite:///{disk.mount_point / 'vbatch.db'}")
+    batch_id = home.submit(expected)
+    worker = start_worker(home.database_url, tmp_path, max_inflight=16, echo_latency_ms=50)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        until(lambda: home.finished(batch_id) > 16)
+        disk.fail()
+        until(lambda: "store.waiting" in log.read_text())
+        assert "its file system is read-only" in log.read_text()
+        assert "cannot be opened" not in log.read_text()
+        found = home.run("doctor", "host", check=False)
+        assert f"{disk.mount_point} is mounted read-only; it holds store" in found.stdout
+        assert worker.is_alive()
+    finally:
+        kill(worker)
+    assert not failures(tmp_path)
+    saved = home.finished(batch_id)
+    disk.start()
+    assert home.finished(batch_id) == saved
+    drain(home.database_url, tmp_path)
+    lines = Lines.of(home.batch(batch_id))
+    assert not lines.lost(expected)
+    assert not lines.doubled
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_output_folder_that_is_read_only_is_waited_for(store: Store, disk: Disk, tmp_path: Path) -> None:
+    """Mutant: Finalizer lets OSError end the worker."""
+    expected = chats(300)
+    batch = queued(store, disk.mount_point, expected)
+    subprocess.run(["mount", "-o", "remount,ro", disk.mount_point], check=True)
+    worker = start_worker(batch.url, tmp_path, drain=True)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        until(lambda: log.exists() and "batch.output_refused" in log.read_text())
+        assert "its file system is mounted read-only" in log.read_text()
+        subprocess.run(["mount", "-o", "remount,rw", disk.mount_point], check=True)
+        assert exit_code(worker) == 0
+    finally:
+        kill(worker)
+    assert not batch.lines().lost(expected)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_full_state_folder_is_waited_for_before_a_load(store: Store, full_soon: Path, tmp_path: Path) -> None:
+    """Mutant: models._load lets the OSError of ``evidence.leave`` end the worker."""
+    expected = chats(30)
+    batch = queued(store, tmp_path, expected)
+    ballast = full_soon / "ballast"
+    _fill(ballast)
+    home = Home(tmp_path, batch.url, {"VBATCH_STATE_DIR": str(full_soon)})
+    with home.worker("--engine", "echo", "--drain") as worker:
+        until(lambda: "engine.state_refused" in home.worker_log)
+        assert "No space left on device" in home.worker_log
+        assert not list((full_soon / "engines").glob("*"))
+        ballast.unlink()
+        until(lambda: worker.poll() is not None)
+        assert worker.returncode == 0
+    assert not batch.lines().lost(expected)

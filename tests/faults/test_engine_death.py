@@ -57,6 +57,28 @@ def test_three_poisonous_requests_in_two_batches(store: Store, tmp_path: Path) -
         assert not batch.lines().lost(lines)
 
 
+def test_an_engine_that_the_kernel_kills_convicts_no_request(store: Store, tmp_path: Path) -> None:
+    """As for lack of memory: five times over one request that runs alone, which is three more than convict else.
+
+    Mutant: crashes.record_engine_crash without ``killed``.
+    """
+    batch = queued(store, tmp_path, [chat("big", "x", echo="exit")])
+    worker = start_worker(batch.url, tmp_path, engine=parrot.KILLED)
+    log = tmp_path / f"worker-{worker.pid}.log"
+    try:
+        until(lambda: log.exists() and log.read_text().count("engine.died") >= 5)
+    finally:
+        kill(worker)
+    assert batch.failed() == 0
+    worker = start_worker(
+        batch.url, tmp_path, engine=parrot.NAME
+    )  # what crashes by itself is found as before
+    try:
+        until(lambda: batch.failed() == 1)
+    finally:
+        kill(worker)
+
+
 def test_request_that_kills_the_whole_worker_is_found(store: Store, tmp_path: Path) -> None:
     """Three deaths for each halving of 40, and ten over it alone: it is the last one, with nothing to compare it with.
 
@@ -138,7 +160,7 @@ def test_engine_without_progress_is_restarted(store: Store, tmp_path: Path) -> N
 
 
 def test_server_errors_are_tried_three_times(store: Store, tmp_path: Path) -> None:
-    """Mutant: inflight._worth_retrying returns False; the request that fails twice then ends as an error."""
+    """Mutant: outcomes.worth_retrying returns False; the request that fails twice then ends as an error."""
     lines = [chat("recovers", "recovers", echo="error500:2"), chat("fails", "x", echo="error500"),
              chat("refused", "x", echo="error400"), *chats(20)]  # fmt: skip
     batch = queued(store, tmp_path, lines)
@@ -206,7 +228,7 @@ def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Pat
 
 
 def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Path) -> None:
-    """Mutant: serving.choose ignores ``loaded``; the engine of the older batch between them is then loaded first."""
+    """Mutant: choosing.choose ignores ``loaded``; the engine of the older batch between them is then loaded first."""
     models = ("echo-a", "echo-b", "echo-a")
     batches = [
         queued(store, tmp_path, chats(300, model=model), name=str(number))

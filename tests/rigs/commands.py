@@ -75,6 +75,7 @@ class Home:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            process_group=0,  # the kernel keeps SIGTSTP from a group without a parent in its session
         )
         try:
             yield process

@@ -49,6 +49,12 @@ class Disk:
         finally:
             os.close(handle)
 
+    def fail(self) -> None:
+        """Have the kernel find an error on it, which makes the file system read-only until it is mounted again."""
+        _run("mount", "-o", "remount,errors=remount-ro", str(self.mount_point))
+        os.sync()
+        Path("/sys/fs/ext4", Path(self._device).name, "trigger_fs_error").write_text("1")
+
     def start(self) -> None:
         """Come back after the journal's recovery. Nobody may have a file open on it any more."""
         _run("umount", str(self.mount_point))
@@ -88,14 +94,14 @@ def ext4(folder: Path, *, megabytes: int = 400) -> Iterator[Disk]:
 
 
 @contextmanager
-def small_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
-    """A tmpfs of a few MB: a disk that is soon full. Raises Unavailable without root."""
+def small_disk(folder: Path, *, megabytes: int, inodes: int = 0) -> Iterator[Path]:
+    """A tmpfs of a few MB and inodes (0: any number): a disk that is soon full. Raises Unavailable without root."""
     if os.geteuid() != 0:
         raise Unavailable("mounting a tmpfs needs root")
     mount_point = folder / "small"
     mount_point.mkdir()
     try:
-        _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mount_point))
+        _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,nr_inodes={inodes}", "tmpfs", str(mount_point))
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         raise Unavailable(f"no tmpfs here: {error}") from error
     try:

@@ -11,8 +11,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 from unittest.mock import patch
@@ -42,9 +42,16 @@ def meanings() -> Mapping[str, Meaning]:
 
 def commands() -> str:
     """Return the help of every command, as a terminal of 80 columns shows it."""
-    names = re.findall(r"^  ([a-z-]+)  ", _help().partition("Commands:\n")[2], re.MULTILINE)
-    helps = {"vbatch": _help()} | {f"vbatch {name}": _help(name) for name in names}
+    helps = dict(_helps())
     return "\n".join(f"## {name}\n\n```text\n{text}```\n" for name, text in helps.items())
+
+
+def _helps(*group: str) -> Iterator[tuple[str, str]]:
+    """Yield the help of a command, and of the commands in it."""
+    text = _help(*group)
+    yield " ".join(("vbatch", *group)), text
+    for name in re.findall(r"^  ([a-z-]+)  ", text.partition("Commands:\n")[2], re.MULTILINE):
+        yield from _helps(*group, name)
 
 
 def _help(*command: str) -> str:
@@ -79,6 +86,24 @@ def settings() -> str:
     return "\n".join(rows) + "\n"
 
 
+def serve() -> str:
+    """Return the table of ``[serve]``."""
+    from vbatch.config.serve import ServeSettings
+
+    rows = ["| in [serve] | default | what it sets |", "| --- | --- | --- |"]
+    for name, field in ServeSettings.model_fields.items():
+        rows.append(f"| `{name}` | {_served_default(field.default)} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _served_default(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1 << 30:
+        return f"`{value >> 30}GiB`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value}`" if value not in (None, ()) else ""
+
+
 _FOLDERS = {
     "data_dir": "~/.local/share/vbatch",
     "cache_dir": "~/.cache/vbatch",
@@ -92,7 +117,7 @@ def _default(name: str, value: object) -> str:
     if isinstance(value, timedelta):
         seconds = int(value.total_seconds())
         return f"`{seconds // 60}m`" if seconds % 60 == 0 else f"`{seconds}s`"
-    if value is None:
+    if value is None or value == ():
         return "`never`" if name in ("request_timeout", "idle_unload") else ""
     return f"`{value}`"
 
@@ -122,7 +147,8 @@ def picture() -> str:
     with patch.object(
         time, "monotonic", lambda: 0.0
     ):  # how long the state lasts, and how old the GPU's figures are
-        console.print(Screen(lambda: moment, stopping=lambda: False))
+        clock = datetime(2026, 11, 26, 21, 30).astimezone()  # a time of day, in whatever zone
+        console.print(Screen(lambda: moment, stopping=lambda: False, clock=lambda: clock))
     svg = console.export_svg(title="vbatch run-worker", unique_id="live")
     return re.sub(
         r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL
@@ -139,13 +165,13 @@ def between(text: str, name: str) -> str:
     return text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0]
 
 
-GENERATED = {"commands.md": commands, "findings.md": findings, "settings.md": settings}
+GENERATED = {"commands.md": commands, "findings.md": findings, "server.md": serve, "settings.md": settings}
 
 
 def refreshed(name: str) -> str:
     """Return a page with its generated part, between its markers, as it should be."""
     text = (DOCS / name).read_text()
-    marker = name.removesuffix(".md")
+    marker = GENERATED[name].__name__
     before, _, rest = text.partition(f"<!-- {marker} -->\n")
     _, _, after = rest.partition(f"<!-- /{marker} -->")
     return f"{before}<!-- {marker} -->\n{GENERATED[name]()}<!-- /{marker} -->{after}"

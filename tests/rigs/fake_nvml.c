@@ -7,7 +7,8 @@
  *   name TEXT        total BYTES      leak BYTES (held by no process)          reserved BYTES
  *   memory N         it answers N when asked for its memory   mode N           compute mode
  *   persistence N    temperature N    throttle BITS           ecc N            remap N (a reset is pending)
- *   mig N            1: the card is split into instances
+ *   mig N            1: the card is split into instances       parts N          so many of them
+ *   display N        1: it drives a display
  *   proc PID BYTES|NA       a process that computes           draws PID BYTES|NA       one that draws
  * A listed process holds its memory only while it lives: ending a real process gives memory back.
  */
@@ -30,7 +31,7 @@ typedef struct { unsigned gpu, memory; } Rates;
 typedef struct {
     char name[96];
     Bytes total, leak, reserved;
-    int err, memory_err, mode, persistence, temperature, ecc, remap, mig;
+    int err, memory_err, mode, persistence, temperature, ecc, remap, mig, parts, display;
     unsigned long long throttle;
     unsigned computing, drawing;
     Process compute[MOST], draw[MOST];
@@ -85,6 +86,8 @@ static void look(void) {
         sscanf(line, "reserved %llu", &card->reserved);
         sscanf(line, "memory %d", &card->memory_err);
         sscanf(line, "mig %d", &card->mig);
+        sscanf(line, "parts %d", &card->parts);
+        sscanf(line, "display %d", &card->display);
         sscanf(line, "mode %d", &card->mode);
         sscanf(line, "persistence %d", &card->persistence);
         sscanf(line, "temperature %d", &card->temperature);
@@ -97,7 +100,8 @@ static void look(void) {
     fclose(file);
 }
 
-static Card *card_of(void *handle) { return &state.card[(size_t)handle - 1]; }
+/* A part of a card has a handle too: 100 for each card, and its own number. */
+static Card *card_of(void *handle) { size_t id = (size_t)handle; return &state.card[id < 100 ? id - 1 : id / 100 - 1]; }
 
 /* Every query looks anew, so that a test may change the file, or end a process, at any time. */
 #define ASK(handle) look(); Card *card = card_of(handle); if (card->err) return card->err
@@ -137,9 +141,18 @@ Return nvmlDeviceGetName(void *handle, char *text, unsigned size) { ASK(handle);
 Return nvmlDeviceGetUUID(void *handle, char *text, unsigned size) {
     ASK(handle);
     (void)card;
-    snprintf(text, size, "GPU-00000000-0000-0000-0000-%012zu", (size_t)handle - 1);
+    size_t id = (size_t)handle;
+    if (id < 100) snprintf(text, size, "GPU-00000000-0000-0000-0000-%012zu", id - 1);
+    else snprintf(text, size, "MIG-00000000-0000-0000-%04zu-%012zu", id / 100 - 1, id % 100);
     return OK;
 }
+Return nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) { ASK(handle); *count = card->mig ? 7 : 0; return OK; }
+Return nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **part) {
+    ASK(handle);
+    *part = (void *)((size_t)handle * 100 + index);
+    return (int)index < card->parts ? OK : INVALID;
+}
+Return nvmlDeviceGetDisplayActive(void *handle, int *active) { ASK(handle); *active = card->display; return OK; }
 Return nvmlDeviceGetMemoryInfo(void *handle, Memory1 *memory) {
     ASK(handle);
     if (card->memory_err) return card->memory_err;

@@ -7,10 +7,21 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text, update
 
 from vbatch.store import Store, ingest, queue, registry
-from vbatch.store.records import Answer, Batch, Lease, LeaseKey, NewBatch, Outcome, Request, Result
+from vbatch.store.records import (
+    Answer,
+    Batch,
+    ChunkState,
+    Lease,
+    LeaseKey,
+    NewBatch,
+    Outcome,
+    Request,
+    Result,
+)
+from vbatch.store.tables import CHUNK
 from vbatch.system import processes
 from vbatch.system.processes import ProcessIdentity
 
@@ -45,6 +56,24 @@ def take_in(store: Store, models: int | Iterable[str] = 1, *, body: bytes = b"{}
         return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
 
 
+def fail_waiting(store: Store, *, model: str, message: str) -> None:
+    """Fail what waits for a model, as vbatch 0.1 did where it could not be loaded: such stores are read well."""
+
+    def work(connection: Connection) -> None:
+        connection.execute(
+            update(CHUNK)
+            .where(CHUNK.c.state == ChunkState.READY, CHUNK.c.model == model)
+            .values(
+                state=ChunkState.FAILED,
+                failed=CHUNK.c.total - CHUNK.c.completed,
+                error_code="model_not_loaded",
+                error_message=message,
+            )
+        )
+
+    store.write(work)
+
+
 def worker(store: Store, *, pid: int = 1, identity: ProcessIdentity | None = None) -> str:
     """Register a worker; each pid is one of its own."""
     who = identity or ProcessIdentity(
@@ -54,10 +83,16 @@ def worker(store: Store, *, pid: int = 1, identity: ProcessIdentity | None = Non
 
 
 def claim(
-    store: Store, who: str, *, model: str = "m", chunks: int = 1, held: Iterable[LeaseKey] = ()
+    store: Store,
+    who: str,
+    *,
+    model: str = "m",
+    chunks: int = 1,
+    held: Iterable[LeaseKey] = (),
+    room: int = 1 << 40,
 ) -> list[Lease]:
-    """Claim chunks."""
-    return queue.claim(store, worker=who, model=model, chunks=chunks, held=frozenset(held))
+    """Claim chunks, with all bodies unless there is less room."""
+    return queue.claim(store, worker=who, models=[model], chunks=chunks, held=frozenset(held), room=room)
 
 
 def answer(lease: Lease, request: Request, *, status: int = 200, text: str | None = None) -> Result:

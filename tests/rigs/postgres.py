@@ -6,6 +6,7 @@ The wheel's Python layer is not used: after a power cycle it takes a recycled pi
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -17,6 +18,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from tests.rigs.waiting import SILENCE
@@ -87,7 +89,12 @@ class Postgres:
     def kill(self) -> None:
         """Kill the server and all its backends at once, as a power cut does."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            server = psutil.Process(self._process.pid)
+            server.suspend()  # it starts nothing more
+            # each backend leads a process group of its own
+            for process in (*server.children(recursive=True), server):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self._process.wait(SILENCE)
             self._process = None
 

@@ -6,11 +6,15 @@ kills fit into a test run.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -22,8 +26,12 @@ from tests.rigs.misfortune import Misfortune, WallClock, preloaded
 from tests.rigs.waiting import cpu_seconds, until
 from vbatch.config import Settings
 
+COMMAND_HEARTBEAT = timedelta(seconds=0.4)  # as short as the leases of the tests
+
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["vbatch.worker", "vbatch.batches", "sqlalchemy.dialects.sqlite"])
+_context.set_forkserver_preload(
+    ["vbatch.worker", "vbatch.batches", "vbatch.cli.machine", "sqlalchemy.dialects.sqlite"]
+)
 
 
 def _work(
@@ -41,7 +49,7 @@ def _work(
         clock.show()
     if misfortune is not None:
         misfortune.arm()
-    if settings.engine == parrot.NAME:
+    if settings.engine in (parrot.NAME, parrot.KILLED):
         parrot.let_in()
     loop.RELOAD_PAUSE = 0.02
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
@@ -52,6 +60,18 @@ def _work(
     except Exception:
         logging.exception("worker.failed")
         raise
+
+
+def _command(argv: Sequence[str], environment: Mapping[str, str], out: Path, errors: Path) -> None:
+    from vbatch import cli
+
+    for number, path in ((1, out), (2, errors)):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, number)
+        os.close(handle)
+    os.environ.update(environment)
+    importlib.import_module("vbatch.batches.finalize").HEARTBEAT = COMMAND_HEARTBEAT  # type: ignore[attr-defined]
+    sys.exit(cli.main(argv))
 
 
 def settings_in(folder: Path, *, engine: str = "echo", **changes: Any) -> Settings:
@@ -77,6 +97,17 @@ def start_worker(
     _start_server()
     arguments = (url, settings_in(folder, **changes), misfortune, clock)
     process = _context.Process(target=_work, args=arguments, kwargs={"drain": drain}, daemon=True)
+    with _polling:
+        process.start()
+    return process
+
+
+def start_command(
+    argv: Sequence[str], environment: Mapping[str, str], *, out: Path, errors: Path
+) -> ForkServerProcess:
+    """Start ``vbatch ARGV…`` as a process of its own, with its streams in files."""
+    _start_server()
+    process = _context.Process(target=_command, args=(argv, environment, out, errors), daemon=True)
     with _polling:
         process.start()
     return process

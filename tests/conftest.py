@@ -11,8 +11,10 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
+import prometheus_client
 import pytest
 from hypothesis import HealthCheck, settings
+from prometheus_client import CollectorRegistry
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -54,6 +56,7 @@ class _VllmInOneProcess(LoadFileScheduling):
 
 
 ROOT = Path(__file__).parent.parent
+INHERITED = dict(os.environ)
 
 
 @cache
@@ -62,11 +65,21 @@ def _has_real_vllm(path: Path) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drop the user's own settings: a test must not reach their store."""
-    for name in list(os.environ):
+def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with the environment of the test run, less the user's own settings: a test must not reach their store.
+
+    An engine that an earlier test loaded in this process has set variables (HF_HUB_OFFLINE, VLLM_*): they are for
+    the tests of the real vLLM alone.
+    """
+    for name in os.environ.keys() | INHERITED.keys():
         if name.startswith("VBATCH_"):
+            monkeypatch.delenv(name, raising=False)
+        elif name.startswith("PYTEST_") or request.node.get_closest_marker("vllm") is not None:
+            continue
+        elif name not in INHERITED:
             monkeypatch.delenv(name)
+        elif os.environ.get(name) != INHERITED[name]:
+            monkeypatch.setenv(name, INHERITED[name])
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +91,14 @@ def clean_logging() -> Iterator[None]:
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """A Prometheus registry without the metrics of an engine that another test loaded in this process."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    return registry
 
 
 @pytest.fixture(scope="session")

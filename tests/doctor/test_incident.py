@@ -151,7 +151,6 @@ def test_the_worker_does_not_load_into_too_little_memory(
     """Three attempts, then the words of doctor, and 69. Mutant: no ``memory_check.require`` before the load."""
     with engines.child() as desktop:
         driver.has((desktop.pid, HELD))
-        home.extra["HF_HUB_OFFLINE"] = "0"  # tests with the real engine leave it set
         batch = home.submit(chats(1, model="smol"))
         done = home.run("run-worker", "--drain", check=False)
         assert done.returncode == 69, done.stderr

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from vbatch.engine import figures
 from vbatch.engine.figures import EngineFigures
@@ -15,16 +14,15 @@ LABELS = ("model_name", "engine")
 
 
 @pytest.fixture
-def vllm_metrics() -> Iterator[dict[str, Gauge | Counter]]:
-    gauges = {name: Gauge(f"vllm:{name}", "As vLLM's.", LABELS) for name in
+def vllm_metrics(own_registry: CollectorRegistry) -> dict[str, Gauge | Counter]:
+    gauges = {name: Gauge(f"vllm:{name}", "As vLLM's.", LABELS, registry=own_registry) for name in
               ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")}  # fmt: skip
-    counters = {name: Counter(f"vllm:{name}", "As vLLM's.", LABELS) for name in
+    counters = {name: Counter(f"vllm:{name}", "As vLLM's.", LABELS, registry=own_registry) for name in
                 ("num_preemptions", "prefix_cache_queries", "prefix_cache_hits")}  # fmt: skip
-    yield gauges | counters
-    for metric in (*gauges.values(), *counters.values()):
-        REGISTRY.unregister(metric)
+    return gauges | counters
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_without_vllm_there_are_none() -> None:
     assert figures.read() is None
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 from vbatch.engine.figures import EngineFigures
 from vbatch.worker import engine_figures
@@ -59,10 +58,8 @@ def test_another_engine_begins_anew() -> None:
 
 
 @pytest.fixture
-def running() -> Iterator[Gauge]:
-    gauge = Gauge("vllm:num_requests_running", "As vLLM's.", ("model_name", "engine"))
-    yield gauge
-    REGISTRY.unregister(gauge)
+def running(own_registry: CollectorRegistry) -> Gauge:
+    return Gauge("vllm:num_requests_running", "As vLLM's.", ("model_name", "engine"), registry=own_registry)
 
 
 def test_the_view_has_the_figures_while_the_engine_works(running: Gauge) -> None:

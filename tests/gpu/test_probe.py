@@ -132,10 +132,19 @@ def test_a_kernel_log_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_gpu_is_followed(driver: StandInDriver) -> None:
     seen: list[gpu.Gpu] = []
     driver.has(leak=GIB)
-    with gpu.watched(0, seen.append):
+    with gpu.watched([0], seen.extend):
         until(lambda: any(card.used == GIB for card in seen))
         driver.has(leak=3 * GIB)
         until(lambda: any(card.used == 3 * GIB for card in seen))
+
+
+def test_each_gpu_of_an_engine_is_followed(driver: StandInDriver) -> None:
+    """Mutants: the first one alone; every GPU of the machine."""
+    seen: list[list[int]] = []
+    driver.says("gpu", "gpu", "gpu", "gpu")
+    with gpu.watched([1, 2], lambda cards: seen.append([card.index for card in cards])):
+        until(lambda: seen)
+    assert seen[0] == [1, 2]
 
 
 def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
@@ -143,7 +152,7 @@ def test_who_follows_a_gpu_ends_with_its_parent(driver: StandInDriver) -> None:
     script = (
         "import os, signal, subprocess, time\n"
         "from vbatch import gpu\n"
-        "with gpu.watched(0, lambda card: print(os.getpid(), flush=True)):\n"
+        "with gpu.watched([0], lambda cards: print(os.getpid(), flush=True)):\n"
         "    time.sleep(60)\n"
     )
     driver.has()

@@ -35,7 +35,7 @@ def test_metrics_and_status_name_it(home: Home, driver: StandInDriver) -> None:
         return ""
 
     with home.worker(VBATCH_METRICS_PORT=str(port)):
-        until(lambda: 'vbatch_gpu_memory_bytes{kind="used"} ' in served(), pause=0.5)
+        until(lambda: 'vbatch_gpu_memory_bytes{gpu="0",kind="used"} ' in served(), pause=0.5)
         batch = home.submit(chats(1, model="qwen-8b"))
         (worker,) = json.loads(home.run("status", batch, "--json").stdout)["workers"]
         (uuid,) = worker["gpus"]

@@ -138,7 +138,7 @@ def picture() -> str:
     moment = Snapshot(
         state="working", model="Qwen/Qwen3-8B", batch="batch_6a3f90c1d27be81f0a55e4b9", batches=1, total=5000,
         completed=2034, failed=14, running=256, requests_per_second=9.7, prompt_tokens_per_second=1830.0,
-        completion_tokens_per_second=2410.0, gpu=card,
+        completion_tokens_per_second=2410.0, gpus=(card,),
     )  # fmt: skip
     console = Console(
         file=io.StringIO(), record=True, width=90, force_terminal=True, color_system="truecolor", legacy_windows=False,

@@ -42,8 +42,7 @@ FIGURES = Figures(
     outages=1,
     outage_seconds=0.0,
     progress_age_seconds=0.5,
-    gpu_memory_used=3 << 30,
-    gpu_memory_total=16 << 30,
+    gpu_memory={("0", "used"): 3 << 30, ("0", "total"): 16 << 30, ("2", "used"): 1 << 30},
     disk_free={"store": 5 << 30},
 )
 
@@ -84,7 +83,8 @@ def test_the_official_parser_reads_every_figure() -> None:
     assert found["vbatch_engine_loads_total", ""] == 1
     assert found["vbatch_store_outages_total", ""] == 1
     assert found["vbatch_progress_age_seconds", ""] == 0.5
-    assert found["vbatch_gpu_memory_bytes", "used"] == 3 << 30
+    assert found["vbatch_gpu_memory_bytes", "0,used"] == 3 << 30
+    assert found["vbatch_gpu_memory_bytes", "2,used"] == 1 << 30
     assert found["vbatch_disk_free_bytes", "store"] == 5 << 30
     assert found["process_resident_memory_bytes", ""] > 0
 
@@ -116,7 +116,7 @@ def test_a_client_that_hangs_up_or_is_silent_is_no_news(capfd: pytest.CaptureFix
 
 
 def test_an_unknown_gpu_is_left_out() -> None:
-    with serving(replace(FIGURES, gpu_memory_used=None)) as url:
+    with serving(replace(FIGURES, gpu_memory={})) as url:
         assert "vbatch_gpu_memory" not in get(f"{url}/metrics")[1]
 
 

@@ -60,8 +60,7 @@ class Screen:
             lines.append(_pace(now, self._clock()))
         if now.engine is not None and now.running:
             lines.append(Text(_engine(now.engine), style="dim"))
-        if now.gpu_now is not None:
-            lines.append(Text(_gpu(now.gpu_now), style="dim"))
+        lines.extend(Text(_gpu(card), style="dim") for card in now.gpus_now)
         for model, cause in list(now.blocked.items())[:BLOCKED_SHOWN]:
             line = f"! the requests for {one_line(model, limit=80)} wait: {one_line(cause, limit=200)}"
             lines.append(Text(line, style="yellow"))

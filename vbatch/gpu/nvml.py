@@ -170,18 +170,17 @@ def _text(value: str | bytes | None) -> str | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report of this process as JSON or, given a GPU's number, one line every two seconds."""
+    """Print the report of this process as JSON or, given the numbers of GPUs, a list of these every two seconds."""
     if not argv:
         sys.stdout.buffer.write(msgspec.json.encode(look()))
         return 0
-    index = int(argv[0])
+    wanted = {int(index) for index in argv}
     nothing_yet = True
     while nothing_yet or not select.select([sys.stdin], [], [], PAUSE)[0]:
         nothing_yet = False
-        card = next((card for card in look().gpus if card.index == index), None)
-        if card is not None:
-            sys.stdout.buffer.write(msgspec.json.encode(card) + b"\n")
-            sys.stdout.buffer.flush()
+        cards = [card for card in look().gpus if card.index in wanted]
+        sys.stdout.buffer.write(msgspec.json.encode(cards) + b"\n")
+        sys.stdout.buffer.flush()
     return 0
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -62,13 +62,13 @@ def wait_until_settled(index: int, *, limit: timedelta, look: Callable[[], GpuRe
 
 
 @contextmanager
-def watched(index: int, seen: Callable[[Gpu], None]) -> Iterator[None]:
-    """Call ``seen`` from a thread with each reading of this GPU until the block is left.
+def watched(indices: Sequence[int], seen: Callable[[tuple[Gpu, ...]], None]) -> Iterator[None]:
+    """Call ``seen`` from a thread with each reading of these GPUs until the block is left.
 
     Without a driver there are no readings. However this process ends, the child ends too: its stdin is then closed.
     """
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "vbatch.gpu.nvml", str(index)],
+        [sys.executable, "-P", "-m", "vbatch.gpu.nvml", *map(str, indices)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -80,7 +80,8 @@ def watched(index: int, seen: Callable[[Gpu], None]) -> Iterator[None]:
     def read() -> None:
         for line in lines:
             with suppress(msgspec.MsgspecError):
-                seen(msgspec.json.decode(line, type=Gpu))
+                if cards := msgspec.json.decode(line, type=tuple[Gpu, ...]):
+                    seen(cards)
 
     threading.Thread(target=read, name="gpu-watch", daemon=True).start()
     try:

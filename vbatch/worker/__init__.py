@@ -150,8 +150,8 @@ def _work_on(context: Context) -> None:
 
 @contextmanager
 def _gpu_shown(gpus: Assigned, view: View) -> Iterator[None]:
-    """Show the state of the worker's first GPU beside its own."""
-    with gpu.watched(gpus.numbers[0], lambda card: view.update(gpu=card, gpu_seen_at=time.monotonic())):
+    """Show the state of the worker's GPUs beside its own."""
+    with gpu.watched(gpus.numbers, lambda cards: view.update(gpus=cards, gpus_seen_at=time.monotonic())):
         yield
 
 

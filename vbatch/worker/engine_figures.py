@@ -60,7 +60,7 @@ def look(view: View, adviser: Adviser) -> None:
             view.update(advice=None)
         return
     now = figures.read()
-    advice = None if now is None else adviser.advise(now, on_gpu=snapshot.gpu_now is not None)
+    advice = None if now is None else adviser.advise(now, on_gpu=bool(snapshot.gpus_now))
     view.update(engine=now, advice=advice)
 
 

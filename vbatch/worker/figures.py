@@ -54,8 +54,12 @@ def exposed(
             outages=now.store_outages,
             outage_seconds=now.store_outage_seconds,
             progress_age_seconds=time.monotonic() - (now.saved_at or began),
-            gpu_memory_used=now.gpu_now.used if now.gpu_now is not None else None,
-            gpu_memory_total=now.gpu_now.total if now.gpu_now is not None else None,
+            gpu_memory={
+                (str(card.index), kind): memory
+                for card in now.gpus_now
+                if card.memory_known
+                for kind, memory in (("used", card.used), ("total", card.total))
+            },
             disk_free={
                 place: free for place, folder in folders.items() if (free := _free(folder)) is not None
             },

@@ -59,8 +59,7 @@ class Figures:
     outages: int
     outage_seconds: float
     progress_age_seconds: float
-    gpu_memory_used: int | None = None
-    gpu_memory_total: int | None = None
+    gpu_memory: Mapping[tuple[str, str], int] = field(default_factory=dict)
     disk_free: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -160,9 +159,13 @@ class _WorkerCollector(Collector):
         yield _gauge(
             "vbatch_progress_age_seconds", "Time since a result was recorded.", now.progress_age_seconds
         )
-        if now.gpu_memory_used is not None and now.gpu_memory_total is not None:
-            sizes = {"used": now.gpu_memory_used, "total": now.gpu_memory_total}
-            yield _gauges("vbatch_gpu_memory_bytes", "Memory of the worker's GPU.", "kind", sizes)
+        memory = GaugeMetricFamily(
+            "vbatch_gpu_memory_bytes", "Memory of the worker's GPUs.", labels=["gpu", "kind"]
+        )
+        for labels, value in now.gpu_memory.items():
+            memory.add_metric(labels, value)
+        if now.gpu_memory:
+            yield memory
         yield _gauges("vbatch_disk_free_bytes", "Free space where the worker writes.", "place", now.disk_free)
 
 

@@ -62,13 +62,13 @@ class Snapshot:
     blocked: Mapping[str, str] = field(default_factory=dict)
     engine: EngineFigures | None = None
     advice: str | None = None
-    gpu: Gpu | None = None
-    gpu_seen_at: float = 0.0
+    gpus: tuple[Gpu, ...] = ()
+    gpus_seen_at: float = 0.0
 
     @property
-    def gpu_now(self) -> Gpu | None:
-        """The last reading of the GPU; None where there is none that is fresh: its driver may hang."""
-        return self.gpu if time.monotonic() - self.gpu_seen_at < GPU_FRESH.total_seconds() else None
+    def gpus_now(self) -> tuple[Gpu, ...]:
+        """The last reading of each GPU of the engine; none where it is not fresh: the driver may hang."""
+        return self.gpus if time.monotonic() - self.gpus_seen_at < GPU_FRESH.total_seconds() else ()
 
     @property
     def note(self) -> str | None:

@@ -142,7 +142,7 @@ def test_hanging_request_ends_by_its_time_limit(store: Store, tmp_path: Path) ->
     """Mutant: Inflight._answer without its timeout; the batch then never ends."""
     lines = [*chats(50), chat("hangs", "x", echo="hang")]
     batch = queued(store, tmp_path, lines)
-    drain(batch.url, tmp_path, request_timeout=timedelta(seconds=1))
+    drain(batch.url, tmp_path, request_timeout=timedelta(seconds=4))
     ended = batch.lines()
     assert ended.errors["hangs"]["error"]["code"] == "request_timeout"
     assert len(ended.answers) == 50

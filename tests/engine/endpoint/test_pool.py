@@ -278,13 +278,13 @@ def test_a_request_has_its_time_from_when_a_server_has_it() -> None:
     with Hostile(latency=0.3, capacity=1) as server:
 
         async def work(pool: Pool) -> list[object]:
-            posts = (pool.post(CHAT, body(number)) for number in range(4))
+            posts = (pool.post(CHAT, body(number)) for number in range(8))
             return list(await asyncio.gather(*posts, return_exceptions=True))
 
-        slow = timedelta(seconds=0.1)
+        slow = timedelta(seconds=0.05)
         failed = with_pool([server], work, timeout=slow)
-        assert [error.code for error in failed if isinstance(error, NotSent)] == ["request_timeout"] * 4
-        in_time = with_pool([server], work, timeout=timedelta(seconds=0.9), max_inflight=1)
+        assert [error.code for error in failed if isinstance(error, NotSent)] == ["request_timeout"] * 8
+        in_time = with_pool([server], work, timeout=timedelta(seconds=2.2), max_inflight=1)
         assert all(isinstance(reply, Reply) for reply in in_time)
 
 

@@ -42,6 +42,7 @@ class _Nowhere:
 def test_a_service_from_its_start_to_its_end(guest: Guest) -> None:
     """Installed, running, stopped, disabled, of another version, of a Python that is gone."""
     guest.install()
+    guest.machine.wait_for("it is ready", guest.is_active())
     running = found(guest)
     assert running["service.running"]["level"] == "ok"
     assert [finding for finding in running.values() if finding["level"] != "ok"] == []

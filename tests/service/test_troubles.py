@@ -172,6 +172,7 @@ def test_the_journal_tells_the_story_with_priorities(guest: Guest) -> None:
 
 def test_the_worker_is_confined_and_runs_as_the_person(guest: Guest) -> None:
     guest.install()
+    guest.machine.wait_for("it is ready", guest.is_active())
     pid = guest.unit("MainPID")
     status = guest.machine.read(f"/proc/{pid}/status")
     assert re.search(r"^NoNewPrivs:\s1$", status, re.M)

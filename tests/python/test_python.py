@@ -14,7 +14,7 @@ import pytest
 import vbatch
 from tests.cli.conftest import Cli, cli
 from tests.rigs.commands import chat, chats
-from tests.rigs.waiting import SILENCE
+from tests.rigs.waiting import run
 
 __all__ = ["cli"]  # the fixture: a home and a current folder of its own
 
@@ -148,11 +148,11 @@ def test_a_program_is_checked_with_types(tmp_path: Path) -> None:
     """The one mistake of the script is found, and nothing else: the package is typed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file", "/dev/null", script],
-        capture_output=True, text=True, check=False, timeout=SILENCE, cwd=tmp_path,
+        cwd=tmp_path,
         env={"MYPYPATH": str(Path(vbatch.__file__).parent.parent), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     assert [line for line in done.stdout.splitlines() if "script.py" in line] == [
         'script.py:11: error: Incompatible types in assignment (expression has type "str", variable has type "int")  '
         "[assignment]"

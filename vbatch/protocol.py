@@ -5,6 +5,7 @@ Built on msgspec: ``Raw`` keeps the exact bytes of a part, so that a body is pas
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -235,8 +236,8 @@ def no_answer_line(*, line_id: str, custom_id: str, code: str, message: str) -> 
 
 
 def request_line(custom_id: str, url: str, body: Mapping[str, Any]) -> bytes:
-    """Return the line of a request, newline included."""
-    request = RequestLine(custom_id, "POST", url, Raw(_encoder.encode(body)))
+    """Return the line of a request, newline included. Raises ValueError for NaN and infinity."""
+    request = RequestLine(custom_id, "POST", url, Raw(encode_exactly(body)))
     return unbroken(_encoder.encode(request)) + b"\n"
 
 
@@ -269,3 +270,14 @@ def with_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
 def encode(document: object) -> bytes:
     """Return a document of these types as JSON."""
     return _encoder.encode(document)
+
+
+def encode_exactly(document: object) -> bytes:
+    """Return a document of a person as JSON. Raises ValueError for NaN and infinity, which ``encode`` makes null."""
+    encoded = _encoder.encode(document)
+    if b"null" in encoded:
+        try:
+            json.dumps(document, allow_nan=False, default=msgspec.to_builtins)
+        except ValueError:
+            raise ValueError("it holds NaN or infinity, which JSON does not have") from None
+    return encoded

@@ -78,6 +78,8 @@ def test_rows_are_streamed_retried_and_cancelled(cli: Cli) -> None:
     assert [(record.custom_id, record.error_code) for record in batch.results(errors=True)] == [
         ("bad", "http_400")
     ]
+    with pytest.raises(vbatch.UsageError, match="'temperature' holds a value that JSON cannot hold"):
+        batch.retry(changes={"temperature": math.nan})
     again = batch.retry(only="http_400")
     assert again.counts.total == 1
     assert again.cancel().wait(progress=False).status == "cancelled"
@@ -88,7 +90,7 @@ def test_rows_are_streamed_retried_and_cancelled(cli: Cli) -> None:
 
 
 def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
-    """Mutant: an error of the caller's own iterator ends the rows, and the first of them are a batch."""
+    """Mutants: an error of the caller's own iterator ends the rows, and the first of them are a batch; NaN is null."""
 
     def broken() -> Iterator[dict[str, object]]:
         yield from chats(2)
@@ -119,6 +121,13 @@ def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
     for options in wrong:
         with pytest.raises(vbatch.UsageError):
             vbatch.chat(["a"], model="echo", **options)
+    temperature = chat("b", "x") | {"body": {"model": "echo", "stop": [None, {"t": math.inf}]}}
+    for bad in (temperature, chat("b", "x") | {"extra": math.nan}):
+        with pytest.raises(vbatch.UsageError, match="row 2 cannot be written as JSON: it holds NaN") as refused:
+            vbatch.submit([chat("a", "x"), bad])
+        assert "notna" in str(refused.value.hint)
+    with pytest.raises(vbatch.UsageError, match="prompt 1 cannot be written as JSON: it holds NaN"):
+        vbatch.chat([[{"role": "user", "content": math.nan}]], model="echo")
     for given in (5, chat("a", "x"), [5], [chat("a", "x") | {"body": object()}]):
         with pytest.raises(vbatch.UsageError):
             vbatch.submit(given)

@@ -85,6 +85,20 @@ def test_what_is_wrong_is_named_with_its_line(data: bytes, said: str) -> None:
     assert raised.value.hint
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("damage", "said"), [("half", "illegal"), ("cut", "truncated data")])
+def test_utf16_that_is_none_is_an_error(encoding: str, damage: str, said: str) -> None:
+    """Mutant: what is no UTF-16 becomes U+FFFD, and a row has another text than its file."""
+    data = ("id,text\n" + "x,good 😀\n" * 100_000).encode(encoding)  # the damage is beyond the first block
+    if damage == "half":
+        data += "y,\ud83d!\nz,z\n".encode("utf-16-be" if encoding == "utf-16-be" else "utf-16-le", "surrogatepass")
+    else:
+        data += b"y"
+    with pytest.raises(TableError, match=rf"line 100,002: not UTF-16 \(.*{said}") as raised:
+        rows(data)
+    assert "iconv -c" in str(raised.value.hint)
+
+
 def test_json_lines() -> None:
     data = "\n".join(map(json.dumps, ROWS)).encode()
     assert [row for _, row in rows(data, "t.jsonl")] == ROWS

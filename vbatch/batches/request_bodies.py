@@ -125,7 +125,7 @@ def body_of(
         _check_schema(schema["schema"])
         fields |= kind.schema(schema)
     body = Body(url=url, model=model, kind=kind, fields=fields | dict(more))
-    _check_json({"model": model, **body.fields})
+    check_json({"model": model, **body.fields})
     return body
 
 
@@ -144,8 +144,8 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         )
 
 
-def _check_json(fields: Mapping[str, Any]) -> None:
-    """Refuse what JSON has no form for: NaN, half a surrogate pair, an object of Python."""
+def check_json(fields: Mapping[str, Any]) -> None:
+    """Raise UsageError for what JSON has no form for: NaN, half a surrogate pair, an object of Python."""
     for name, value in fields.items():
         try:
             json.dumps([name, value], allow_nan=False, ensure_ascii=False).encode()

@@ -17,6 +17,7 @@ from vbatch.batches.finalize import finalize_here
 from vbatch.batches.find import RETRY_OF, deduped
 from vbatch.batches.paths import OutputPaths, check_paths, paths_of, refuse_in_use
 from vbatch.batches.prefix_order import PrefixOrder
+from vbatch.batches.request_bodies import check_json
 from vbatch.batches.workers import blocks
 from vbatch.errors import WrongStatus
 from vbatch.protocol import with_fields
@@ -48,8 +49,9 @@ def retry(store: Store, reference: str, options: RetryOptions = RetryOptions()) 
     """Make a new batch of the requests that ended without an answer of status 2xx: same ids, same bytes.
 
     Raises NoSuchBatch, AmbiguousBatch, WrongStatus while the batch is unfinished or when no request of it failed,
-    OutputPathError.
+    OutputPathError, UsageError for changes that JSON cannot hold.
     """
+    check_json(options.changes)
     batch = catalog.find(store, reference)
     if deduped(batch) and not batch.status.final:  # what has an outcome by now is not submitted again
         duplicates.answer(store, pk=batch.pk, ended=False)

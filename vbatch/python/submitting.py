@@ -18,7 +18,7 @@ from vbatch import batches
 from vbatch.batches import InputFile, SubmitOptions
 from vbatch.batches.request_bodies import CHAT, body_of
 from vbatch.errors import UsageError
-from vbatch.protocol import encode, request_line
+from vbatch.protocol import encode_exactly, request_line
 from vbatch.python.handle import Batch
 from vbatch.python.opening import open_store
 
@@ -135,7 +135,7 @@ def _row(number: int, row: Mapping[str, Any]) -> bytes:
     if not isinstance(row, Mapping):
         raise UsageError(f"row {number:,} is {_kind(row)}, not a request", hint=_ROW)
     with _in_json("row", number):
-        return encode(dict(row)) + b"\n"
+        return encode_exactly(dict(row)) + b"\n"
 
 
 def _messages(number: int, prompt: object) -> Messages:
@@ -153,7 +153,10 @@ def _in_json(what: str, number: int) -> Iterator[None]:
         yield
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"{what} {number:,} cannot be written as JSON: {error}; nothing was stored"
+            f"{what} {number:,} cannot be written as JSON: {error}; nothing was stored",
+            hint="an empty cell of pandas is NaN: table.astype(object).where(table.notna(), None)"
+            if "NaN" in str(error)
+            else None,
         ) from None
 
 

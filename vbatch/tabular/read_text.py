@@ -84,15 +84,27 @@ class _Transcoded:
 
     def __init__(self, stream: Readable, encoding: str) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._encoding = encoding
+        self._lines = 0
         self._ended = False
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes of UTF-8, none at the end."""
+        """Return the next bytes of UTF-8, none at the end. Raises BadText."""
         while not self._ended:
             block = self._stream.read(size)
             self._ended = not block
-            if text := self._decoder.decode(block, final=self._ended):
+            try:
+                text = self._decoder.decode(block, final=self._ended)
+            except UnicodeDecodeError as error:
+                good = error.object[: error.start].decode(error.encoding)
+                raise BadText(
+                    self._lines + good.count("\n") + 1,
+                    f"not UTF-16 ({error.reason})",
+                    f"iconv -c -f {self._encoding.upper()} -t UTF-8 FILE > utf8.csv   # leaves out what is not",
+                ) from None
+            self._lines += text.count("\n")
+            if text:
                 return text.encode()
         return b""
 

@@ -123,7 +123,9 @@ def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
             vbatch.chat(["a"], model="echo", **options)
     temperature = chat("b", "x") | {"body": {"model": "echo", "stop": [None, {"t": math.inf}]}}
     for bad in (temperature, chat("b", "x") | {"extra": math.nan}):
-        with pytest.raises(vbatch.UsageError, match="row 2 cannot be written as JSON: it holds NaN") as refused:
+        with pytest.raises(
+            vbatch.UsageError, match="row 2 cannot be written as JSON: it holds NaN"
+        ) as refused:
             vbatch.submit([chat("a", "x"), bad])
         assert "notna" in str(refused.value.hint)
     with pytest.raises(vbatch.UsageError, match="prompt 1 cannot be written as JSON: it holds NaN"):

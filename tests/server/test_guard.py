@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import stat
 import time
 from pathlib import Path
 
 from tests.rigs.commands import Home
 from tests.rigs.serving import KEY, Served, served
+from tests.rigs.waiting import until
 
 JSON = {"content-type": "application/json"}
 
@@ -99,6 +102,42 @@ def test_floods_and_slow_heads_end(own: Home, server: Served) -> None:
         assert client.recv(100) == b""
         assert 10 < time.monotonic() - started < 100
     assert server.ask("/health")[0] == 200
+
+
+def test_refusals_of_the_protocol_have_the_shape_of_all_others(own: Home) -> None:
+    """What is no HTTP, and one connection too many. Mutants: uvicorn's own answers, which are plain text."""
+
+    def document(client: socket.socket) -> tuple[bytes, dict[str, object]]:
+        answer = b""
+        while block := client.recv(65536):
+            answer += block
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"\r\ncontent-type: application/json" in head
+        assert b"\r\nconnection: close" in head.lower()
+        return head.partition(b"\r\n")[0], json.loads(body)["error"]
+
+    config = own.path / "config" / "vbatch" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("[serve]\nconnections = 8\n")
+    with served(own) as server:
+        for sent in (b"GARBAGE\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: y\r\n\r\n"):
+            with server.connect() as client:
+                client.sendall(sent)
+                status, error = document(client)
+            assert status == b"HTTP/1.1 400 Bad Request"
+            assert sorted(error) == ["code", "message", "param", "type"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(server.connect())
+            until(lambda: server.ask("/health")[0] == 503)
+            with server.connect() as client:
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                status, error = document(client)
+            assert status == b"HTTP/1.1 503 Service Unavailable"
+            assert sorted(error) == ["code", "message", "param", "type"]
+            assert (error["type"], error["code"]) == ("server_error", "too_many_connections")
+        until(lambda: server.ask("/health")[0] == 200)
 
 
 def test_the_first_start_makes_a_key(own: Home, tmp_path: Path) -> None:

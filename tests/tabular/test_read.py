@@ -91,7 +91,9 @@ def test_utf16_that_is_none_is_an_error(encoding: str, damage: str, said: str) -
     """Mutant: what is no UTF-16 becomes U+FFFD, and a row has another text than its file."""
     data = ("id,text\n" + "x,good 😀\n" * 100_000).encode(encoding)  # the damage is beyond the first block
     if damage == "half":
-        data += "y,\ud83d!\nz,z\n".encode("utf-16-be" if encoding == "utf-16-be" else "utf-16-le", "surrogatepass")
+        data += "y,\ud83d!\nz,z\n".encode(
+            "utf-16-be" if encoding == "utf-16-be" else "utf-16-le", "surrogatepass"
+        )
     else:
         data += b"y"
     with pytest.raises(TableError, match=rf"line 100,002: not UTF-16 \(.*{said}") as raised:

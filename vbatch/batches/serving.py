@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vbatch import recovery
 from vbatch.config import Settings, with_present_models
@@ -18,7 +20,8 @@ from vbatch.store.catalog import QueueProgress
 from vbatch.store.records import Worker
 from vbatch.system.files import locked, open_plain
 
-_LOCK = ".lock"
+LOCK = ".lock"
+_PATIENCE = 8.0  # seconds; a server that waits for its store answers in half of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class Running:
 def held(folder: Path, running: Running) -> Iterator[None]:
     """Hold the folder of the files for this server alone. Raises ConfigError where another one has it."""
     try:
-        with locked(folder / _LOCK, wait=False) as handle:
+        with locked(folder / LOCK, wait=False) as handle:
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(asdict(running)).encode(), 0)
             yield
@@ -54,7 +57,7 @@ def held(folder: Path, running: Running) -> Iterator[None]:
 
 def running(data_dir: Path) -> Running | None:
     """Return the server that uses this data folder now; None where none runs, or nothing can be read there."""
-    path = data_dir / "files" / _LOCK
+    path = data_dir / "files" / LOCK
     try:
         with open_plain(path) as stream:
             try:
@@ -64,6 +67,19 @@ def running(data_dir: Path) -> Running | None:
     except (OSError, ValueError, TypeError):
         pass
     return None
+
+
+def health(server: Running) -> str | None:
+    """Return what a server says of itself: ``ok``, ``no_worker``, ``store_unreachable``; None where it says nothing."""
+    parts = urlsplit(server.url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_PATIENCE)
+    try:
+        connection.request("GET", "/health")
+        return str(json.loads(connection.getresponse().read(4096))["status"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
 
 
 def live_workers(store: Store) -> list[Worker]:

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vbatch import batches
 from vbatch.batches import files, serving
@@ -25,14 +23,13 @@ from vbatch.server.background import Background
 from vbatch.server.context import Context
 from vbatch.server.guard import is_loopback
 from vbatch.server.keys import Keys
+from vbatch.server.protocol import Protocol
 from vbatch.server.samples import Samples
 from vbatch.server.starting import Starting
 
 log = logging.getLogger(__name__)
 
-HEAD_LIMIT = timedelta(seconds=20)  # a client may take as long to send the head of a request
-STALL = timedelta(minutes=2)  # a client may take as long to read what was sent
-HEAD_BYTES = 64 << 10
+_HEAD_BYTES = 64 << 10
 _IDLE = timedelta(seconds=30)  # an open connection without a request
 _GOODBYE = timedelta(seconds=20)  # at a stop, for what is running
 
@@ -139,7 +136,7 @@ def _server(context: Context, keys: Sequence[str], starting: Starting) -> _Serve
             limit_concurrency=settings.serve.connections,
             timeout_keep_alive=int(_IDLE.total_seconds()),
             timeout_graceful_shutdown=int(_GOODBYE.total_seconds()),
-            h11_max_incomplete_event_size=HEAD_BYTES,
+            h11_max_incomplete_event_size=_HEAD_BYTES,
         )
     )
 
@@ -165,66 +162,3 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 of uvicorn, with a limit on how long the head of a request, and reading an answer, may take.
-
-    Without them a client that sends a byte a minute, or stops to read, holds its connection for ever.
-    """
-
-    _head_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        """Start the time of a client that does not read."""
-        super().pause_writing()
-        self._write_timer = self.loop.call_later(STALL.total_seconds(), self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Stop it: the client reads."""
-        super().resume_writing()
-        self._stop_write_timer()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time of the first head."""
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Stop the time when a head is whole, start it when another one has begun."""
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_timer()
-        elif self._head_timer is None:
-            self._await_head()
-
-    def on_response_complete(self) -> None:
-        """Leave an idle connection to its own limit."""
-        super().on_response_complete()
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the times."""
-        self._stop_timer()
-        self._stop_write_timer()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        self._stop_timer()
-        self._head_timer = self.loop.call_later(HEAD_LIMIT.total_seconds(), self._too_slow)
-
-    def _too_slow(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None

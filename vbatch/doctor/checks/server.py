@@ -1,4 +1,4 @@
-"""Checks of `vbatch serve`: whether it runs, who can read its key or use it without one, how full its folder is."""
+"""Checks of `vbatch serve`: whether it answers, who can read its key or use it without one, how full its folder is."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ KEY = Entry(
     id="server.key",
     means="whoever reads the key can read all prompts and answers; the server does not start with such a key file",
     commands=("chmod 600 {path}",),
+)
+SILENT = Entry(
+    id="server.silent",
+    means="a server holds the folder of the files, so that no other one can start, and does not answer: it is stopped "
+    "or hangs, or has a network of its own, as in a container; a kill loses nothing",
+    commands=("fuser -v {path}", "fuser -k {path}"),
 )
 OPEN = Entry(
     id="server.open",
@@ -55,12 +61,23 @@ def _key(facts: Facts) -> Iterator[Finding]:
 
 
 def _running(facts: Facts) -> Iterator[Finding]:
-    """Look whether a server runs, and whether it asks for a key."""
+    """Look whether a server runs, answers, and asks for a key."""
     found = serving.running(facts.settings.data_dir)
     if found is None:
         yield _not_running(facts)
         return
-    yield RUNNING.ok(f"the server answers at {found.url}")
+    status = serving.health(found)
+    if status is None:
+        lock = facts.settings.data_dir / "files" / serving.LOCK
+        yield SILENT.warn(f"the server does not answer at {found.url}", values={"path": lock})
+    elif status == "store_unreachable":
+        yield RUNNING.warn(
+            f"the server at {found.url} cannot reach the store",
+            why="it answers 503 until then, and continues by itself",
+            commands=("vbatch doctor store",),
+        )
+    else:
+        yield RUNNING.ok(f"the server answers at {found.url}")
     others = [] if found.asks_for_key else _other_accounts()
     if found.asks_for_key:
         yield OPEN.ok("the server asks for a key")
@@ -115,6 +132,6 @@ def _quota(facts: Facts) -> Iterator[Finding]:
 
 CHECKS = (
     Check(name="server.key", finds=(KEY,), run=_key),
-    Check(name="server.running", finds=(RUNNING, OPEN), run=_running),
+    Check(name="server.running", finds=(RUNNING, SILENT, OPEN), run=_running),
     Check(name="server.quota", finds=(QUOTA,), run=_quota),
 )

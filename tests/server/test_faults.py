@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from tests.faults.test_store_file import by_rename, copy, in_place
 from tests.rigs.commands import Home, chats
 from tests.rigs.serving import KEY, Served, served
 from tests.rigs.waiting import until
@@ -311,6 +313,29 @@ def test_it_answers_while_there_is_no_database(own: Home) -> None:
             assert headers["retry-after"] == "5"
             assert server.ask("/v1/files", key=None)[0] == 401
             assert server.stop() == 0
+
+
+@pytest.mark.parametrize("restore", [by_rename, in_place])
+def test_a_store_that_is_replaced_is_followed(own: Home, restore: Callable[[Path, Path], None]) -> None:
+    """A backup is restored under the server. Mutant: ``reopen`` does nothing; all is 503 until a person restarts it.
+
+    What was uploaded since stays on the disk: another backup may know it.
+    """
+    path = Path(own.database_url.removeprefix("sqlite:///"))
+    own.run("list")
+    backup = copy(path, path.with_name("backup.db"))
+    with served(own) as server:
+        lost = upload(server, jsonl(1))
+        restore(backup, path)
+        until(lambda: server.log.read_text().count("server.ready") == 2)
+        assert "server.store_replaced" in server.log.read_text()
+        assert server.ask(f"/v1/files/{lost}")[0] == 404
+        assert (own.path / "data" / "vbatch" / "files" / lost).exists()
+        wanted = {"input_file_id": upload(server, jsonl(3)), "endpoint": ENDPOINT}
+        batch = server.json("/v1/batches", document=wanted)["id"]
+        own.run("run-worker", "--engine", "echo", "--drain")
+        until(lambda: server.json(f"/v1/batches/{batch}")["status"] == "completed")
+        assert server.stop() == 0
 
 
 def test_a_damaged_upload_does_not_keep_the_server_down(own: Home) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vbatch import recovery
 from vbatch.batches.paths import OutputPaths
 from vbatch.batches.results import output_line, succeeded
-from vbatch.errors import VbatchError, WrongStatus
+from vbatch.errors import StoreReplaced, VbatchError, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, duplicates, finalization, registry, results
 from vbatch.store.records import COMMAND, Batch
@@ -125,18 +125,27 @@ def delete_ended(store: Store, *, before: timedelta) -> list[Batch]:
 
 
 @contextmanager
-def registered(store: Store) -> Iterator[str]:
+def registered(
+    store: Store, *, replaced: Callable[[StoreReplaced], None] = lambda _error: None
+) -> Iterator[str]:
     """Give this command an identity in the store, like a worker's, for as long as it writes files.
 
-    Without one it would look dead to others, who would write the same files. Its heartbeat is for other machines.
+    Without one it would look dead to others, who would write the same files. Its heartbeat is for other machines;
+    ``replaced`` is called where it meets another store.
     """
     me = registry.register(store, identity=processes.current(), engine=COMMAND)
     done = threading.Event()
 
     def beat() -> None:
+        beaten = 0
         while not done.wait(HEARTBEAT.total_seconds()):
-            with suppress(VbatchError):
-                registry.heartbeat(store, worker=me, models=(), note=None)
+            try:
+                beaten = registry.heartbeat(store, worker=me, models=(), note=None, known=beaten)
+            except StoreReplaced as error:
+                replaced(error)
+                return
+            except VbatchError:
+                continue
 
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()
@@ -145,7 +154,8 @@ def registered(store: Store) -> Iterator[str]:
     finally:
         done.set()
         beating.join()
-        registry.stop(store, worker=me)
+        with suppress(StoreReplaced):  # the one that is there now never knew it
+            registry.stop(store, worker=me)
 
 
 def _write(store: Store, batch: Batch, places: OutputPaths, *, mode: int) -> tuple[Path, Path]:

@@ -52,6 +52,7 @@ SENTENCES = {
     "server.expired": "removed {files:file} whose time has passed",
     "server.listening": "listening at {url}, opening the database",
     "server.ready": "serving at {url}",
+    "server.store_replaced": "{reason}; the server continues with what the store holds now",
     "server.stopped": "server stopped",
     "server.swept": "removed {files:file} that a server that crashed left behind",
     "remote.blocked": "the endpoint {endpoint} {cause}",

@@ -14,7 +14,7 @@ from datetime import timedelta
 from vbatch import batches
 from vbatch.batches import Store, create, files, upkeep, uploads
 from vbatch.config import Settings
-from vbatch.errors import Interrupted, VbatchError
+from vbatch.errors import Interrupted, StoreReplaced, VbatchError
 from vbatch.server.samples import EVERY, Samples
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,17 @@ _PAUSE = timedelta(seconds=5)  # after an error
 
 
 class Background:
-    """The threads. ``poke`` wakes those that wait for work."""
+    """The threads. ``poke`` wakes those that wait for work; ``replaced`` is called where the store is another one."""
 
     def __init__(
-        self, store: Store, settings: Settings, stop: threading.Event, samples: Samples | None = None
+        self, store: Store, settings: Settings, samples: Samples, *, replaced: Callable[[StoreReplaced], None]
     ) -> None:
         self._store = store
-        self._samples = samples or Samples()
+        self._samples = samples
+        self._replaced = replaced
         self._settings = settings
         self._folder = files.folder_of(settings.data_dir)
-        self._stop = stop
+        self._stop = threading.Event()
         self._events = (threading.Event(), threading.Event())
         self._rests = (threading.Event(), threading.Event())  # of those that look now and then
         self._threads: list[threading.Thread] = []
@@ -45,15 +46,18 @@ class Background:
             event.set()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Tidy up what a server that was killed left; then run until the end of the block."""
+    def running(self, *, sweep: bool = True) -> Iterator[None]:
+        """Tidy up what a server that was killed left; then run until the end of the block.
+
+        Without ``sweep`` no file is removed: a store that took another's place need not know them.
+        """
         upkeep.take_over(self._store)
-        swept = files.sweep(self._store, self._folder) + uploads.sweep(self._folder)
+        swept = files.sweep(self._store, self._folder) + uploads.sweep(self._folder) if sweep else 0
         create.sweep(self._store)
         if swept:
             log.info("server.swept files=%d", swept)
         with ExitStack() as stack:
-            me = stack.enter_context(batches.registered(self._store))
+            me = stack.enter_context(batches.registered(self._store, replaced=self._replaced))
             stack.callback(self._end)
             self._start("validator", self._validate, self._events[0], _LOOK)
             self._start("finalizer", lambda: self._finalize(me), self._events[1], _LOOK)
@@ -78,6 +82,9 @@ class Background:
                 try:
                     work()
                 except Interrupted:
+                    return
+                except StoreReplaced as error:
+                    self._replaced(error)
                     return
                 except (VbatchError, OSError) as error:
                     log.warning("server.behind part=%s error=%s", name, error)

@@ -89,17 +89,26 @@ def serve(settings: Settings, listener: socket.socket, keys: Sequence[str]) -> N
         batches.open_for_requests(url) as store,
     ):
         samples = Samples()
-        behind = Background(patient, settings, stop, samples)
+        behind: set[Background] = set()
+
+        def poke() -> None:
+            for each in tuple(behind):
+                each.poke()
 
         @contextmanager
-        def opening() -> Iterator[None]:
+        def opening(first: bool) -> Iterator[None]:
             patient.prepare()
             store.prepare()
-            with behind.running():
+            here = Background(patient, settings, samples, replaced=starting.reopen)
+            with here.running(sweep=first):
+                behind.add(here)
                 log.info("server.ready url=%s", address(listener))
-                yield
+                try:
+                    yield
+                finally:
+                    behind.remove(here)
 
-        context = Context(store=store, settings=settings, poke=behind.poke, samples=samples)
+        context = Context(store=store, settings=settings, poke=poke, samples=samples)
         starting = Starting(opening)
         server = _server(context, keys, starting)
         log.info("server.listening url=%s", address(listener))

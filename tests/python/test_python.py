@@ -90,7 +90,9 @@ def test_rows_are_streamed_retried_and_cancelled(cli: Cli) -> None:
 
 
 def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
-    """Mutants: an error of the caller's own iterator ends the rows, and the first of them are a batch; NaN is null."""
+    """Mutants: an error of the caller's own iterator ends the rows, and the first of them are a batch; NaN is null;
+    a message need not be a dictionary; an error does not say what is wrong.
+    """
 
     def broken() -> Iterator[dict[str, object]]:
         yield from chats(2)
@@ -117,6 +119,8 @@ def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
         {"temperature": math.nan},
         {"body": {"x": object()}},
         {"schema": {"label": "good"}},
+        {"schema": "x"},
+        {"body": "x"},
     ]
     for options in wrong:
         with pytest.raises(vbatch.UsageError):
@@ -130,6 +134,17 @@ def test_what_is_refused_leaves_nothing(cli: Cli) -> None:
         assert "notna" in str(refused.value.hint)
     with pytest.raises(vbatch.UsageError, match="prompt 1 cannot be written as JSON: it holds NaN"):
         vbatch.chat([[{"role": "user", "content": math.nan}]], model="echo")
+    for given, said in [(["x"], "a list with a message of the type str"), ([], "a list without a message")]:
+        with pytest.raises(vbatch.UsageError, match=said):
+            vbatch.chat([given], model="echo")
+    with pytest.raises(vbatch.UsageError, match="an id is missing"):
+        vbatch.chat(["a", "b"], model="echo", ids=["x", math.nan])
+    with pytest.raises(vbatch.InvalidInput, match="2 problems; nothing was stored: line 2: "):
+        vbatch.chat(["a", "b", "c"], model="echo", ids=["x", "x", "x"])
+    with pytest.raises(vbatch.UsageError, match="named by a text"):
+        vbatch.batch(5)  # type: ignore[arg-type]
+    with pytest.raises(vbatch.UsageError, match="priority is of the type str"):
+        vbatch.submit(chats(1), priority="high")  # type: ignore[arg-type]
     for given in (5, chat("a", "x"), [5], [chat("a", "x") | {"body": object()}]):
         with pytest.raises(vbatch.UsageError):
             vbatch.submit(given)

@@ -44,6 +44,14 @@ class InvalidInput(VbatchError):
             hint=_corrected_urls(self.errors, command_name),
         )
 
+    def __str__(self) -> str:
+        """Return the message with the first problem, for a program: the command line lists them itself."""
+        if not self.errors:
+            return self.message
+        first = self.errors[0]
+        where = "" if first.line is None else f"line {first.line:,}: "
+        return f"{self.message}: {where}{first.message}"
+
 
 def _corrected_urls(errors: Iterable[BatchError], command_name: str) -> str | None:
     """Return the command that corrects the urls whose right one is known."""

@@ -58,6 +58,8 @@ def make(source: InputFile, options: MakeOptions) -> Iterator[bytes]:
         raise UsageError(
             f"--separator takes one character, not {options.separator!r}", hint="--separator ';'"
         )
+    if options.model is not None and not options.model.strip():
+        raise UsageError("-m names no model", hint="-m MODEL")
     fixed = body_of(
         options.url,
         model=options.model,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbatch import batches
 from vbatch.batches import Record, RequestCounts, RetryOptions, Selection
-from vbatch.errors import ConfigError, WrongStatus
+from vbatch.errors import ConfigError, UsageError, WrongStatus
 from vbatch.protocol import BatchStatus
 from vbatch.python.opening import open_store
 from vbatch.python.progress import Progress, WaitTimeout
@@ -126,6 +126,8 @@ class Batch:
         ``only`` is a code of failure (``http_500``), ``changes`` are fields of the bodies (``{"max_tokens": 4096}``).
         Raises WrongStatus where there are none, or the batch has not ended.
         """
+        if not isinstance(changes, Mapping | None):
+            raise UsageError(f"changes is of the type {type(changes).__name__}, not a dictionary")
         options = RetryOptions(
             model=model,
             only=only,
@@ -145,6 +147,8 @@ class Batch:
 
 def batch(reference: str) -> Batch:
     """Return a batch by its id, a part of one, its name, or ``last``. Raises NoSuchBatch, AmbiguousBatch."""
+    if not isinstance(reference, str):
+        raise UsageError(f"a batch is named by a text, not by what is of the type {type(reference).__name__}")
     with open_store(reads=True) as (store, _):
         return Batch(batches.find(store, reference).id)
 

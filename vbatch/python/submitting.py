@@ -23,6 +23,7 @@ from vbatch.python.handle import Batch
 from vbatch.python.opening import open_store
 
 Messages = Sequence[Mapping[str, Any]]
+_MISSING = ("None", "nan", "NaN", "<NA>", "NaT")  # an empty cell of pandas
 _ROW = "{'custom_id': …, 'method': 'POST', 'url': '/v1/chat/completions', 'body': {…}}"
 
 
@@ -55,6 +56,8 @@ def submit(
         )
     else:
         source = _of_rows(_row(number, row) for number, row in enumerate(requests, 1))
+    if not isinstance(priority, int):
+        raise UsageError(f"priority is {_kind(priority)}, not a whole number")
     options = SubmitOptions(
         model=model,
         output=None if output is None else Path(output),
@@ -92,6 +95,9 @@ def chat(
     """
     if isinstance(prompts, str):
         raise UsageError("chat takes several prompts, not one text", hint="vbatch.chat([prompt], model=…)")
+    for option, value in (("schema", schema), ("body", body)):
+        if not isinstance(value, Mapping | None):
+            raise UsageError(f"{option} is {_kind(value)}, not a dictionary")
     fixed = body_of(
         CHAT,
         model=model,
@@ -124,7 +130,12 @@ def _named(
         return
     try:
         for custom_id, prompt in zip(ids, prompts, strict=True):
-            yield str(custom_id), prompt
+            name = str(custom_id)
+            if not isinstance(custom_id, str) and name in _MISSING:
+                raise UsageError(
+                    f"an id is missing (it is {name}); nothing was stored", hint="fill it, or leave ids out"
+                )
+            yield name, prompt
     except ValueError as error:
         if "zip()" not in str(error):
             raise
@@ -143,6 +154,12 @@ def _messages(number: int, prompt: object) -> Messages:
     if isinstance(prompt, Mapping | bytes) or not isinstance(prompt, Sequence):
         raise UsageError(
             f"prompt {number:,} is {_kind(prompt)}, not a text or a list of messages; nothing was stored"
+        )
+    wrong = [message for message in prompt if not isinstance(message, Mapping)]
+    if wrong or not prompt:
+        found = f"a list with a message {_kind(wrong[0])}" if wrong else "a list without a message"
+        raise UsageError(
+            f"prompt {number:,} is {found}; nothing was stored", hint="[{'role': 'user', 'content': …}, …]"
         )
     return prompt
 

@@ -78,7 +78,7 @@ class Starting:
             except (
                 StoreUnreachable
             ) as error:  # it is being replaced; while it is only unreachable, it is waited for
-                log.warning("store.waiting reason=%s seconds=0", error)
+                log.warning("store.waiting reason=%s seconds=%.0f", error, 0)
                 self._leave.wait(_PAUSE)
             except BaseException as error:
                 self._error = error

@@ -318,6 +318,43 @@ def test_a_download_that_is_cut_off_is_resumed(busy: Served) -> None:
         assert b"".join(response.iter_bytes()) == data
 
 
+def test_a_download_of_a_batch_of_the_command_line_is_resumed(own: Home) -> None:
+    """Mutants: a part begins at its line; a part of other bytes than the client has; the size is that of the part."""
+    batch = own.submit([*chats(30), chat("bad", "x", echo="error400")])
+    own.run("run-worker", "--engine", "echo", "--drain")
+    with served(own) as server:
+        for kind, file in (("output", "prompts.output.jsonl"), ("errors", "prompts.errors.jsonl")):
+            path = f"/v1/files/file-{kind}-{batch.removeprefix('batch_')}"
+            whole = (own.path / file).read_bytes()
+            size = len(whole)
+            status, headers, body = server.ask(f"{path}/content")
+            assert (status, body) == (200, whole)
+            tag = headers["etag"]
+            assert server.json(path)["bytes"] == size
+            for asked, expected in [
+                ("bytes=100-", whole[100:]),
+                ("bytes=0-0", whole[:1]),
+                (f"bytes={size // 2}-{size // 2 + 300}", whole[size // 2 : size // 2 + 301]),
+                ("bytes=-7", whole[-7:]),
+                (f"bytes=5-{size * 2}", whole[5:]),
+            ]:
+                for condition in ({}, {"if-range": tag}):
+                    status, headers, body = server.ask(
+                        f"{path}/content", headers={"range": asked, **condition}
+                    )
+                    assert (status, body) == (206, expected)
+                    assert headers["content-length"] == str(len(expected))
+                    assert headers["content-range"].endswith(f"/{size}")
+                    assert headers["etag"] == tag
+            for sent in ({"range": "bytes=5-", "if-range": '"another"'}, {"range": "bytes=0-1,5-6"}):
+                status, _, body = server.ask(f"{path}/content", headers=sent)
+                assert (status, body) == (200, whole)
+            for asked in (f"bytes={size}-", "bytes=-0"):
+                status, headers, body = server.ask(f"{path}/content", headers={"range": asked})
+                assert (status, headers["content-range"]) == (416, f"bytes */{size}")
+                assert json.loads(body)["error"]["param"] == "range"
+
+
 def test_a_running_batch_shows_what_is_there_and_is_cancelled(own: Home) -> None:
     """Mutant: a cancelled batch whose files nobody writes."""
     with served(own) as server:

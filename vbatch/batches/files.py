@@ -9,13 +9,13 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vbatch.batches.results import Selection, results
+from vbatch.batches.rendered import Rendered
 from vbatch.errors import NoSuchBatch, VbatchError, WrongStatus
 from vbatch.store import Store, catalog, files, served
 from vbatch.store.files import StoredFile
@@ -127,33 +127,28 @@ def retrieve(store: Store, file_id: str) -> StoredFile:
     """
     if (found := _get(store, file_id)) is not None:
         return found
-    batch, errors = _rendered(store, file_id)
-    size, digest = 0, hashlib.sha256()
-    for line in results(store, batch.id, Selection(errors=errors)):
-        size += len(line)
-        digest.update(line)
+    made = _rendered(store, file_id)
     return StoredFile(
         id=file_id,
-        filename=f"{batch.id}_{'errors' if errors else 'output'}.jsonl",
+        filename=made.filename,
         purpose=OUTPUT,
-        bytes=size,
-        sha256=digest.hexdigest(),
-        created_at=batch.completed_at or batch.cancelled_at or batch.expired_at or batch.created_at,
+        bytes=made.size(),
+        sha256="",  # of no use: its content is final
+        created_at=made.ended_at,
         expires_at=None,
         state="processed",
         host=None,
     )
 
 
-def content(store: Store, folder: Path, file_id: str) -> tuple[StoredFile, Path] | Iterator[bytes]:
-    """Return where the content of a file is; of a batch of the command line its lines, made of the store's results.
+def content(store: Store, folder: Path, file_id: str) -> tuple[StoredFile, Path] | Rendered:
+    """Return where the content of a file is; of a batch of the command line, what it is made of.
 
     Raises NoSuchFile, also for a file on another host's disk.
     """
     found = _get(store, file_id)
     if found is None:
-        batch, errors = _rendered(store, file_id)
-        return results(store, batch.id, Selection(errors=errors))
+        return _rendered(store, file_id)
     where = place(folder, file_id)
     if found.host != processes.current().host or not where.is_file():
         raise NoSuchFile(f"the content of {file_id} is not on this machine, but on {found.host}")
@@ -182,7 +177,7 @@ def delete_file(store: Store, folder: Path, file_id: str) -> None:
     """Remove a file. Raises NoSuchFile; WrongStatus while a batch needs it, and for what is in the store."""
     where = place(folder, file_id)
     if files.get(store, file_id=file_id) is None:
-        batch, _errors = _rendered(store, file_id)
+        batch = _rendered(store, file_id).batch
         raise WrongStatus(f"the answers of {batch.id} are in the store; delete the batch to remove them")
     if (batch_id := served.needs(store, file_id=file_id)) is not None:
         raise WrongStatus(f"{batch_id}, which is not finished yet, needs this file")
@@ -224,7 +219,7 @@ def _get(store: Store, file_id: str) -> StoredFile | None:
     return files.get(store, file_id=file_id) if _ID.fullmatch(file_id) is not None else None
 
 
-def _rendered(store: Store, file_id: str) -> tuple[Batch, bool]:
+def _rendered(store: Store, file_id: str) -> Rendered:
     """Return the ended batch of the command line that such a file is of. Raises NoSuchFile."""
     try:
         batch, errors = _batch_of(store, file_id)
@@ -232,7 +227,7 @@ def _rendered(store: Store, file_id: str) -> tuple[Batch, bool]:
         raise NoSuchFile(f"there is no file {file_id!r}") from None
     if batch.input_file is not None or not batch.status.final:
         raise NoSuchFile(f"there is no file {file_id!r}")
-    return batch, errors
+    return Rendered(store=store, batch=batch, errors=errors)
 
 
 def _batch_of(store: Store, file_id: str) -> tuple[Batch, bool]:

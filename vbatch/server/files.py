@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vbatch.batches import StoredFile, files
 from vbatch.batches.files import Incoming, NoSuchFile
+from vbatch.batches.rendered import Rendered
 from vbatch.errors import WrongStatus
 from vbatch.server import errors, fields, intake
 from vbatch.server.context import answer, context_of
@@ -22,6 +24,7 @@ from vbatch.server.multipart import announced, drain, receive
 JSONL = "application/jsonl"
 _BLOCK = 256 << 10  # bytes of rendered lines that are sent at once
 _PURPOSE = "batch"
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")  # several at once are answered with the whole file
 
 
 def file_document(file: StoredFile) -> dict[str, Any]:
@@ -156,8 +159,36 @@ async def content(request: Request) -> Response:
         file, place = found
         headers = {"etag": f'"{file.sha256}"', "cache-control": "private, no-cache"}
         return _Content(place, headers=headers, media_type=JSONL, filename=file.filename)
-    headers = {"accept-ranges": "none", "content-disposition": "attachment"}
-    return StreamingResponse(blocks(found), headers=headers, media_type=JSONL)
+    return await _rendered(request, found)
+
+
+async def _rendered(request: Request, found: Rendered) -> Response:
+    """Send what is made of the store, or a part of it. Its size costs a pass, and is only counted for a part."""
+    tag = f'"{found.tag}"'
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": tag,
+        "cache-control": "private, no-cache",
+        "content-disposition": f'attachment; filename="{found.filename}"',
+    }
+    asked = _RANGE.fullmatch(request.headers.get("range", ""))
+    if asked is None or asked[0] == "bytes=-" or request.headers.get("if-range", tag) != tag:
+        return StreamingResponse(blocks(found.lines()), headers=headers, media_type=JSONL)
+    size = await context_of(request).in_store(found.size)
+    start, end = _part(asked[1], asked[2], size)
+    if not start < end:
+        refusal = errors.response(ApiError(416, "Invalid Range header.", param="range"))
+        refusal.headers["content-range"] = f"bytes */{size}"
+        return refusal
+    headers |= {"content-range": f"bytes {start}-{end - 1}/{size}", "content-length": str(end - start)}
+    return StreamingResponse(blocks(found.part(start, end)), 206, headers, JSONL)
+
+
+def _part(first: str, last: str, size: int) -> tuple[int, int]:
+    """Return where a range begins, and where it ends; without ``first``, it is so many of the last bytes."""
+    if not first:
+        return max(size - int(last), 0), size
+    return int(first), min(int(last) + 1, size) if last else size
 
 
 class _Content(FileResponse):

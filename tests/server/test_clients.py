@@ -200,6 +200,9 @@ def test_errors_are_the_right_exceptions_and_no_storm(busy: Served) -> None:
         client.files.create(file=b"x", purpose="fine-tune")
     assert wrong.value.param == "purpose"
     with pytest.raises(openai.BadRequestError) as wrong:
+        client.files.create(file=b"x", purpose="batch", expires_after={"anchor": "created_at", "seconds": 10})
+    assert wrong.value.param == "expires_after[seconds]"
+    with pytest.raises(openai.BadRequestError) as wrong:
         client.batches.list(limit=101)
     assert wrong.value.param == "limit"
     file = client.files.create(file=("x.jsonl", jsonl(chats(1))), purpose="batch")

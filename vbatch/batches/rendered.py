@@ -39,7 +39,7 @@ class Rendered:
 
     @property
     def tag(self) -> str:
-        """What stays while every byte does: results of an ended batch are final, but another vbatch may write others."""
+        """What stays as long as every byte does: another version of vbatch may write others."""
         return f"{self.filename.partition('.')[0]}-{self.ended_at.timestamp():.6f}-{__version__}"
 
     def lines(self) -> Iterator[bytes]:

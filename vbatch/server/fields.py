@@ -107,9 +107,10 @@ def expires_after(found: Mapping[str, Any], name: str) -> timedelta | None:
         raise invalid(name, "an object with anchor and seconds")
     if value.get("anchor") != "created_at":
         raise invalid(f"{name}[anchor]", "'created_at'")
-    seconds = number(value, "seconds", least=_SHORTEST, most=_LONGEST, default=0)
+    field = f"{name}[seconds]"
+    seconds = number({field: value.get("seconds")}, field, least=_SHORTEST, most=_LONGEST, default=0)
     if not seconds:
-        raise invalid(f"{name}[seconds]", f"a whole number from {_SHORTEST:,} to {_LONGEST:,}")
+        raise invalid(field, f"a whole number from {_SHORTEST:,} to {_LONGEST:,}")
     return timedelta(seconds=seconds)
 
 

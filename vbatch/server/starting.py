@@ -1,6 +1,6 @@
 """Answer from the first moment, also while the store is not there yet: 503 then, and not a connection that hangs.
 
-A store that is replaced while the server runs is opened anew.
+Where the store is replaced while the server runs, the one that is there now is opened.
 """
 
 from __future__ import annotations

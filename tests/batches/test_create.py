@@ -67,7 +67,9 @@ def test_it_is_there_at_once_and_complete_in_the_end(store: Store, folder: Path,
     done = batches.find(store, batch.id)
     assert done.status is BatchStatus.COMPLETED
     output, errors = files.made_files(batch.id)
-    kept, where = files.content(store, folder, output)
+    found = files.content(store, folder, output)
+    assert isinstance(found, tuple)
+    kept, where = found
     assert where == folder / output
     assert isinstance(kept, StoredFile)
     assert kept.bytes == (folder / output).stat().st_size

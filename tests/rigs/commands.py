@@ -20,6 +20,11 @@ from vbatch.store import Store, catalog
 VBATCH = [sys.executable, "-m", "vbatch"]
 
 
+def heed_hangups() -> None:
+    """Let SIGHUP do what it does for a program at a terminal: the tests may run under ``nohup``."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass
 class Home:
     """A user's home with a store of its own; every command runs in it."""
@@ -76,6 +81,7 @@ class Home:
             stdout=log,
             stderr=log,
             process_group=0,  # the kernel keeps SIGTSTP from a group without a parent in its session
+            preexec_fn=heed_hangups,
         )
         try:
             yield process

@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests.rigs.commands import heed_hangups
 from tests.rigs.misfortune import Misfortune, WallClock, preloaded
 from tests.rigs.waiting import cpu_seconds, until
 from vbatch.config import Settings
@@ -52,7 +53,7 @@ def _work(
     if settings.engine in (parrot.NAME, parrot.KILLED):
         parrot.let_in()
     loop.RELOAD_PAUSE = 0.02
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    heed_hangups()
     stop = Stop()
     store = Store(url, patience=WORKER_PATIENCE, stop=stop.store)
     try:

@@ -17,7 +17,7 @@ from vbatch.batches.create import Wanted
 from vbatch.batches.files import Incoming, NoSuchFile
 from vbatch.errors import UsageError, WrongStatus
 from vbatch.protocol import BatchStatus
-from vbatch.store import Store, catalog, served
+from vbatch.store import COMMAND_PATIENCE, Store, catalog, served
 from vbatch.store import files as rows
 from vbatch.store.tables import FILE, REQUEST
 from vbatch.system import processes
@@ -178,7 +178,7 @@ def test_reuse_and_retry_stay_the_servers(store: Store, folder: Path, tmp_path: 
 
 
 def test_what_expires_and_what_is_swept(store: Store, folder: Path) -> None:
-    """Mutants: an expiry of a file that is needed; a sweep of a file that is known."""
+    """Mutants: an expiry of a file that is needed; a sweep of a file that is known, or that removes a whole one."""
     needed, old = uploaded(store, folder, chats(1)), uploaded(store, folder, chats(1))
     create.create(store, folder, wanted(needed))
     past = datetime.now(UTC) - timedelta(seconds=1)
@@ -186,6 +186,18 @@ def test_what_expires_and_what_is_swept(store: Store, folder: Path) -> None:
     assert files.expire_files(store, folder) == 1
     assert {path.name for path in folder.iterdir()} == {needed}
     assert rows.get(store, file_id=old) is None
-    (folder / f"file-{'0' * 24}").write_bytes(b"no row names it")
-    assert files.sweep(store, folder) == 1
-    assert {path.name for path in folder.iterdir()} == {needed}
+    (folder / (strange := f"file-{'0' * 24}")).write_bytes(b"no row names it")
+    assert files.sweep(store, folder) == (0, 1)
+    assert {path.name for path in folder.iterdir()} == {needed, files.UNKNOWN}
+    assert (folder / files.UNKNOWN / strange).read_bytes() == b"no row names it"
+
+
+def test_a_start_with_another_store_loses_no_file(store: Store, folder: Path, tmp_path: Path) -> None:
+    """A wrong URL, or an older backup. Mutant: what was set aside is not brought back."""
+    file_id = uploaded(store, folder, chats(2))
+    other = Store(f"sqlite:///{tmp_path / 'other.db'}", patience=COMMAND_PATIENCE)
+    other.prepare()
+    assert files.sweep(other, folder) == (0, 1)
+    other.close()
+    assert files.sweep(store, folder) == (0, 0)
+    assert (folder / file_id).exists()

@@ -25,6 +25,7 @@ from vbatch.system.files import abandoned, atomic_file, remove_unless_locked, sy
 
 BATCH, OUTPUT = "batch", "batch_output"
 _ID = re.compile(r"file-(?:(output|errors)-)?[0-9a-f]{24}")
+UNKNOWN = "unknown"  # below the server's files: whole ones that its store does not know
 _NAME = 255  # characters of a filename
 
 
@@ -196,14 +197,23 @@ def expire_files(store: Store, folder: Path) -> int:
     return removed
 
 
-def sweep(store: Store, folder: Path) -> int:
-    """Remove what a server that was killed left: half files, and whole ones that no row names. At the start only."""
+def sweep(store: Store, folder: Path) -> tuple[int, int]:
+    """Tidy up after a server that was killed; return how many files were removed and set aside. At the start only.
+
+    Half files are removed. A whole file that no row names was being entered, or it is of another store (a wrong URL,
+    an older backup): it is kept in the folder UNKNOWN, and is back in its place when a row names it.
+    """
     known = files.known(store, host=processes.current().host)
-    left = abandoned(folder)
-    for path in folder.iterdir():
-        if _ID.fullmatch(path.name) is not None and path.name not in known and not _belongs(store, path.name):
-            left.append(path)
-    return sum(remove_unless_locked(path) for path in left)
+    removed = sum(remove_unless_locked(path) for path in abandoned(folder))
+    aside = folder / UNKNOWN
+    if aside.is_dir():
+        for path in [path for path in aside.iterdir() if path.name in known]:
+            path.replace(folder / path.name)
+    left = [path for path in folder.iterdir() if _ID.fullmatch(path.name) and path.name not in known]
+    for path in (strange := [path for path in left if not _belongs(store, path.name)]):
+        aside.mkdir(mode=0o700, exist_ok=True)
+        path.replace(aside / path.name)
+    return removed, len(strange)
 
 
 def _belongs(store: Store, file_id: str) -> bool:

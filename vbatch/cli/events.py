@@ -54,6 +54,7 @@ SENTENCES = {
     "server.ready": "serving at {url}",
     "server.store_replaced": "{reason}; the server continues with what the store holds now",
     "server.stopped": "server stopped",
+    "server.files_unknown": "the store does not know {files:file}: kept in {folder}, and used again when a store does",
     "server.swept": "removed {files:file} that a server that crashed left behind",
     "remote.blocked": "the endpoint {endpoint} {cause}",
     "remote.down": "the endpoint {endpoint} cannot be reached: {cause}; it is asked again until it is back",

@@ -49,13 +49,16 @@ class Background:
     def running(self, *, sweep: bool = True) -> Iterator[None]:
         """Tidy up what a server that was killed left; then run until the end of the block.
 
-        Without ``sweep`` no file is removed: a store that took another's place need not know them.
+        Without ``sweep`` no file is touched: a store that took another's place need not know them.
         """
         upkeep.take_over(self._store)
-        swept = files.sweep(self._store, self._folder) + uploads.sweep(self._folder) if sweep else 0
+        removed, strange = files.sweep(self._store, self._folder) if sweep else (0, 0)
+        removed += uploads.sweep(self._folder) if sweep else 0
         create.sweep(self._store)
-        if swept:
-            log.info("server.swept files=%d", swept)
+        if removed:
+            log.info("server.swept files=%d", removed)
+        if strange:
+            log.warning("server.files_unknown files=%d folder=%s", strange, self._folder / files.UNKNOWN)
         with ExitStack() as stack:
             me = stack.enter_context(batches.registered(self._store, replaced=self._replaced))
             stack.callback(self._end)

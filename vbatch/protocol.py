@@ -95,6 +95,10 @@ class RequestLine(msgspec.Struct, gc=False):
     body: Raw
 
 
+class ExactRequestLine(RequestLine, gc=False, forbid_unknown_fields=True):
+    """A line with these fields and no others, as nearly all are."""
+
+
 class BodyHead(msgspec.Struct, gc=False):
     """What vbatch itself reads of a body; the rest is the engine's business."""
 

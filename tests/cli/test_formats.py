@@ -121,6 +121,18 @@ FOREIGN = {
         "jq",
     ),
     "Gemini": (json.dumps({"key": "a", "request": {"contents": []}}).encode(), "Gemini", "a line is"),
+    "an output file": (
+        b'{"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": {}}, "error": null}\n',
+        "an output file of a batch",
+        "vbatch retry",
+    ),
+    "lines of text": (
+        b"Tell me a joke\nWrite a poem, please.\n",
+        "lines of text",
+        "brought.jsonl --format text --prompt '{line}'",
+    ),
+    "a page": (b"<!DOCTYPE html>\n<html>\n", "an HTML page", "download the file again"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS", "git lfs pull"),
     "Mistral": (json.dumps({"custom_id": "a", "body": {"messages": MESSAGES}}).encode(), "Mistral", "jq"),
 }
 

@@ -101,6 +101,26 @@ def test_submit_names_them_and_strict_refuses_them(home: Home) -> None:
     assert "ignored" not in home.run("submit", home.write("echo", [chat("a", "x", echo="slow")])).stderr
 
 
+def test_a_field_beside_the_body_is_named(home: Home) -> None:
+    """A person's own notes there are not. Mutant: fields beside the body that are not looked at."""
+    lines = [chat(f"r-{number}", "x", model="m") for number in range(3)]
+    for line in lines[:2]:
+        line |= {"max_tokens": 5, "note": "mine"}
+    source = home.write("prompts", lines)
+    done = home.run("submit", source)
+    assert 'warning: max_tokens is ignored by the engine, in 2 lines: put it into "body"' in done.stderr
+    assert home.batch(done.stdout.strip())["ignored"] == [
+        {"field": "max_tokens", "lines": 2, "hint": 'put it into "body"'}
+    ]
+    refused = home.run("submit", source, "-o", "other.jsonl", "--strict", "--json", check=False)
+    assert refused.returncode == 3
+    errors = json.loads(refused.stdout)["error"]["errors"]
+    assert [(each["line"], each["param"]) for each in errors["data"]] == [
+        (1, "max_tokens"),
+        (2, "max_tokens"),
+    ]
+
+
 def test_a_table_of_a_newer_version_is_used(home: Home) -> None:
     """Which a worker has written after a load."""
     home.state_dir.mkdir(parents=True)

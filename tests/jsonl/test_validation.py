@@ -23,6 +23,8 @@ GOOD = line("first")
     [
         (b"nonsense\n", "invalid_json_line", "not JSON"),
         (b"[1, 2]\n", "invalid_json_line", "not an object"),
+        (line("c").strip() + b" ,\n", "invalid_json_line", "A comma follows the object"),
+        (b"{'custom_id': 'c', 'body': {'n': None}}\n", "invalid_json_line", "a Python dictionary"),
         (b'"text"\n', "invalid_json_line", "not an object"),
         (b"{} {}\n", "invalid_json_line", ""),
         (b"\xef\xbb\xbf" + line(), "invalid_json_line", "byte order mark"),

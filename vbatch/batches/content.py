@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vbatch import config
 from vbatch.batches.input_file import InputFile, InputStream
 from vbatch.engine import fields, kinds
-from vbatch.engine.ignored import Ignored, IgnoredField, hint
+from vbatch.engine.ignored import BESIDE, Ignored, IgnoredField, hint
 from vbatch.errors import ExitCode, VbatchError
 from vbatch.jsonl import Defects, ForeignInput, LineReader, Validator, kind_of, prefixes
 from vbatch.protocol import BatchError, with_model
@@ -120,7 +120,13 @@ def read(
             if looks is None:
                 looks = serves[named] = kinds.for_model(named).needs_files
             if looks and (unknown := ignored.look(request.url, body)) and strict:
-                _refuse(defects, unknown, ignored, request.url, number)
+                for path in unknown:
+                    remedy = hint(path, ignored.tables[request.url], request.url)
+                    _refuse(defects, number, path, remedy, param=f"body.{path}")
+            if looks and validator.beside:
+                misplaced = ignored.look_beside(request.url, validator.beside)
+                for name in misplaced if strict else ():
+                    _refuse(defects, number, name, BESIDE, param=name)
             if defects.total:
                 continue
             sent = with_model(body, named) if replace else body
@@ -140,11 +146,9 @@ def read(
     )
 
 
-def _refuse(defects: Defects, unknown: Sequence[str], ignored: Ignored, url: str, line: int) -> None:
-    for path in unknown:
-        remedy = hint(path, ignored.tables[url], url)
-        message = f"The engine ignores {path!r}" + (f": {remedy}." if remedy else ".")
-        defects.add("ignored_parameter", message, line=line, param=f"body.{path}")
+def _refuse(defects: Defects, line: int, name: str, remedy: str | None, *, param: str) -> None:
+    message = f"The engine ignores {name!r}" + (f": {remedy}." if remedy else ".")
+    defects.add("ignored_parameter", message, line=line, param=param)
 
 
 @contextmanager

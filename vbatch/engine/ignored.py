@@ -7,7 +7,7 @@ comes from a table of its version (``vbatch.engine.fields``), so nothing of vLLM
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,8 @@ WITHOUT_EFFECT = {
     ("", "stream_options"): "a batch does not stream: remove it",
 }
 
+BESIDE = 'put it into "body"'
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -64,6 +66,7 @@ class Ignored:
     _known: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
     _deep: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _beside: dict[str, int] = field(default_factory=dict)
 
     def look(self, url: str, body: bytes) -> list[str]:
         """Count the ignored fields of one request and return them."""
@@ -76,13 +79,24 @@ class Ignored:
                 self._counts[url, path] = self._counts.get((url, path), 0) + 1
         return found
 
+    def look_beside(self, url: str, names: Iterable[str]) -> list[str]:
+        """Count the fields that one request has beside its body, and that work in it; return them.
+
+        Others (a note, a category) are a person's own.
+        """
+        tree = self.tables.get(url, {})
+        found = [name for name in names if name in tree]
+        for name in found:
+            self._beside[name] = self._beside.get(name, 0) + 1
+        return found
+
     @property
     def fields(self) -> list[IgnoredField]:
         """What was found, the most frequent first."""
         found = [
             IgnoredField(field=path, lines=lines, hint=hint(path, self.tables[url], url))
             for (url, path), lines in self._counts.items()
-        ]
+        ] + [IgnoredField(field=name, lines=lines, hint=BESIDE) for name, lines in self._beside.items()]
         return sorted(found, key=lambda each: -each.lines)
 
     def _walk(self, value: Any, tree: Tree, place: str, url: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ _MAGIC = {
     ),
     b"SQLite format 3": ("a SQLite database", None),
     b"%PDF": ("a PDF file", None),
+    b"version https://git-lfs": ("a pointer of Git LFS in place of the file", "git lfs pull"),
     b"BZh": ("compressed with bzip2", "bunzip2 FILE"),
     b"\xfd7zXZ": ("compressed with xz", "unxz FILE"),
 }
@@ -60,8 +61,12 @@ def recognise(block: bytes) -> Foreign | None:  # noqa: PLR0911  (one for each k
         return Foreign(
             what="pretty-printed JSON, a request on several lines", hint="jq -c . FILE > lines.jsonl"
         )
+    if re.match(rb"<(!doctype )?html\b", text, re.IGNORECASE):
+        return Foreign(
+            what="an HTML page", hint="download the file again: a page of the server is in its place"
+        )
     if text and not text.startswith(b"{"):
-        return _of_table(first)
+        return _of_table(first) or _of_prose(text)
     return _of_fields(first)
 
 
@@ -116,9 +121,18 @@ def _of_table(first: bytes) -> Foreign | None:
     return None
 
 
-def _make(column: str) -> str:
+def _of_prose(text: bytes) -> Foreign | None:
+    """Return whether the lines are texts, each a prompt: several, of words, none of which begins like JSON."""
+    lines = [line for line in text.split(b"\n") if line.strip()]
+    wordy = all(re.match(rb"\s*[\w\xc2-\xf4]", line) and b" " in line.strip() for line in lines)
+    if len(lines) < 2 or not wordy or b"\0" in text:
+        return None
+    return Foreign(what="lines of text, not requests", hint=_make("line", "--format text "))
+
+
+def _make(column: str, options: str = "") -> str:
     """Return the command that submits a request for each row of a table."""
-    return f"vbatch make FILE --prompt '{{{column}}}' -m MODEL | vbatch submit -"
+    return f"vbatch make FILE {options}--prompt '{{{column}}}' -m MODEL | vbatch submit -"
 
 
 def _of_fields(first: bytes) -> Foreign | None:  # noqa: PLR0911  (one for each kind)
@@ -127,6 +141,11 @@ def _of_fields(first: bytes) -> Foreign | None:  # noqa: PLR0911  (one for each 
     if not isinstance(document, dict) or not {"url", "method"}.isdisjoint(document):
         return None
     match document:
+        case {"custom_id": _, "response": _, "error": _}:
+            what = "an output file of a batch: it holds answers, not requests"
+            return Foreign(
+                what=what, hint="submit the batch's input file; vbatch retry ID runs failed requests again"
+            )
         case {"custom_id": _, "params": dict()}:
             what = "a batch for Anthropic's Message Batches"
             return Foreign(what=what, hint=_jq(".params", keep_id=True, url="/v1/messages"))

@@ -12,27 +12,31 @@ from typing import Any
 
 import msgspec
 
-from vbatch.jsonl import audio
+from vbatch.jsonl import audio, not_json
 from vbatch.jsonl.duplicates import SeenIds
-from vbatch.jsonl.formats import BOM
 from vbatch.jsonl.reading import LINE_LIMIT, Overlong
-from vbatch.protocol import AUDIO_ENDPOINTS, ENDPOINTS, INCOMPLETE, BatchError, BodyHead, RequestLine
+from vbatch.protocol import (
+    AUDIO_ENDPOINTS,
+    ENDPOINTS,
+    INCOMPLETE,
+    BatchError,
+    BodyHead,
+    ExactRequestLine,
+    RequestLine,
+)
 
 SHOWN_DEFECTS = 100
 FIRST_LINES = 3  # of those that share a defect
 LONGEST_MODEL = 500  # characters: PostgreSQL's index of waiting work takes entries of up to 2,704 bytes
 
-_decode_line = msgspec.json.Decoder(RequestLine).decode
+_decode_line = msgspec.json.Decoder(ExactRequestLine).decode
+_decode_other = msgspec.json.Decoder(RequestLine).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_head = msgspec.json.Decoder(BodyHead).decode
 _REQUIRED = ("custom_id", "method", "url", "body")
 _NOT_JSON = ("bytes", "bytes_only")  # vLLM's encodings of embeddings that no line can hold
-_NO_NUMBER = re.compile(rb"[\[:,]\s*(-?Infinity|NaN)\b")
 _PLACE = re.compile(r" \((?:at )?byte \d+\)")
 _EARLIER = re.compile(r" on line \d+")
-_NO_LINE_FEED = (
-    "The line holds carriage returns, but no line feed ends it, as on an old Mac: "
-    "convert the file with tr '\\r' '\\n'."
-)
 
 
 class Defects:
@@ -76,7 +80,11 @@ class Defects:
     def mark_cut_off(self, line: int) -> None:
         """Add to the defect of the last line, if it has one, that no line break ends it, which is why."""
         for position, (place, number, defect) in enumerate(self._first):
-            if defect.line == line and defect.code == "invalid_json_line" and defect.message != _NO_LINE_FEED:
+            if (
+                defect.line == line
+                and defect.code == "invalid_json_line"
+                and defect.message != not_json.NO_LINE_FEED
+            ):
                 message = f"The last line is cut off: the file may be incomplete. {defect.message}"
                 self._first[position] = (place, number, msgspec.structs.replace(defect, message=message))
 
@@ -86,6 +94,7 @@ class Validator:
 
     ``model`` is what replaces the model of every line, None to keep each line's own. ``urls`` are those of the good
     lines, of which a file may have several. ``incomplete`` is whether what made the file says that lines are missing.
+    ``beside`` are the fields beside ``body`` of the line that was checked last.
     """
 
     def __init__(self, *, model: str | None) -> None:
@@ -95,19 +104,21 @@ class Validator:
         self.urls: set[str] = set()
         self.defects = Defects()
         self.incomplete = False
+        self.beside: tuple[str, ...] = ()
 
     def check(self, number: int, line: bytes | Overlong) -> tuple[RequestLine, str, BodyHead] | None:
         """Return the request, its model and its head, or None for a bad line, which is then among the defects."""
         self._lines += 1
+        self.beside = ()
         try:
-            request = _decode_line(line)  # type: ignore[arg-type]  # an Overlong is a TypeError
+            request = self._decode(line)
             head = _decode_head(request.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
             known = self.defects.total
             self._explain(number, line)
             if self.defects.total == known:
                 self.defects.add(
-                    "invalid_json_line", f"The line cannot be read: {_words(error)}", line=number
+                    "invalid_json_line", f"The line cannot be read: {not_json.words(error)}", line=number
                 )
             return None
         model = self._model or head.model
@@ -122,7 +133,7 @@ class Validator:
             or "\0" in model
             or len(model) > LONGEST_MODEL
             or (request.url in AUDIO_ENDPOINTS and audio.defect(head) is not None)
-            or not (line.isascii() or _is_utf8(line))  # type: ignore[union-attr, arg-type]  # bytes, or it was no JSON
+            or not (line.isascii() or not_json.is_utf8(line))  # type: ignore[union-attr, arg-type]  # bytes, or it was no JSON
         ):
             defects = self.defects.total
             self._explain_request(number, line, request, head)
@@ -130,6 +141,14 @@ class Validator:
                 return None
         self._ids.add(request.custom_id, number)
         return request, model, head  # type: ignore[return-value]  # a bad model is a defect
+
+    def _decode(self, line: bytes | Overlong) -> RequestLine:
+        try:
+            return _decode_line(line)  # type: ignore[arg-type]  # an Overlong is a TypeError
+        except msgspec.ValidationError:
+            request = _decode_other(line)  # type: ignore[arg-type]  # bytes, or it was no JSON
+            self.beside = tuple(name for name in _decode_fields(line) if name not in _REQUIRED)  # type: ignore[arg-type]  # as above
+            return request
 
     def finish(self, *, cut_off: int | None) -> None:
         """Check what only the whole file shows. ``cut_off`` is the last line's number if no line break ends it."""
@@ -151,15 +170,14 @@ class Validator:
         if isinstance(line, Overlong):
             self.defects.add("line_too_long", f"The line is longer than {LINE_LIMIT >> 20} MiB.", line=number)
             return
-        reason = _not_json(line)
+        reason = not_json.bytes_of(line)
         if reason is not None:
             self.defects.add("invalid_json_line", reason, line=number)
             return
         try:
             document = msgspec.json.decode(line)
         except (msgspec.MsgspecError, RecursionError) as error:
-            reason = _NO_LINE_FEED if b"\r" in line else f"This is not JSON: {_words(error)}"
-            self.defects.add("invalid_json_line", reason, line=number)
+            self.defects.add("invalid_json_line", not_json.malformed(line, error), line=number)
             return
         self._explain_document(number, document)
 
@@ -188,8 +206,8 @@ class Validator:
 
     def _explain_request(self, number: int, line: Any, request: RequestLine, head: BodyHead) -> None:
         add = self.defects.add
-        if not _is_utf8(line):
-            add("invalid_json_line", _not_json(line) or "This is not UTF-8.", line=number)
+        if not not_json.is_utf8(line):
+            add("invalid_json_line", not_json.bytes_of(line) or "This is not UTF-8.", line=number)
             return
         if request.method != "POST":
             add(
@@ -255,42 +273,3 @@ def _no_endpoint(url: str) -> str:
     if meant is None:
         return f"There is no endpoint {url!r} (use one of {', '.join(ENDPOINTS)})."
     return f"There is no endpoint {url!r}; did you mean {meant!r}?"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _not_json(line: bytes) -> str | None:
-    """Name the byte-level reasons why a line cannot be JSON; None when there is none of these."""
-    if line.startswith(BOM):
-        return "The line begins with a byte order mark (BOM), which only the first line of a file may have."
-    if b"\0" in line:
-        return f"The line holds a NUL byte (at byte {line.index(0) + 1}): the file may be damaged or UTF-16."
-    try:
-        line.decode()
-    except UnicodeDecodeError as error:
-        return f"The line is not UTF-8 (at byte {error.start + 1}): save the file as UTF-8."
-    if (number := _NO_NUMBER.search(line)) is not None and not _parses(line):
-        name, place = number[1].decode(), number.start(1) + 1
-        return f"{name} is not JSON (at byte {place}): write null, or a number."
-    return None
-
-
-def _parses(line: bytes) -> bool:
-    try:
-        msgspec.json.decode(line)
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-    return True
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply."
-    words = re.sub(r"\(byte (\d+)\)", lambda place: f"(byte {int(place[1]) + 1})", str(error))  # 1-based
-    return words.removeprefix("JSON is malformed: ").removesuffix(".") + "."

@@ -53,6 +53,22 @@ def test_submit_names_a_model_that_is_not_there_and_the_nearest(offline: Home) -
     assert "is not on this machine" not in right
 
 
+def test_submit_names_a_model_without_an_owner_that_the_hub_must_know(home: Home) -> None:
+    """The hub may have it, but has few such names. Mutant: silence where no model is like it."""
+    source = home.write("short", [*chats(1, model="tiny-one"), *chats(1, model="owner/tiny", prefix="o")])
+    (warning,) = json.loads(home.run("submit", source, "--json").stdout)["warnings"]
+    assert "tiny-one is not on this machine; the first load tries to download it" in warning
+    assert "OWNER/NAME" in warning
+
+
+def test_a_warning_is_printed_once(home: Home) -> None:
+    """Mutant: one for each time that a command reads the settings."""
+    home.extra["VBATCH_GPUU"] = "1"
+    shown = home.run("submit", home.write("one", chats(1))).stderr
+    assert shown.count("VBATCH_GPUU is not a setting of vbatch") == 1
+    assert "no batch matches" in home.run("list", "--name", "other").stderr
+
+
 def test_a_blocked_batch_is_shown_as_that_after_its_worker(offline: Home, blocked: str) -> None:
     """Mutants: a reason that ends with the worker; requests that are failed."""
     document: dict[str, Any] = offline.batch(blocked)

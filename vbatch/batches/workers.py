@@ -122,7 +122,8 @@ def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:
     """Return one sentence for each model of a batch that this machine does not have, as far as that can be known here.
 
     Nothing where other servers answer: they have the models.
-    A worker on another machine may have it; a name that the hub may know is only reported where a name like it is here.
+    A worker on another machine may have it; a name that the hub may know is only reported where a name like it is here,
+    or where it has no owner, as few names on the hub.
     """
     sentences: list[str] = []
     if kinds.KINDS[settings.engine].remote:
@@ -130,11 +131,12 @@ def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:
     from vbatch.engine import models
     from vbatch.engine.models import Availability
 
+    loaded = {model for worker in recovery.alive(store) for model in worker.models}
     for backlog in overview.left(store, pk=batch.pk).models:
-        if not kinds.for_model(backlog.model).needs_files:
+        if backlog.model in loaded or not kinds.for_model(backlog.model).needs_files:
             continue
         found = models.find(settings, backlog.model)
-        known = found.availability is Availability.MISSING or found.nearest is not None
+        known = found.availability is Availability.MISSING or found.nearest is not None or "/" not in found.place
         if found.availability is not Availability.HERE and known:
             hint = found.hint(backlog.model)
             sentences.append(f"{found.reason}" + (f"; {hint}" if hint else ""))

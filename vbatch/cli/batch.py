@@ -43,7 +43,7 @@ def list_batches(*, every: bool, status: str | None, name: str | None, json: boo
     if not found.batches:
         chosen = status is not None or name is not None
         output.note(
-            "no such batch" if chosen else "no batch yet; submit one with: vbatch submit prompts.jsonl"
+            "no batch matches" if chosen else "no batch yet; submit one with: vbatch submit prompts.jsonl"
         )
     elif found.has_more and output.mode is Mode.HUMAN:
         output.note(f"these are the newest {NEWEST}; all of them: vbatch list --all")

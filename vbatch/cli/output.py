@@ -61,6 +61,7 @@ class Output:
     def __init__(self, mode: Mode = Mode.HUMAN) -> None:
         self.mode = mode
         self._transient = False
+        self._warned: set[str] = set()
 
     @classmethod
     def of(cls, *, json: bool = False, quiet: bool = False) -> Output:
@@ -120,8 +121,10 @@ class Output:
             self.stderr.print(harmless(text, keep="\n"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print a warning: something is probably not meant so."""
-        self._labelled("warning", "yellow", text, priority=4)
+        """Print a warning, each once: something is probably not meant so."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._labelled("warning", "yellow", text, priority=4)
 
     def failure(self, failure: Failure) -> None:
         """Print why the command failed, and what to do; for a program one document on stdout too."""

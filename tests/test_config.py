@@ -70,12 +70,12 @@ def test_never(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('engine = "vlm"', "engine: input should be 'vllm', 'echo' or 'endpoint'"),
+        ('engine = "vlm"', "engine: it must be 'vllm', 'echo' or 'endpoint'"),
         ("gpu = -1", "gpu: it must be the number of a GPU (0), several for one engine (0,1), or all, not -1"),
         ('gpu = "0,0"', "gpu: 0,0 names a GPU twice"),
         ('lease = "soon"', "lease: 'soon' is not a duration"),
-        ("request_timeout = -5", "request_timeout: input should be greater than 0"),
-        ("idle_unload = 0", "idle_unload: input should be greater than 0"),
+        ("request_timeout = -5", "request_timeout: it must be more than 0"),
+        ("idle_unload = 0", "idle_unload: it must be more than 0"),
         ('idle_unload = "0s"', "idle_unload: '0s' is not a duration above zero"),
         ('data_base_url = "x"', "data_base_url is not a setting; did you mean database_url?"),
         ('[models."a/b"]\narg = []', 'models."a/b".arg is not a setting; did you mean args?'),

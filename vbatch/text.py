@@ -28,6 +28,20 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|m|s|h|d)\s*")
 _SHOWN_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
+_REQUIRED = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"Input should be a valid integer\b.*", "it must be a whole number"),
+        (r"Input should be a valid number\b.*", "it must be a number"),
+        (r"Input should be greater than or equal to ", "it must be at least "),
+        (r"Input should be less than or equal to ", "it must be at most "),
+        (r"Input should be greater than ", "it must be more than "),
+        (r"Input should be less than ", "it must be less than "),
+        (r"Input should be ", "it must be "),
+    )
+)
+
+
 def harmless(text: str, *, keep: str = "", escape: Callable[[str], str] | None = None) -> str:
     r"""Write characters that a terminal would obey as escapes (``\x1b``), except those in ``keep``."""
     if text.isascii() and text.isprintable():
@@ -51,6 +65,13 @@ def one_line(text: str, *, limit: int) -> str:
     """Squeeze text into one harmless line of at most ``limit`` characters; ``…`` shows a cut."""
     line = harmless(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def required(message: str) -> str:
+    """Put what Pydantic asks of a value ("Input should be greater than 0") into plain words."""
+    for pattern, words in _REQUIRED:
+        message = pattern.sub(words, message)
+    return message
 
 
 def parse_duration(text: str) -> timedelta:

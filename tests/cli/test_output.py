@@ -110,9 +110,15 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     ("arguments", "words", "hint"),
     [
         (["no-such"], "no such command 'no-such'", "vbatch --help"),
+        (["statsu"], "no such command 'statsu'; did you mean 'status'?", "vbatch --help"),
+        (["results", "x", "--sample", "0"], "'--sample': it must be at least 1", "vbatch results --help"),
         (["status"], "missing argument 'ID'", "vbatch status --help"),
         (["status", "a", "b"], "unexpected extra argument", "vbatch status --help"),
-        (["submit", "x", "--priority", "high"], "invalid value for", "vbatch submit --help"),
+        (
+            ["submit", "x", "--priority", "high"],
+            "'--priority': it must be a whole number",
+            "vbatch submit --help",
+        ),
         (["run-worker", "--gpu"], "option '--gpu' requires an argument", "vbatch run-worker --help"),
         (["run-worker", "--engine", "llama"], "invalid value for", "vbatch run-worker --help"),
         (
@@ -121,7 +127,7 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             "vbatch run-worker -- --max-model-len 8",
         ),
         (["run-worker", "stray"], "unexpected argument 'stray'", "vbatch run-worker -- "),
-        (["run-worker", "--max-inflight", "0"], "--max-inflight: input should be greater", None),
+        (["run-worker", "--max-inflight", "0"], "--max-inflight: it must be at least 1", None),
         (["list", "--json", "-q"], "--json and --quiet exclude each other", None),
     ],
 )

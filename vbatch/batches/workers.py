@@ -136,7 +136,9 @@ def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:
         if backlog.model in loaded or not kinds.for_model(backlog.model).needs_files:
             continue
         found = models.find(settings, backlog.model)
-        known = found.availability is Availability.MISSING or found.nearest is not None or "/" not in found.place
+        known = (
+            found.availability is Availability.MISSING or found.nearest is not None or "/" not in found.place
+        )
         if found.availability is not Availability.HERE and known:
             hint = found.hint(backlog.model)
             sentences.append(f"{found.reason}" + (f"; {hint}" if hint else ""))

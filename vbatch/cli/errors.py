@@ -14,6 +14,7 @@ import typer
 from vbatch.cli.output import Failure, Mode, Output
 from vbatch.errors import ExitCode, VbatchError
 from vbatch.system import limits
+from vbatch.text import required
 
 
 def report(error: BaseException, argv: Sequence[str]) -> int:
@@ -93,7 +94,7 @@ def _of_the_machine(error: BaseException) -> Failure | None:
 
 def _lower_case(message: str) -> str:
     """Return a message of Typer's in vbatch's style: no capital (but in a name), no full stop."""
-    message = message.strip().removesuffix(".")
+    message = required(message.strip().removesuffix(".")).replace(". Did you mean ", "; did you mean ")
     return message[:1].lower() + message[1:] if message.partition(" ")[0][1:].islower() else message
 
 

@@ -34,7 +34,7 @@ from vbatch.config.tables import (
     names_once,
 )
 from vbatch.errors import ConfigError, StoreMisconfigured, UsageError, VbatchError
-from vbatch.text import harmless, parse_duration
+from vbatch.text import harmless, parse_duration, required
 
 PREFIX = "VBATCH_"
 SYSTEM_FILE = Path("/etc/vbatch/config.toml")
@@ -257,7 +257,7 @@ def _describe(detail: ErrorDetails, flags: Collection[str]) -> VbatchError:
     """Name the source of the wrong value. The value itself may be a secret: it is left out."""
     location = [str(part) for part in detail["loc"]]
     name = location[0]
-    message = detail["msg"].removeprefix("Value error, ")
+    message = required(detail["msg"].removeprefix("Value error, "))
     message = PLAIN.get(detail["type"]) or message[:1].lower() + message[1:]
     if name in flags:
         return UsageError(f"--{name.replace('_', '-')}: {message}")

@@ -78,9 +78,9 @@ class Found:
             return None
         if _HUB_NAME.fullmatch(self.place) is None:
             return f'give its folder or its name there: [models."{_shown(model)}"] path = … in config.toml'
-        if self.availability is Availability.REMOTE and "/" not in self.place:
-            return "most names on the Hugging Face hub are OWNER/NAME"
-        return f"hf download {_repository(self.place)}"
+        ownerless = self.availability is Availability.REMOTE and "/" not in self.place
+        download = f"hf download {_repository(self.place)}"
+        return "most names on the Hugging Face hub are OWNER/NAME" if ownerless else download
 
 
 def find(settings: Settings, model: str, flags: Sequence[str] = ()) -> Found:

@@ -180,7 +180,7 @@ class Postgresql:
         return f"{error.sqlstate or type(error).__name__}: {sqlstates.reason(error)}"
 
     def _refused(self, meaning: str, fault: Fault) -> StoreMisconfigured:
-        hint = f"check VBATCH_DATABASE_URL with: psql '{shown(self.url.set(drivername='postgresql'))}'"
+        hint = f"check VBATCH_DATABASE_URL with: psql '{shown(self.url)}'"
         return StoreMisconfigured(
             f"the store {shown(self.url)} refuses vbatch: {meaning}", hint=hint, fault=fault
         )

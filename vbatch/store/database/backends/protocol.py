@@ -156,8 +156,12 @@ def parse(url: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Return the URL without its password, wherever that stands in it."""
-    return url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
+    """Return the URL as a person writes it, without the driver; and without its password, wherever that is."""
+    return (
+        url.set(drivername=url.get_backend_name())
+        .difference_update_query(_SECRETS)
+        .render_as_string(hide_password=True)
+    )
 
 
 def not_understood(problem: str = "the database URL cannot be understood") -> StoreMisconfigured:

@@ -59,6 +59,8 @@ def test_submit_names_a_model_without_an_owner_that_the_hub_must_know(home: Home
     (warning,) = json.loads(home.run("submit", source, "--json").stdout)["warnings"]
     assert "tiny-one is not on this machine; the first load tries to download it" in warning
     assert "OWNER/NAME" in warning
+    dry = home.run("submit", source, "--dry-run").stderr
+    assert dry.count("is not on this machine") == dry.count("warning: tiny-one is not") == 1
 
 
 def test_a_warning_is_printed_once(home: Home) -> None:

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from vbatch.batches.workers import blocks as blocks
     from vbatch.batches.workers import left_alone as left_alone
     from vbatch.batches.workers import missing_models as missing_models
+    from vbatch.batches.workers import not_here as not_here
     from vbatch.store import Store as Store
     from vbatch.store.failures import FailureGroup as FailureGroup
     from vbatch.store.files import StoredFile as StoredFile
@@ -117,7 +118,7 @@ _HOMES = {
         "Checked SubmitOptions Submitted check check_together name_batch_in_errors submit"
     ),
     "vbatch.batches.tables": "TableFormat TableOptions WrittenTable save_table write_table",
-    "vbatch.batches.workers": "AtWork Block Blocks LeftAlone at_work blocks left_alone missing_models",
+    "vbatch.batches.workers": "AtWork Block Blocks LeftAlone at_work blocks left_alone missing_models not_here",
     "vbatch.store": "Store",
     "vbatch.store.failures": "FailureGroup",
     "vbatch.store.files": "StoredFile",

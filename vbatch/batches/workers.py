@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -121,9 +121,19 @@ def at_work(store: Store, batch: Batch) -> AtWork:
 def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:
     """Return one sentence for each model of a batch that this machine does not have, as far as that can be known here.
 
+    Nothing for a model that some worker has loaded, here or on another machine.
+    """
+    loaded = {model for worker in recovery.alive(store) for model in worker.models}
+    left = (backlog.model for backlog in overview.left(store, pk=batch.pk).models)
+    return not_here(settings, [model for model in left if model not in loaded])
+
+
+def not_here(settings: Settings, names: Iterable[str]) -> list[str]:
+    """Return one sentence for each of these models that this machine does not have, as far as that can be known here.
+
     Nothing where other servers answer: they have the models.
-    A worker on another machine may have it; a name that the hub may know is only reported where a name like it is here,
-    or where it has no owner, as few names on the hub.
+    A name that the hub may know is only reported where a name like it is here, or where it has no owner, as few names
+    on the hub.
     """
     sentences: list[str] = []
     if kinds.KINDS[settings.engine].remote:
@@ -131,16 +141,15 @@ def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:
     from vbatch.engine import models
     from vbatch.engine.models import Availability
 
-    loaded = {model for worker in recovery.alive(store) for model in worker.models}
-    for backlog in overview.left(store, pk=batch.pk).models:
-        if backlog.model in loaded or not kinds.for_model(backlog.model).needs_files:
+    for name in names:
+        if not kinds.for_model(name).needs_files:
             continue
-        found = models.find(settings, backlog.model)
+        found = models.find(settings, name)
         known = (
             found.availability is Availability.MISSING or found.nearest is not None or "/" not in found.place
         )
         if found.availability is not Availability.HERE and known:
-            hint = found.hint(backlog.model)
+            hint = found.hint(name)
             sentences.append(f"{found.reason}" + (f"; {hint}" if hint else ""))
     return sentences
 

@@ -56,6 +56,8 @@ def submit(
         if output.mode is Mode.HUMAN:
             for sentence in ignored(map(asdict, checked.ignored[:IGNORED_SHOWN])):
                 output.warn(sentence)
+            for sentence in batches.not_here(known, checked.seen.models):
+                output.warn(sentence)
         return ExitCode.DONE
     with open_store(output) as store:
         with _bar(output, source) as on_read:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vbatch import config, pausing, recovery
-from vbatch.batches import serving
+from vbatch.batches import serving, writing
 from vbatch.config import Settings
 from vbatch.engine import kinds
 from vbatch.pausing import Pause
@@ -44,7 +44,8 @@ class AtWork:
 
     ``unserved`` are models of a batch; ``command`` starts a worker for them, or for the files of a batch. ``blocked``
     are those that no worker which is alive can load. ``paused`` is why the workers of this account rest on this host.
-    ``without_server``: all that is left is the server's work, and none runs here.
+    ``without_server``: all that is left is the server's work, and none runs here. ``files_wait_for`` is the other host
+    that is to write the files of a batch of which nothing else is left.
     """
 
     workers: Sequence[Worker]
@@ -53,6 +54,7 @@ class AtWork:
     blocked: Blocks = Blocks()
     paused: Pause | None = None
     without_server: bool = False
+    files_wait_for: str | None = None
 
 
 def blocks(store: Store, *, pks: Sequence[int] | None = None) -> dict[int, Blocks]:
@@ -115,6 +117,7 @@ def at_work(store: Store, batch: Batch) -> AtWork:
         and batch.input_file is not None
         and batch.host == processes.current().host
         and serving.running(settings.data_dir) is None,
+        files_wait_for=None if left else writing.waits_for(store, batch),
     )
 
 

@@ -13,6 +13,7 @@ SENTENCES = {
     "batch.cancelled": "{batch} is cancelled: {completed:request} answered, {failed} failed",
     "batch.completed": "{batch} is completed: {completed:request} answered, {failed} failed",
     "batch.expired": "{batch} has expired: its requests that have not run yet will not run",
+    "batch.left": "{batch} only lacks its files: {host} writes them, at any vbatch command there",
     "batch.output_refused": "cannot write the output of {batch}: {error}; trying again in {retry_seconds:time}",
     "batch.output_renamed": "{taken} exists: the lines of {batch} are in {file}",
     "batch.validated": "{batch} is {status}: {requests:request}",

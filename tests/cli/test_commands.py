@@ -19,7 +19,7 @@ BATCH_KEYS = {
     "output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at",
     "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage",
     "metadata", "name", "priority", "reused", "input_path", "output_path", "error_path", "times",
-    "blocked", "blocked_models", "cut_off", "empty", "skipped", "ignored",
+    "blocked", "blocked_models", "cut_off", "empty", "skipped", "ignored", "files_wait_for",
 }  # fmt: skip
 TIMES = {
     "created", "in_progress", "expires", "finalizing", "completed", "expired", "cancelling", "cancelled",

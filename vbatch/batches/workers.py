@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from vbatch import config, pausing, recovery
 from vbatch.batches import serving, writing
@@ -15,6 +15,8 @@ from vbatch.store import Store, blocked, overview
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Batch, BlockedModel, Worker
 from vbatch.system import processes
+
+SILENT = timedelta(seconds=30)  # six heartbeats that did not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,11 @@ def at_work(store: Store, batch: Batch) -> AtWork:
         and serving.running(settings.data_dir) is None,
         files_wait_for=None if left else writing.waits_for(store, batch),
     )
+
+
+def is_silent(worker: Worker) -> bool:
+    """Whether no heartbeat of a worker has come for a while: it hangs, or its host is unreachable."""
+    return worker.silent >= SILENT
 
 
 def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:

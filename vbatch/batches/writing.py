@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vbatch import recovery
-from vbatch.errors import NoSuchBatch, VbatchError
+from vbatch.errors import FilesElsewhere, NoSuchBatch, VbatchError
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store
 from vbatch.store.records import Batch, Worker
@@ -82,6 +82,15 @@ def refusal(batch: Batch, error: OSError) -> VbatchError:
     """Return the error of a batch whose files cannot be written here."""
     return VbatchError(
         f"{batch.id} only lacks its files, but {error.filename} cannot be written: {error.strerror}",
+        hint=f"vbatch results {batch.id} -o FILE",
+    )
+
+
+def files_elsewhere(batch: Batch, host: str) -> FilesElsewhere:
+    """Return the error of a command that has waited long enough for another host."""
+    done = batch.counts.completed + batch.counts.failed
+    return FilesElsewhere(
+        f"{batch.id} is answered, {done:,} of {batch.counts.total:,}, but {explained(batch, host)}",
         hint=f"vbatch results {batch.id} -o FILE",
     )
 

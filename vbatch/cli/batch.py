@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vbatch import batches, config, pausing
 from vbatch.batches import EVERY, documents
-from vbatch.cli import screens
+from vbatch.cli import at_work, screens
 from vbatch.cli.arguments import output_file
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.output import Mode, Output, Result
@@ -39,14 +39,25 @@ def list_batches(*, every: bool, status: str | None, name: str | None, json: boo
         )
     )
     if paused is not None and output.mode is Mode.HUMAN:
-        output.note(screens.paused(paused))
+        output.note(at_work.paused(paused))
     if not found.batches:
         chosen = status is not None or name is not None
         output.note(
             "no such batch" if chosen else "no batch yet; submit one with: vbatch submit prompts.jsonl"
         )
-    elif found.has_more and output.mode is Mode.HUMAN:
+    if output.mode is Mode.HUMAN:
+        _explain(output, found)
+    if found.has_more and output.mode is Mode.HUMAN:
         output.note(f"these are the newest {NEWEST}; all of them: vbatch list --all")
+
+
+def _explain(output: Output, found: BatchList) -> None:
+    """Show which hosts work, and which batches wait for another one to write their files."""
+    if (line := at_work.by_host(found.workers)) is not None:
+        output.note(line)
+    for batch in found.batches:
+        if (host := found.files_wait_for.get(batch.pk)) is not None:
+            output.note(f"{batch.id}: {batches.explained(batch, host)}")
 
 
 def _table(found: BatchList) -> BatchTable:

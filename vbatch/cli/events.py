@@ -80,6 +80,8 @@ SENTENCES = {
     "worker.resumed": "the pause is over",
     "worker.ready": "worker started ({engine} engine)",
     "worker.recovered": "{chunks:chunk} of the dead worker {worker} put back into the queue",
+    "worker.runtime_over": "the time of this worker ends in {seconds:time}: stopping",
+    "worker.share": "the GPUs that this process was given: {gpus}",
     "worker.stopped": "worker stopped",
     "worker.unsaved": "{results:result} could not be saved, the store is unreachable: those requests run again",
 }

@@ -29,12 +29,17 @@ def settings(output: Output, **flags: Any) -> Settings:
 def open_store(output: Output, *, reads: bool = False) -> Iterator[Store]:
     """Open the configured store for one command, migrated and ready; one that only ``reads`` waits 10 seconds at most.
 
-    Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
+    When the command has done its own work, the files are written that wait for this host. Raises StoreUnreachable after
+    about a minute of waiting, StoreMisconfigured at once.
     """
     logs.configure("error")  # a command shows what it waits for itself
     url = settings(output).store_url
     with batches.open_store(url, reads=reads, on_wait=_Waiting(output)) as store:
         yield store
+        for batch in batches.write_waiting(
+            store, lambda *failed: output.warn(batches.refusal(*failed).message)
+        ):
+            output.note(f"the files of {batch.id} are written: {batch.output_path}")
 
 
 class _Waiting:

@@ -103,7 +103,11 @@ def written_on(store: Store, host: str) -> Any:
     It is the host that submitted them. A SQLite file and the files of its batches are on one machine, whatever its name
     is now; and of an old batch the host is not known. Those of programs are the server's to write.
     """
-    return ~SERVED if store.file is not None else and_(~SERVED, or_(BATCH.c.host.is_(None), BATCH.c.host == host))
+    return (
+        ~SERVED
+        if store.file is not None
+        else and_(~SERVED, or_(BATCH.c.host.is_(None), BATCH.c.host == host))
+    )
 
 
 def to_finalize(store: Store, *, by: str, served: bool = False) -> list[Batch]:

@@ -43,7 +43,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What is left of unfinished batches. ``files``: there are batches that only lack the files that this host writes."""
+    """What is left of unfinished batches. ``files``: some of them only lack the files that this host writes."""
 
     models: tuple[Backlog, ...]
     files: bool

@@ -231,7 +231,8 @@ def ledger(store: Store) -> list[EngineProcess]:
 
 
 def _selected(store: Store, query: Select[Any]) -> list[Worker]:
-    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
+    timed = query.add_columns(NOW.label("read_at"))
+    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(timed).all())]
 
 
 def _columns(identity: ProcessIdentity) -> dict[str, Any]:
@@ -267,4 +268,5 @@ def _to_worker(row: Any) -> Worker:
         started_at=row.started_at,
         heartbeat_at=row.heartbeat_at,
         stopped_at=row.stopped_at,
+        silent=max(row.read_at - row.heartbeat_at, timedelta()),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.rigs.commands import Home, Lines, chats
@@ -70,9 +72,11 @@ def test_submit_wait_writes_them_itself(tmp_path: Path, postgresql_url: str) -> 
     """Mutant: ``batches.watch`` does not write what is due here (it waits for ever)."""
     alpha, beta, _gamma = hosts(tmp_path, postgresql_url)
     source = alpha.write("prompts", chats(40))
-    with alpha.start("submit", str(source), "--wait", log="submit.log") as submitting:
-        with beta.start("run-worker", "--engine", "echo"):
-            assert exit_code(submitting) == 0, (alpha.path / "submit.log").read_text()
+    with (
+        alpha.start("submit", str(source), "--wait", log="submit.log") as submitting,
+        beta.start("run-worker", "--engine", "echo"),
+    ):
+        assert exit_code(submitting) == 0, (alpha.path / "submit.log").read_text()
     assert len((alpha.path / "prompts.output.jsonl").read_text().splitlines()) == 40
 
 
@@ -127,7 +131,8 @@ def test_a_host_that_is_gone_for_good(tmp_path: Path, postgresql_url: str) -> No
 def test_a_folder_that_refuses_is_named_and_hinders_no_command(tmp_path: Path, postgresql_url: str) -> None:
     """Mutants: the OSError ends the command; root writes into the folder of another user."""
     alpha, beta, _gamma = hosts(tmp_path, postgresql_url)
-    batch_id = alpha.submit(chats(4), "-o", str(alpha.path / "out" / "answers.jsonl"), check_folder(alpha))
+    (alpha.path / "out").mkdir()
+    batch_id = alpha.submit(chats(4), "-o", str(alpha.path / "out" / "answers.jsonl"))
     beta.run(*ECHO)
     (alpha.path / "out").rmdir()
     (alpha.path / "out").write_text("a file now")
@@ -135,25 +140,16 @@ def test_a_folder_that_refuses_is_named_and_hinders_no_command(tmp_path: Path, p
     assert f"{batch_id} only lacks its files" in listed.stderr
     (alpha.path / "out").unlink()
     (alpha.path / "out").mkdir()
-    import os
-
     os.chown(alpha.path / "out", 1234, 1234)
     assert "files" not in alpha.run("list").stderr
     os.chown(alpha.path / "out", 0, 0)
     assert f"the files of {batch_id} are written" in alpha.run("list").stderr
 
 
-def check_folder(host: Host) -> str:
-    (host.path / "out").mkdir()
-    return "--quiet"
-
-
 def test_a_batch_without_a_host_and_a_sqlite_file_are_written_by_any_worker(
     tmp_path: Path, postgresql_url: str
 ) -> None:
     """Mutants: ``written_on`` leaves batches without a host to nobody; it asks for the host in a SQLite file too."""
-    import psycopg
-
     alpha, beta, _gamma = hosts(tmp_path, postgresql_url)
     old = alpha.submit(chats(4))
     with psycopg.connect(postgresql_url, autocommit=True) as connection:

@@ -1,7 +1,7 @@
 """Several hosts on one machine: processes with a host name, a boot id and a wall clock of their own (needs root).
 
-The names and ids are the kernel's (namespaces), the clock is the one of ``misfortune.c``; nothing in vbatch is replaced.
-Their files are on one disk, so a host has a home of its own.
+Names and ids are the kernel's (namespaces), the clock is that of ``misfortune.c``; nothing in vbatch is replaced. Their
+files are on one disk, so a host has a home of its own.
 """
 
 from __future__ import annotations

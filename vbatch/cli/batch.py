@@ -97,10 +97,13 @@ def cancel_batch(reference: str, *, json: bool, quiet: bool) -> None:
     with open_store(output) as store:
         batch = batches.cancel(store, _confirmed(output, store, reference, "cancel"))
         batches.notify_at_once(store, settings(output), batch)
+        host = batches.waits_for(store, batch)
     done, total = batch.counts.completed + batch.counts.failed, batch.counts.total
     kept = f"{done:,} of {total:,} requests were finished and stay"
     output.show(batch_result(batch, f"{batch.id} is {batch.status}: {kept}"))
-    if not batch.status.final:
+    if host is not None:
+        output.note(batches.explained(batch, host))
+    elif not batch.status.final:
         output.note(f"another process is writing the files, or will; to see the end: vbatch watch {batch.id}")
 
 

@@ -55,7 +55,7 @@ def keep_to_share(settings: Settings) -> None:
 
     Raises ConfigError where there are more tasks than GPUs.
     """
-    if settings.gpu in (None, ALL) and not KINDS[settings.engine].remote and _wants_gpu(settings):
+    if settings.gpu == ALL or (settings.gpu is None and _wants_gpu(settings)):
         own = granted.visible(os.environ, gpu.probe)
         if own is not None:
             log.info("worker.share gpus=%s", own)

@@ -26,8 +26,8 @@ WORKERS = Entry(
 )
 ELSEWHERE = Entry(
     id="queue.files_elsewhere",
-    means="every request is answered, and another host is to write the files: the one that submitted the batch; it does "
-    "so at any vbatch command, and the answers can be had here",
+    means="every request is answered, and the host that submitted the batch is to write the files; it does so at any "
+    "vbatch command there, and the answers can be had here",
     commands=("vbatch results {batch} -o answers.jsonl",),
     advice="of a host that is gone for good: take the answers, then vbatch delete --force ID",
 )

@@ -41,7 +41,7 @@ def test_clocks_that_are_an_hour_off(tmp_path: Path, postgresql_url: str, databa
     """
     options = {"VBATCH_LEASE": "4s", "VBATCH_ECHO_LATENCY_MS": "700"}
     right, ahead, behind = (
-        Host(tmp_path, name, postgresql_url, clock=clock, **options)
+        Host(tmp_path, name, postgresql_url, clock=clock, extra=options)
         for name, clock in (("right", None), ("ahead", HOUR), ("behind", -HOUR))
     )
     first = behind.submit(expected := chats(1500), "--expires-in", "30m")
@@ -69,7 +69,7 @@ def test_a_frozen_host_is_fenced_when_it_wakes(tmp_path: Path, postgresql_url: s
     epoch (what it brings late is recorded twice).
     """
     options = {"VBATCH_LEASE": "3s", "VBATCH_ECHO_LATENCY_MS": "1000"}
-    alpha, beta = (Host(tmp_path, name, postgresql_url, **options) for name in ("alpha", "beta"))
+    alpha, beta = (Host(tmp_path, name, postgresql_url, extra=options) for name in ("alpha", "beta"))
     batch_id = beta.submit(expected := chats(1200))
     with alpha.start("run-worker", "--engine", "echo", "--max-inflight", "40") as sleeper:
         until(lambda: held(database, sleeper.pid) > 0)

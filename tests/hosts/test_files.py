@@ -49,7 +49,7 @@ def test_the_submitting_host_writes_the_files(tmp_path: Path, postgresql_url: st
     assert f"{batch_id}: {words}" in listed.stderr
     assert json.loads(gamma.run("list", "--json").stdout)["data"][0]["files_wait_for"] == "alpha"
     report = gamma.run("doctor", "queue", check=False).stdout
-    assert "files wait for alpha" in report
+    assert f"the files of {batch_id} wait for alpha" in report
     refused = gamma.run("delete", batch_id, check=False)
     assert refused.returncode == 1
     assert "files wait for alpha" in refused.stderr

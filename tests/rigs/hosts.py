@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,9 +30,15 @@ class Host(Home):
     """A host with one user. Without ``clock`` its clock is right."""
 
     def __init__(
-        self, folder: Path, name: str, database_url: str, *, clock: timedelta | None = None, **extra: str
+        self,
+        folder: Path,
+        name: str,
+        database_url: str,
+        *,
+        clock: timedelta | None = None,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(folder / name, database_url, {"PYTHONPATH": str(ROOT), **extra})
+        super().__init__(folder / name, database_url, {"PYTHONPATH": str(ROOT), **(extra or {})})
         self.name = name
         self.path.mkdir()
         self._boot_id = self.path / "boot_id"
@@ -41,10 +47,6 @@ class Host(Home):
         if clock is not None:
             self._clock = WallClock(self.path / "clock")
             self._clock.set_off(clock)
-
-    def reinstall(self) -> None:
-        """Boot again, under the same name."""
-        self._boot_id.write_text(f"{uuid.uuid4()}\n")
 
     def command(self, *arguments: str | Path) -> list[str]:
         """Return the command line of ``vbatch ARGUMENTS`` on this host."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
-from tests.rigs.filling import NOBODY, rows, worker
+from tests.rigs.filling import NOBODY, worker
 from vbatch.batches import open_store
 from vbatch.errors import ExitCode, StoreMisconfigured
 from vbatch.store import Store, network_file
+from vbatch.store.tables import WORKER
 from vbatch.system import disks, processes
 from vbatch.worker.registration import Registration
 
@@ -48,15 +50,13 @@ def test_a_second_host_is_refused_while_the_first_one_works(store: Store) -> Non
     assert "PostgreSQL" in (refused.value.hint or "")
     with open_store(url, reads=True):
         pass
-    long_ago = processes_ago(network_file.FRESH + timedelta(seconds=5))
-    rows(store, "UPDATE worker SET heartbeat_at = :then WHERE id = :id", then=long_ago, id=other)
+    long_ago = datetime.now(UTC) - network_file.FRESH - timedelta(seconds=5)
+    store.write(
+        lambda connection: connection.execute(
+            update(WORKER).where(WORKER.c.id == other).values(heartbeat_at=long_ago)
+        )
+    )
     Registration(store, engine="echo", gpus=())
-
-
-def processes_ago(span: timedelta) -> str:
-    from datetime import UTC, datetime
-
-    return f"{datetime.now(UTC) - span:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def test_a_local_disk_and_other_hosts_rows_are_fine(store: Store) -> None:

@@ -51,7 +51,7 @@ def test_when_it_begins_to_stop(
         def start(self) -> None:
             timers.append(self.interval)
 
-    monkeypatch.setattr(runtime.threading, "Timer", Noted)
+    monkeypatch.setattr(threading, "Timer", Noted)
     assert runtime.end_within(Stop(), limit, drain_limit=drain).total_seconds() == lasts
     assert timers == [begins, limit.total_seconds()]
 

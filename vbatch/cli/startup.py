@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vbatch import batches, config, logs
-from vbatch.batches import Store
+from vbatch.batches import Batch, Store
 from vbatch.cli import quick
 from vbatch.cli.output import Output
 from vbatch.config import Settings
@@ -36,10 +36,16 @@ def open_store(output: Output, *, reads: bool = False) -> Iterator[Store]:
     url = settings(output).store_url
     with batches.open_store(url, reads=reads, on_wait=_Waiting(output)) as store:
         yield store
-        for batch in batches.write_waiting(
-            store, lambda *failed: output.warn(batches.refusal(*failed).message)
-        ):
-            output.note(f"the files of {batch.id} are written: {batch.output_path}")
+        _write_waiting(output, store)
+
+
+def _write_waiting(output: Output, store: Store) -> None:
+    def refused(batch: Batch, error: OSError) -> None:
+        refusal = batches.refusal(batch, error)
+        output.warn(f"{refusal.message}; {refusal.hint}")
+
+    for batch in batches.write_waiting(store, refused):
+        output.note(f"the files of {batch.id} are written: {batch.output_path}")
 
 
 class _Waiting:

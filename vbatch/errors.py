@@ -181,6 +181,13 @@ class OnlyBlocked(EngineUnavailable):
         super().__init__(f"{message}: {named}", hint=hint or "vbatch doctor queue.blocked")
 
 
+class FilesElsewhere(VbatchError):
+    """Nothing is left of the batch but its files, which another host is to write."""
+
+    code = "files_elsewhere"
+    exit_code = ExitCode.ENGINE_UNAVAILABLE
+
+
 class Interrupted(VbatchError):
     """Interrupted."""
 

@@ -19,7 +19,7 @@ BATCH_KEYS = {
     "output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at",
     "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage",
     "metadata", "name", "priority", "reused", "input_path", "output_path", "error_path", "times",
-    "blocked", "blocked_models", "cut_off", "empty", "skipped", "ignored",
+    "blocked", "blocked_models", "cut_off", "empty", "skipped", "ignored", "files_wait_for",
 }  # fmt: skip
 TIMES = {
     "created", "in_progress", "expires", "finalizing", "completed", "expired", "cancelling", "cancelled",
@@ -47,7 +47,7 @@ def test_the_keys_of_every_document(cli: Cli) -> None:
     }  # fmt: skip
     assert set(cli("results", batch_id, "--json").document) == BATCH_KEYS
     listed = cli("list", "--json").document
-    assert set(listed) == {"object", "data", "first_id", "last_id", "has_more", "paused"}
+    assert set(listed) == {"object", "data", "first_id", "last_id", "has_more", "paused", "workers"}
     assert set(listed["data"][0]) == BATCH_KEYS
     assert set(cli("cancel", batch_id, "--json").document) == BATCH_KEYS
     assert set(cli("retry", batch_id, "--json").document) == BATCH_KEYS
@@ -222,7 +222,7 @@ def test_an_empty_store(cli: Cli) -> None:
     assert "vbatch submit" in done.err
     assert cli("list", "--json").document == {
         "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False,
-        "paused": None,
+        "paused": None, "workers": [],
     }  # fmt: skip
     assert cli("list", "-q").out == ""
 

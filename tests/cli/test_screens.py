@@ -30,6 +30,7 @@ WORKER = Worker(
     started_at=NOW,
     heartbeat_at=NOW,
     stopped_at=None,
+    silent=timedelta(0),
 )
 
 

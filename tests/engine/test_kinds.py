@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
-from vbatch.cli.machine import run_worker
+from vbatch.cli.worker_commands import run_worker
 from vbatch.config import Settings
 from vbatch.engine.kinds import KINDS
 

@@ -82,9 +82,15 @@ if TYPE_CHECKING:
     from vbatch.batches.workers import LeftAlone as LeftAlone
     from vbatch.batches.workers import at_work as at_work
     from vbatch.batches.workers import blocks as blocks
+    from vbatch.batches.workers import is_silent as is_silent
     from vbatch.batches.workers import left_alone as left_alone
     from vbatch.batches.workers import missing_models as missing_models
     from vbatch.batches.workers import not_here as not_here
+    from vbatch.batches.writing import explained as explained
+    from vbatch.batches.writing import files_elsewhere as files_elsewhere
+    from vbatch.batches.writing import refusal as refusal
+    from vbatch.batches.writing import waits_for as waits_for
+    from vbatch.batches.writing import write_waiting as write_waiting
     from vbatch.store import Store as Store
     from vbatch.store.failures import FailureGroup as FailureGroup
     from vbatch.store.files import StoredFile as StoredFile
@@ -118,7 +124,10 @@ _HOMES = {
         "Checked SubmitOptions Submitted check check_together name_batch_in_errors submit"
     ),
     "vbatch.batches.tables": "TableFormat TableOptions WrittenTable save_table write_table",
-    "vbatch.batches.workers": "AtWork Block Blocks LeftAlone at_work blocks left_alone missing_models not_here",
+    "vbatch.batches.workers": (
+        "AtWork Block Blocks LeftAlone at_work blocks is_silent left_alone missing_models not_here"
+    ),
+    "vbatch.batches.writing": "explained files_elsewhere refusal waits_for write_waiting",
     "vbatch.store": "Store",
     "vbatch.store.failures": "FailureGroup",
     "vbatch.store.files": "StoredFile",

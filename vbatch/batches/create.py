@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def create(store: Store, folder: Path, wanted: Wanted) -> Batch:
         if found is None or found.host != me.host or not where.is_file():
             raise NoSuchFile(f"there is no file {wanted.input_file!r}")
         reuse = None if wanted.reuse is None else catalog.find(store, wanted.reuse)
-        now = datetime.now(UTC)
+        now = store.now()
         batch_id = f"batch_{secrets.token_hex(12)}"
         output, errors = made_files(batch_id)
         new = NewBatch(
@@ -200,7 +200,7 @@ def _same(store: Store, wanted: Wanted) -> Batch | None:
 
     Raises UsageError for a key that was used for another request.
     """
-    now = datetime.now(UTC)
+    now = store.now()
     if wanted.key is not None:
         for batch in served.asked_since(store, since=now - KEY_HOLDS):
             if (batch.asked or {}).get("key") == wanted.key:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vbatch import pausing
-from vbatch.batches.workers import Block, Blocks
+from vbatch.batches.workers import AtWork, Block, Blocks, is_silent
 from vbatch.protocol import BatchError, BatchErrors, BatchObject, BatchStatus, BatchUsage, Counts
-from vbatch.store.records import Batch
+from vbatch.store.records import Batch, Worker
 from vbatch.system import disks
 
 if TYPE_CHECKING:
@@ -82,10 +82,16 @@ def batch_object(batch: Batch) -> BatchObject:
     )
 
 
-def batch_document(batch: Batch, blocked: Blocks = Blocks()) -> dict[str, Any]:  # noqa: B008  (it is frozen)
+def batch_document(
+    batch: Batch,
+    blocked: Blocks = Blocks(),  # noqa: B008  (it is frozen)
+    *,
+    files_wait_for: str | None = None,
+) -> dict[str, Any]:
     """Return the batch object, its times once more as RFC 3339, and what of it waits for a model in vain.
 
     ``blocked`` is null, or the model for which most requests wait; ``blocked_models`` are all of them.
+    ``files_wait_for`` is the other host that is to write the files, where nothing else is left.
     """
     document: dict[str, Any] = msgspec.to_builtins(batch_object(batch))
     document |= {"cut_off": batch.cut_off, "empty": batch.empty, "skipped": batch.skipped}
@@ -94,6 +100,7 @@ def batch_document(batch: Batch, blocked: Blocks = Blocks()) -> dict[str, Any]: 
     models = sorted(blocked.models, key=lambda block: -block.requests)
     document["blocked_models"] = [_block(block) for block in models]
     document["blocked"] = next(iter(document["blocked_models"]), None)
+    document["files_wait_for"] = files_wait_for
     return document
 
 
@@ -126,7 +133,8 @@ def _block(block: Block) -> dict[str, Any]:
 
 def status_document(status: Status) -> dict[str, Any]:
     """Return the batch object with its pace, the kinds of failure, and the live workers."""
-    return batch_document(status.batch, status.at_work.blocked if status.at_work else Blocks()) | {
+    at_work = status.at_work or AtWork(workers=(), unserved=(), command="")
+    return batch_document(status.batch, at_work.blocked, files_wait_for=at_work.files_wait_for) | {
         "requests_per_second": status.requests_per_second,
         "tokens_per_second": status.tokens_per_second,
         "duplicates": status.duplicates,
@@ -142,18 +150,21 @@ def status_document(status: Status) -> dict[str, Any]:
             }
             for group in status.failures
         ],
-        "workers": [
-            {
-                "id": worker.id,
-                "host": worker.identity.host,
-                "pid": worker.identity.pid,
-                "model": worker.model,
-                "gpus": list(worker.gpus),
-                "note": worker.note,
-            }
-            for worker in (status.at_work.workers if status.at_work else ())
-        ],
-        "paused": pausing.document(status.at_work.paused if status.at_work else None),
+        "workers": [_worker(worker) for worker in at_work.workers],
+        "paused": pausing.document(at_work.paused),
+    }
+
+
+def _worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "host": worker.identity.host,
+        "pid": worker.identity.pid,
+        "model": worker.model,
+        "gpus": list(worker.gpus),
+        "note": worker.note,
+        "silent": is_silent(worker),
+        "silent_seconds": round(worker.silent.total_seconds(), 1),
     }
 
 
@@ -161,7 +172,15 @@ def list_document(found: BatchList) -> dict[str, Any]:
     """Return batches as OpenAI lists them."""
     return {
         "object": "list",
-        "data": [batch_document(batch, found.blocked.get(batch.pk, Blocks())) for batch in found.batches],
+        "data": [
+            batch_document(
+                batch,
+                found.blocked.get(batch.pk, Blocks()),
+                files_wait_for=found.files_wait_for.get(batch.pk),
+            )
+            for batch in found.batches
+        ],
+        "workers": [_worker(worker) for worker in found.workers],
         "first_id": found.batches[0].id if found.batches else None,
         "last_id": found.batches[-1].id if found.batches else None,
         "has_more": found.has_more,

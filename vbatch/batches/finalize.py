@@ -10,10 +10,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from vbatch import recovery
+from vbatch.batches import writing
 from vbatch.batches.paths import OutputPaths
 from vbatch.batches.results import output_line, succeeded
 from vbatch.errors import StoreReplaced, VbatchError, WrongStatus
@@ -61,9 +62,11 @@ def finalize(
 def finalize_here(store: Store, batch: Batch) -> Batch:
     """Finalize a batch from a command, unless a live worker or another command will; return the batch as it is then.
 
-    Those of a program's batch are the server's to write. Raises OSError when the disk refuses.
+    Those of a program's batch are the server's to write, and those of another host's that host's. Raises OSError when
+    the disk refuses.
     """
-    if batch.input_file is not None or recovery.alive(store):
+    elsewhere = writing.waits_for(store, batch) is not None
+    if batch.input_file is not None or elsewhere or writing.has_writer(store, batch, recovery.alive(store)):
         return batch
     recovery.forget_dead_commands(store)
     ended = None
@@ -107,6 +110,11 @@ def delete(store: Store, reference: str, *, force: bool = False) -> Batch:
         raise WrongStatus(
             f"another process is writing the files of {batch.id}", hint=f"vbatch watch {batch.id}"
         )
+    if not force and (host := writing.waits_for(store, batch)) is not None:
+        raise WrongStatus(
+            f"{batch.id} has not ended; {writing.explained(batch, host)}",
+            hint=f"without its files: vbatch delete --force {batch.id}",
+        )
     if not force and batch.status in _SOON_ENDED and recovery.alive(store):
         raise WrongStatus(
             f"{batch.id} is still {batch.status}: a worker writes its files soon",
@@ -118,7 +126,7 @@ def delete(store: Store, reference: str, *, force: bool = False) -> Batch:
 
 def delete_ended(store: Store, *, before: timedelta) -> list[Batch]:
     """Remove every batch that ended longer ago than this; their files stay. Return them as they were."""
-    found = catalog.ended_before(store, moment=datetime.now(UTC) - before)
+    found = catalog.ended_before(store, moment=store.now() - before)
     for batch in found:
         catalog.delete_batch(store, pk=batch.pk)
     return found

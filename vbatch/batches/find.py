@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vbatch import recovery
 from vbatch.batches.workers import Blocks, blocks
+from vbatch.batches.writing import waits_for
 from vbatch.errors import UsageError
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog
-from vbatch.store.records import DEDUPE, Batch
+from vbatch.store.records import DEDUPE, Batch, Worker
 
 if TYPE_CHECKING:
     from vbatch.batches.input_file import InputFile
@@ -28,12 +30,15 @@ EVERY = 1_000_000
 class BatchList:
     """Batches, the newest first. ``has_more`` says that older ones were left out.
 
-    ``blocked`` says what of them waits for a model that cannot be loaded, by primary key.
+    ``blocked`` says what of them waits for a model that cannot be loaded, ``files_wait_for`` which other host the files
+    of one wait for, by primary key. ``workers`` are those that are alive.
     """
 
     batches: Sequence[Batch]
     has_more: bool
     blocked: Mapping[int, Blocks]
+    files_wait_for: Mapping[int, str] = field(default_factory=dict)
+    workers: Sequence[Worker] = ()
 
 
 def find(store: Store, reference: str) -> Batch:
@@ -67,7 +72,14 @@ def list_batches(
         found = [batch for batch in found if batch.pk in entirely]
     elif status == QUEUED:
         found = [batch for batch in found if not batch.begun and batch.pk not in entirely]
-    return BatchList(batches=found[:limit], has_more=len(found) > limit, blocked=blocked)
+    hosts = {batch.pk: host for batch in found[:limit] if (host := waits_for(store, batch)) is not None}
+    return BatchList(
+        batches=found[:limit],
+        has_more=len(found) > limit,
+        blocked=blocked,
+        files_wait_for=hosts,
+        workers=recovery.alive(store),
+    )
 
 
 def status_word(batch: Batch, *, blocked: bool = False) -> str:

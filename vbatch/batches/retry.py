@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def retry(store: Store, reference: str, options: RetryOptions = RetryOptions()) 
         output_path=str(chosen.output),
         error_path=str(chosen.errors),
         expires_at=None,
-        created_at=datetime.now(UTC),
+        created_at=store.now(),
         notify=batch.notify,
         input_file=_input_file(batch) if options.folder is not None else None,
     )

@@ -6,7 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, READ_PATIENCE, WORKER_PATIENCE, Store, catalog
+from vbatch.store import (
+    COMMAND_PATIENCE,
+    NO_PATIENCE,
+    READ_PATIENCE,
+    WORKER_PATIENCE,
+    Store,
+    catalog,
+    network_file,
+)
 from vbatch.store.records import Batch
 
 
@@ -17,11 +25,13 @@ def open_store(
     """Open the store for one command, migrated and ready.
 
     ``on_wait`` is called as by ``Store``. Raises StoreUnreachable after about a minute of waiting, or after 10 seconds
-    for a command that only ``reads``, StoreMisconfigured at once.
+    for a command that only ``reads``, StoreMisconfigured at once, also for a file that two hosts would damage.
     """
     store = Store(url, patience=READ_PATIENCE if reads else COMMAND_PATIENCE, on_wait=on_wait)
     try:
         store.prepare()
+        if not reads:
+            network_file.require_safe(store)
         yield store
     finally:
         store.close()

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from vbatch import recovery
+from vbatch.batches import writing
 from vbatch.batches.find import deduped
 from vbatch.batches.workers import AtWork, at_work
 from vbatch.errors import OnlyBlocked
@@ -60,7 +62,8 @@ def watch(store: Store, reference: str) -> Iterator[Status]:
     """Yield how a batch is doing once a second, and at last how it ended.
 
     The kinds of failure are left for the end: counting them reads every chunk that has one. The pace is that of
-    this batch alone over the last looks. Raises NoSuchBatch, AmbiguousBatch.
+    this batch alone over the last looks. Files that wait for this host are written. Raises NoSuchBatch, AmbiguousBatch,
+    VbatchError where they cannot be written.
     """
     batch = catalog.find(store, reference)
     seen: deque[tuple[float, int]] = deque(maxlen=PACE_WINDOW)
@@ -77,7 +80,18 @@ def watch(store: Store, reference: str) -> Iterator[Status]:
         )
         time.sleep(LOOK)
         batch = catalog.by_pk(store, pk=batch.pk)
+        if writing.due_here(store, batch, recovery.alive(store)):
+            batch = _written(store, batch)
     yield status(store, batch.id)
+
+
+def _written(store: Store, batch: Batch) -> Batch:
+    from vbatch.batches.finalize import finalize_here
+
+    try:
+        return finalize_here(store, batch)
+    except OSError as error:
+        raise writing.refusal(batch, error) from error
 
 
 def only_blocked(status: Status) -> OnlyBlocked:

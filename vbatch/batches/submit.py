@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -206,7 +206,7 @@ def _store(
     on_read: OnRead,
     bad: frozenset[int],
 ) -> Batch:
-    now = datetime.now(UTC)
+    now = store.now()
     new = NewBatch(
         id=batch_id,
         endpoint="",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def finalize_served(store: Store, folder: Path, *, by: str) -> bool:
     False where the disk refused one: it is then to be tried again.
     """
     fine = True
-    for batch in finalization.to_finalize(store, by=by, served_on=processes.current().host):
+    for batch in finalization.to_finalize(store, by=by, served=True):
         output, errors = made_files(batch.id)
         places = OutputPaths(output=place(folder, output), errors=place(folder, errors))
         made = partial(_enter, store, folder, batch)
@@ -50,7 +50,8 @@ def finalize_served(store: Store, folder: Path, *, by: str) -> bool:
 def waiting_for_server(store: Store) -> list[Batch]:
     """Return the batches of programs that the server of this host is to validate, or to write the files of."""
     host = processes.current().host
-    return [*served.to_validate(store, host=host), *finalization.to_finalize(store, by="", served_on=host)]
+    unwritten = finalization.to_finalize(store, by="", served=True)
+    return [*served.to_validate(store, host=host), *unwritten]
 
 
 def take_over(store: Store) -> None:
@@ -60,7 +61,7 @@ def take_over(store: Store) -> None:
 
 def expire_batches(store: Store) -> list[str]:
     """Stop the batches whose time has passed, also where no worker runs; return their ids."""
-    return finalization.expire(store, now=datetime.now(UTC))
+    return finalization.expire(store)
 
 
 def _enter(store: Store, folder: Path, batch: Batch, _made: OutputPaths) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from vbatch import config, pausing, recovery
-from vbatch.batches import serving
+from vbatch.batches import serving, writing
 from vbatch.config import Settings
 from vbatch.engine import kinds
 from vbatch.pausing import Pause
@@ -15,6 +15,8 @@ from vbatch.store import Store, blocked, overview
 from vbatch.store.overview import Backlog
 from vbatch.store.records import Batch, BlockedModel, Worker
 from vbatch.system import processes
+
+SILENT = timedelta(seconds=30)  # six heartbeats that did not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class AtWork:
 
     ``unserved`` are models of a batch; ``command`` starts a worker for them, or for the files of a batch. ``blocked``
     are those that no worker which is alive can load. ``paused`` is why the workers of this account rest on this host.
-    ``without_server``: all that is left is the server's work, and none runs here.
+    ``without_server``: all that is left is the server's work, and none runs here. ``files_wait_for`` is the other host
+    that is to write the files of a batch of which nothing else is left.
     """
 
     workers: Sequence[Worker]
@@ -53,6 +56,7 @@ class AtWork:
     blocked: Blocks = Blocks()
     paused: Pause | None = None
     without_server: bool = False
+    files_wait_for: str | None = None
 
 
 def blocks(store: Store, *, pks: Sequence[int] | None = None) -> dict[int, Blocks]:
@@ -115,7 +119,13 @@ def at_work(store: Store, batch: Batch) -> AtWork:
         and batch.input_file is not None
         and batch.host == processes.current().host
         and serving.running(settings.data_dir) is None,
+        files_wait_for=None if left else writing.waits_for(store, batch),
     )
+
+
+def is_silent(worker: Worker) -> bool:
+    """Whether no heartbeat of a worker has come for a while: it hangs, or its host is unreachable."""
+    return worker.silent >= SILENT
 
 
 def missing_models(store: Store, settings: Settings, batch: Batch) -> list[str]:

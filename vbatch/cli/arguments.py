@@ -81,7 +81,7 @@ BlockedLimit = Annotated[
     typer.Option(
         "--blocked-limit",
         metavar="TIME",
-        help="Stop waiting, with exit 69, after this time with nothing left but models that cannot be loaded.",
+        help="Stop waiting, with exit 69, after this time with only blocked requests or files of other hosts left.",
     ),
 ]
 ExitStatus = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vbatch import batches, config, pausing
 from vbatch.batches import EVERY, documents
-from vbatch.cli import screens
+from vbatch.cli import at_work, screens
 from vbatch.cli.arguments import output_file
 from vbatch.cli.listing import BatchTable
 from vbatch.cli.output import Mode, Output, Result
@@ -39,14 +39,25 @@ def list_batches(*, every: bool, status: str | None, name: str | None, json: boo
         )
     )
     if paused is not None and output.mode is Mode.HUMAN:
-        output.note(screens.paused(paused))
+        output.note(at_work.paused(paused))
     if not found.batches:
         chosen = status is not None or name is not None
         output.note(
             "no batch matches" if chosen else "no batch yet; submit one with: vbatch submit prompts.jsonl"
         )
-    elif found.has_more and output.mode is Mode.HUMAN:
+    if output.mode is Mode.HUMAN:
+        _explain(output, found)
+    if found.has_more and output.mode is Mode.HUMAN:
         output.note(f"these are the newest {NEWEST}; all of them: vbatch list --all")
+
+
+def _explain(output: Output, found: BatchList) -> None:
+    """Show which hosts work, and which batches wait for another one to write their files."""
+    if (line := at_work.by_host(found.workers)) is not None:
+        output.note(line)
+    for batch in found.batches:
+        if (host := found.files_wait_for.get(batch.pk)) is not None:
+            output.note(f"{batch.id}: {batches.explained(batch, host)}")
 
 
 def _table(found: BatchList) -> BatchTable:
@@ -86,10 +97,13 @@ def cancel_batch(reference: str, *, json: bool, quiet: bool) -> None:
     with open_store(output) as store:
         batch = batches.cancel(store, _confirmed(output, store, reference, "cancel"))
         batches.notify_at_once(store, settings(output), batch)
+        host = batches.waits_for(store, batch)
     done, total = batch.counts.completed + batch.counts.failed, batch.counts.total
     kept = f"{done:,} of {total:,} requests were finished and stay"
     output.show(batch_result(batch, f"{batch.id} is {batch.status}: {kept}"))
-    if not batch.status.final:
+    if host is not None:
+        output.note(batches.explained(batch, host))
+    elif not batch.status.final:
         output.note(f"another process is writing the files, or will; to see the end: vbatch watch {batch.id}")
 
 

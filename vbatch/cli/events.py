@@ -13,6 +13,7 @@ SENTENCES = {
     "batch.cancelled": "{batch} is cancelled: {completed:request} answered, {failed} failed",
     "batch.completed": "{batch} is completed: {completed:request} answered, {failed} failed",
     "batch.expired": "{batch} has expired: its requests that have not run yet will not run",
+    "batch.left": "{batch} only lacks its files: {host} writes them, at any vbatch command there",
     "batch.output_refused": "cannot write the output of {batch}: {error}; trying again in {retry_seconds:time}",
     "batch.output_renamed": "{taken} exists: the lines of {batch} are in {file}",
     "batch.validated": "{batch} is {status}: {requests:request}",
@@ -79,6 +80,8 @@ SENTENCES = {
     "worker.resumed": "the pause is over",
     "worker.ready": "worker started ({engine} engine)",
     "worker.recovered": "{chunks:chunk} of the dead worker {worker} put back into the queue",
+    "worker.runtime_over": "the time of this worker ends in {seconds:time}: stopping",
+    "worker.share": "the GPUs that this process was given: {gpus}",
     "worker.stopped": "worker stopped",
     "worker.unsaved": "{results:result} could not be saved, the store is unreachable: those requests run again",
 }

@@ -12,15 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from vbatch import batches
-from vbatch.batches import RETRY_OF, AtWork, Batch, LeftAlone, Status, Worker
+from vbatch.batches import RETRY_OF, Batch, LeftAlone, Status
+from vbatch.cli.at_work import workers
 from vbatch.cli.troubles import IGNORED_SHOWN, blocked, failures, ignored
-from vbatch.pausing import Pause
 from vbatch.protocol import BatchStatus
 from vbatch.text import ago, count, duration, harmless, local_time, one_line, percent, rate
 
 BAR_WIDTH = 40
 _BAD_LINES = 5  # of a file that a program sent
-UUID_SHOWN = len("GPU-8f3c21aa")  # of a GPU, as nvidia-smi -L lists them
 STYLES = {
     BatchStatus.VALIDATING: "dim",
     BatchStatus.FAILED: "red",
@@ -133,7 +132,9 @@ def plain_line(value: Status) -> str:
         line += (
             f"; {count(block.requests, 'request')} for {what} cannot run: {one_line(block.reason, limit=120)}"
         )
-    if value.at_work is not None and value.at_work.paused is not None:
+    if value.at_work is not None and value.at_work.files_wait_for is not None:
+        line += f"; {batches.explained(value.batch, value.at_work.files_wait_for)}"
+    elif value.at_work is not None and value.at_work.paused is not None:
         line += f"; workers are {value.at_work.paused.words}"
     return line
 
@@ -159,38 +160,6 @@ def pace(value: Status) -> str:
     return " · ".join(parts)
 
 
-def missing_worker(at_work: AtWork) -> str | None:
-    """Return what is missing for a batch to run, and the command that starts it; None where nothing is."""
-    if at_work.paused is not None:
-        return paused(at_work.paused)
-    if not at_work.workers:
-        return f"no worker is running; start one with: {at_work.command}"
-    if at_work.unserved:
-        return f"no running worker serves {_models(at_work.unserved)}; start one with: {at_work.command}"
-    return None
-
-
-def paused(pause: Pause) -> str:
-    """Return that the workers of this account rest on this host, and what ends that."""
-    return f"workers are {pause.words}; to continue: {pause.remedy}"
-
-
-def workers(at_work: AtWork) -> str:
-    """Return the workers that are alive, each with its model and what it waits for."""
-    if at_work.without_server:
-        return "none is needed; the batch waits for the server: vbatch serve"
-    if not at_work.workers and at_work.paused is not None:
-        return f"none is running; {paused(at_work.paused)}"
-    if not at_work.workers:
-        return f"none is running; start one with: {at_work.command}"
-    parts = [_worker(worker) for worker in at_work.workers]
-    if at_work.unserved:
-        parts.append(f"none serves {_models(at_work.unserved)}; start one with: {at_work.command}")
-    if at_work.paused is not None:
-        parts.append(paused(at_work.paused))
-    return "; ".join(parts)
-
-
 def left_alone(left: LeftAlone) -> str:
     """Return what a worker left to another kind of worker."""
     verb = "waits" if left.requests == 1 else "wait"
@@ -198,28 +167,12 @@ def left_alone(left: LeftAlone) -> str:
     return f"{what} {verb} for a worker with {left.engine}: {left.command}"
 
 
-def _models(models: Sequence[str]) -> str:
-    first = one_line(models[0], limit=60)
-    return first if len(models) == 1 else f"{first} and {count(len(models) - 1, 'other model')}"
-
-
-def _worker(worker: Worker) -> str:
-    line = f"process {worker.identity.pid} on {worker.identity.host}"
-    if worker.model is not None:
-        line += f", {one_line(worker.model, limit=60)}"
-    for uuid in worker.gpus:
-        line += f", {uuid[:UUID_SHOWN]}"
-    if worker.note is not None:
-        line += f": {one_line(worker.note, limit=200)}"
-    return line
-
-
 def _facts(value: Status) -> Table:
     batch = value.batch
     tokens = batch.prompt_tokens + batch.completion_tokens
     return _grid(
         [
-            ("worker", None if value.at_work is None else workers(value.at_work)),
+            ("worker", None if value.at_work is None else workers(batch, value.at_work)),
             ("model", batch.model or "several"),
             ("endpoint", batch.endpoint or "several"),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vbatch import batches, config, logs
-from vbatch.batches import Store
+from vbatch.batches import Batch, Store
 from vbatch.cli import quick
 from vbatch.cli.output import Output
 from vbatch.config import Settings
@@ -29,12 +29,23 @@ def settings(output: Output, **flags: Any) -> Settings:
 def open_store(output: Output, *, reads: bool = False) -> Iterator[Store]:
     """Open the configured store for one command, migrated and ready; one that only ``reads`` waits 10 seconds at most.
 
-    Raises StoreUnreachable after about a minute of waiting, StoreMisconfigured at once.
+    When the command has done its own work, the files are written that wait for this host. Raises StoreUnreachable after
+    about a minute of waiting, StoreMisconfigured at once.
     """
     logs.configure("error")  # a command shows what it waits for itself
     url = settings(output).store_url
     with batches.open_store(url, reads=reads, on_wait=_Waiting(output)) as store:
         yield store
+        _write_waiting(output, store)
+
+
+def _write_waiting(output: Output, store: Store) -> None:
+    def refused(batch: Batch, error: OSError) -> None:
+        refusal = batches.refusal(batch, error)
+        output.warn(f"{refusal.message}; {refusal.hint}")
+
+    for batch in batches.write_waiting(store, refused):
+        output.note(f"the files of {batch.id} are written: {batch.output_path}")
 
 
 class _Waiting:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from vbatch import batches
 from vbatch.batches import Checked, InputFile, Store, SubmitOptions, Submitted, documents
 from vbatch.cli import screens
+from vbatch.cli.at_work import missing_worker
 from vbatch.cli.batch import status_result
 from vbatch.cli.dry_run import dry_run_result, dry_run_results
 from vbatch.cli.output import Mode, Output, Result
@@ -241,7 +242,7 @@ def _explain(output: Output, store: Store, options: SubmitOptions, done: Submitt
         output.warn(
             f"the same file was submitted {ago(first.created_at)} as {first.id} ({first.status.replace('_', ' ')})"
         )
-    if not batch.status.final and (hint := screens.missing_worker(batches.at_work(store, batch))) is not None:
+    if not batch.status.final and (hint := missing_worker(batches.at_work(store, batch))) is not None:
         output.note(hint)
     for sentence in batches.missing_models(store, settings(output), batch):
         output.warn(sentence)

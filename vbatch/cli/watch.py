@@ -43,28 +43,31 @@ def clean(batch: Batch) -> bool:
 def follow(output: Output, store: Store, reference: str, *, blocked_limit: timedelta | None) -> Status:
     """Show a batch until it has ended; return how it ended.
 
-    Raises OnlyBlocked where for so long nothing was left of it but requests for models that cannot be loaded.
+    Raises OnlyBlocked where for so long nothing was left of it but requests for models that cannot be loaded, and
+    FilesElsewhere where it was nothing but files that another host is to write.
     """
     updates = batches.watch(store, reference)
     status = next(updates)
     if status.batch.status.final:
         return status
-    blocked_since: float | None = None
+    stuck_since: float | None = None
+    warned = output.mode is Mode.HUMAN  # there it is shown all the time
     with _display(output) as show:
         show(status)
         for status in updates:
             if status.batch.status.final:
                 break
             show(status)
-            if not (status.at_work and status.at_work.blocked.entirely):
-                blocked_since = None
+            host = status.at_work.files_wait_for if status.at_work else None
+            if host is not None and not warned:
+                output.warn(f"{status.batch.id}: {batches.explained(status.batch, host)}")
+                warned = True
+            if host is None and not (status.at_work and status.at_work.blocked.entirely):
+                stuck_since = None
                 continue
-            blocked_since = blocked_since or time.monotonic()
-            if (
-                blocked_limit is not None
-                and time.monotonic() - blocked_since >= blocked_limit.total_seconds()
-            ):
-                raise batches.only_blocked(status)
+            stuck_since = stuck_since or time.monotonic()
+            if blocked_limit is not None and time.monotonic() - stuck_since >= blocked_limit.total_seconds():
+                raise batches.files_elsewhere(status.batch, host) if host else batches.only_blocked(status)
     return status
 
 

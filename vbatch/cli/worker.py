@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 from vbatch import batches, logs, worker
 from vbatch.batches import LeftAlone
@@ -19,7 +20,7 @@ from vbatch.cli.several import run_workers
 from vbatch.cli.startup import settings as load_settings
 from vbatch.config import Settings, gpu_setting
 from vbatch.text import count, duration
-from vbatch.worker import Stop, View, several
+from vbatch.worker import Stop, View, runtime, several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,9 @@ def run_worker(
     drain: bool,
     preload: str | None,
     max_inflight: int | None,
+    max_runtime: timedelta | None,
 ) -> int:
-    """Work until a signal or, with ``drain``, until nothing is left that the engine serves."""
+    """Work until a signal, until a time is over or, with ``drain``, until nothing is left that the engine serves."""
     check_vllm_flags(vllm_flags)
     continue_without_terminal()
     output = Output()
@@ -54,11 +56,18 @@ def run_worker(
     settings = load_settings(
         output, engine=engine, endpoints=endpoints, gpu=gpu, preload=preload, max_inflight=max_inflight
     )
+    several.keep_to_share(settings)
     numbers, with_display = several.choose(settings, vllm_flags)
     for card in with_display:
         output.note(f"GPU {card.index} drives a display and is left out; --gpu {card.index} uses it")
     if len(numbers) > 1:
-        given = (("--engine", engine), ("--preload", preload), ("--max-inflight", max_inflight))
+        seconds = None if max_runtime is None else f"{int(max_runtime.total_seconds())}s"
+        given = (
+            ("--engine", engine),
+            ("--preload", preload),
+            ("--max-inflight", max_inflight),
+            ("--max-runtime", seconds),
+        )
         options = [str(word) for pair in given if pair[1] is not None for word in pair]
         options += ["--drain"] if drain else []
         options += ["--", *vllm_flags] if vllm_flags else []
@@ -67,7 +76,7 @@ def run_worker(
         return run_workers(output, settings, numbers, options, stop)
     if settings.gpu == gpu_setting.ALL:
         settings = settings.model_copy(update={"gpu": str(numbers[0]) if numbers else None})
-    ended = work(output, settings, drain=drain, vllm_flags=vllm_flags)
+    ended = work(output, settings, drain=drain, vllm_flags=vllm_flags, max_runtime=max_runtime)
     if output.stderr.is_terminal:
         empty = "nothing is left for this worker" if ended.left_alone else "the queue is empty"
         why = "stopped" if ended.stopped else ended.paused or empty
@@ -77,9 +86,19 @@ def run_worker(
     return 0
 
 
-def work(output: Output, settings: Settings, *, drain: bool, vllm_flags: Sequence[str] = ()) -> Ended:
+def work(
+    output: Output,
+    settings: Settings,
+    *,
+    drain: bool,
+    vllm_flags: Sequence[str] = (),
+    max_runtime: timedelta | None = None,
+) -> Ended:
     """Run a worker: under a live view on a terminal, logging events elsewhere."""
     stop, view = Stop(), View()
+    if max_runtime is not None:
+        lasts = runtime.end_within(stop, max_runtime, drain_limit=settings.drain_limit)
+        settings = settings.model_copy(update={"drain_limit": lasts})
     screen = Screen(lambda: view.snapshot, stopping=lambda: stop.requested)
     started = time.monotonic()
     live = sys.stderr.isatty()

@@ -66,7 +66,8 @@ class Batch:
         """Wait until the batch has ended, and return it. Failed requests are no error: see ``counts``.
 
         Times in seconds, or as timedelta. Raises WaitTimeout after ``timeout``, OnlyBlocked after ``blocked_limit``
-        with nothing left but requests whose model cannot be loaded. Ctrl-C ends the waiting alone.
+        with nothing left but requests whose model cannot be loaded, FilesElsewhere where it is nothing but files that
+        another host is to write. Ctrl-C ends the waiting alone.
         """
         began = time.monotonic()
         blocked_since: float | None = None
@@ -76,10 +77,13 @@ class Batch:
                 if status.batch.status.final:
                     return self
                 now = time.monotonic()
+                host = status.at_work.files_wait_for if status.at_work is not None else None
                 entirely = status.at_work is not None and status.at_work.blocked.entirely
-                blocked_since = (blocked_since or now) if entirely else None
+                blocked_since = (blocked_since or now) if entirely or host else None
                 if blocked_since is not None and _past(now - blocked_since, blocked_limit):
-                    raise batches.only_blocked(status)
+                    raise (
+                        batches.files_elsewhere(status.batch, host) if host else batches.only_blocked(status)
+                    )
                 if _past(now - began, timeout):
                     raise WaitTimeout(f"{self.id} has not ended; it continues", hint="batch.wait()")
         return self

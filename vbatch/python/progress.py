@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 from typing import Self
 
-from vbatch.batches import Status
+from vbatch.batches import Status, explained
 from vbatch.errors import VbatchError
 from vbatch.text import count, duration, one_line, percent, rate
 
@@ -67,7 +67,9 @@ def progress_line(status: Status) -> str:
         parts.append(f"{rate(status.requests_per_second)}/s")
     if status.remaining is not None:
         parts.append(f"{_words(status.remaining)} left")
-    if status.at_work is not None and status.at_work.blocked.entirely:
+    if status.at_work is not None and status.at_work.files_wait_for is not None:
+        parts.append(explained(batch, status.at_work.files_wait_for))
+    elif status.at_work is not None and status.at_work.blocked.entirely:
         parts.append(f"blocked: {status.at_work.blocked.models[0].reason}")
     elif status.at_work is not None and (not status.at_work.workers or status.at_work.unserved):
         parts.append(f"no worker for it is running; start one with: {status.at_work.command}")

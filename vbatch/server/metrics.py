@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -10,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vbatch import batches
-from vbatch.batches import files
+from vbatch.batches import Worker, files
 from vbatch.server.context import Context, context_of
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,10 +32,11 @@ class _Figures(Collector):
 def _look(context: Context) -> list[Metric]:
     room = files.usage(context.store, context.files)
     queue = batches.queue_progress(context.store)
+    workers = batches.live_workers(context.store)
     quota = context.settings.serve.files_quota
     figures = [
         ("up", "1 while the server answers.", 1),
-        ("workers", "Workers that are alive.", len(batches.live_workers(context.store))),
+        ("workers", "Workers that are alive.", len(workers)),
         ("batches_unfinished", "Batches that have not ended.", queue.unfinished_batches),
         (
             "batches_validating",
@@ -45,7 +48,21 @@ def _look(context: Context) -> list[Metric]:
         ("disk_free_bytes", "What is free on the disk of the files.", room.free),
         *([("files_quota_bytes", "What all files may take.", quota)] if quota is not None else []),
     ]
-    return [GaugeMetricFamily(f"vbatch_server_{name}", text, value=value) for name, text, value in figures]
+    gauges = [GaugeMetricFamily(f"vbatch_server_{name}", text, value=value) for name, text, value in figures]
+    return [*gauges, _silence(workers)]
+
+
+def _silence(workers: Sequence[Worker]) -> Metric:
+    """Return how long each worker of every host has been silent; of a host that is off too, until it is found dead."""
+    family = GaugeMetricFamily(
+        "vbatch_worker_silent_seconds",
+        "Time since the last heartbeat of a worker, by the database's clock.",
+        labels=["host", "gpu", "worker"],
+    )
+    for worker in workers:
+        host = worker.identity.host.partition("/")[0]
+        family.add_metric([host, ",".join(worker.gpus), worker.id], worker.silent.total_seconds())
+    return family
 
 
 async def metrics(request: Request) -> Response:

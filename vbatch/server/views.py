@@ -154,7 +154,9 @@ def machine(worker: Worker) -> Machine:
         gpus=", ".join(uuid[:_UUID] for uuid in worker.gpus) or "none",
         model=worker.model or "none loaded",
         pace=f"{rate(pace)} requests/s" if pace else "-",
-        note=worker.note or "",
+        note=f"silent for {duration(worker.silent.total_seconds())}"
+        if batches.is_silent(worker)
+        else worker.note or "",
     )
 
 

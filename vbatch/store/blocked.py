@@ -10,11 +10,25 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, case, delete, exists, false, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from vbatch.errors import WrongStatus
 from vbatch.store import events
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW, UtcDateTime
 from vbatch.store.records import SUBMITTED_AGAIN, BlockedModel, ChunkState, Span
 from vbatch.store.tables import BATCH, BLOCKED, CHUNK, OPEN, READY, UNFINISHED, WAITING
 
@@ -35,7 +49,8 @@ class OpenWork:
 def record(store: Store, blocked: BlockedModel) -> None:
     """Record that a model cannot be loaded. A block that stands already keeps its time, and gets the new reason.
 
-    A row of the same host from another configuration is out of date: the configuration was changed.
+    A row of the same host from another configuration is out of date: the configuration was changed. Its time is at the
+    latest the database's: notifications are compared with it.
     """
     of_model = and_(
         BLOCKED.c.host == blocked.host, BLOCKED.c.model == blocked.model, BLOCKED.c.url == blocked.url
@@ -56,7 +71,7 @@ def record(store: Store, blocked: BlockedModel) -> None:
                     host=blocked.host,
                     reason=blocked.reason,
                     hint=blocked.hint,
-                    since=blocked.since,
+                    since=case((literal(blocked.since, UtcDateTime()) < NOW, blocked.since), else_=NOW),
                 )
             )
         events.record_blocked(connection, model=blocked.model, url=blocked.url)

@@ -6,12 +6,12 @@ Every function is one transaction and safe to replay.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select, update
 
 from vbatch.store import suspects
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW
 from vbatch.store.records import LeaseKey
 from vbatch.store.tables import CHUNK, LIVE, RUNNING, WORKER, same_chunk
 
@@ -41,7 +41,7 @@ def reclaim(
             suspects.worker_crashed(
                 connection, row, boot=None if from_outside else dead.boot_id, alone=len(rows) == 1
             )
-        ended = datetime.now(UTC) if vanished else WORKER.c.heartbeat_at
+        ended = NOW if vanished else WORKER.c.heartbeat_at
         connection.execute(update(WORKER).where(WORKER.c.id == worker).values(stopped_at=ended))
         return len(rows)
 

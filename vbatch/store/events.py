@@ -16,6 +16,7 @@ from sqlalchemy import Connection, and_, exists, func, insert, or_, select, upda
 
 from vbatch.protocol import BatchStatus
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW
 from vbatch.store.tables import BATCH, CHUNK, EVENT, PENDING, READY, UNFINISHED
 from vbatch.store.tables import BLOCKED as BLOCKED_MODEL
 
@@ -76,10 +77,9 @@ def record_blocked(connection: Connection, *, model: str, url: str) -> None:
 
 
 def _insert(connection: Connection, pk: int, kind: str, target: str) -> None:
-    now = datetime.now(UTC)
     connection.execute(
         insert(EVENT).values(
-            id=f"evt_{secrets.token_hex(12)}", batch=pk, type=kind, target=target, created_at=now, next_at=now
+            id=f"evt_{secrets.token_hex(12)}", batch=pk, type=kind, target=target, created_at=NOW, next_at=NOW
         )
     )
 
@@ -90,7 +90,7 @@ def take_due(store: Store, *, names: Collection[str], batch: int | None = None) 
     Only one for a URL or for one of these ``names``: another process may know the others. ``batch``: of it alone.
     """
     while True:
-        now = datetime.now(UTC)
+        now = store.now()
         mine = and_(_due(now), _known(names), *([EVENT.c.batch == batch] if batch is not None else []))
         query = select(EVENT).where(mine).order_by(EVENT.c.next_at).limit(1)
         row = store.read(lambda connection, query=query: connection.execute(query).one_or_none())  # type: ignore[misc]
@@ -112,7 +112,7 @@ def _take(connection: Connection, row: Any, until: datetime) -> bool:
     return bool(taken.rowcount) or connection.execute(select(EVENT.c.id).where(mine)).first() is not None
 
 
-def _due(now: datetime) -> Any:
+def _due(now: Any) -> Any:
     return and_(PENDING, EVENT.c.next_at <= now)
 
 
@@ -122,7 +122,7 @@ def _known(names: Collection[str]) -> Any:
 
 def leave_unknown(store: Store, *, names: Collection[str], problem: str) -> list[Event]:
     """Record for events that are due why this process does not deliver them; return those that had no problem yet."""
-    new = and_(_due(datetime.now(UTC)), ~_known(names), EVENT.c.problem.is_(None))
+    new = and_(_due(NOW), ~_known(names), EVENT.c.problem.is_(None))
     rows = store.read(lambda connection: connection.execute(select(EVENT).where(new)).all())
     if rows:
         ids = [row.id for row in rows]
@@ -138,7 +138,7 @@ def delivered(store: Store, event: Event) -> None:
     """Record that it was delivered."""
     store.write(
         lambda connection: connection.execute(
-            update(EVENT).where(EVENT.c.id == event.id).values(delivered_at=datetime.now(UTC), problem=None)
+            update(EVENT).where(EVENT.c.id == event.id).values(delivered_at=NOW, problem=None)
         )
     )
 
@@ -148,7 +148,7 @@ def failed(store: Store, event: Event, problem: str) -> bool:
 
     Another process that has taken or delivered it since keeps it.
     """
-    now = datetime.now(UTC)
+    now = store.now()
     pause = PAUSES[min(event.attempts, len(PAUSES) - 1)]
     again = now + pause - event.created_at < LONGEST
     store.write(
@@ -163,7 +163,7 @@ def failed(store: Store, event: Event, problem: str) -> bool:
 
 def in_trouble(store: Store) -> list[Event]:
     """Return the events of this week that could not be delivered, the newest first."""
-    recent = and_(PENDING, EVENT.c.problem.is_not(None), EVENT.c.created_at > datetime.now(UTC) - REPORTED)
+    recent = and_(PENDING, EVENT.c.problem.is_not(None), EVENT.c.created_at > store.now() - REPORTED)
     query = select(EVENT).where(recent).order_by(EVENT.c.created_at.desc())
     rows = store.read(lambda connection: connection.execute(query.limit(20)).all())
     return [_event(row) for row in rows]

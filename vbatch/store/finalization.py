@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
@@ -12,8 +12,10 @@ from vbatch.protocol import BatchStatus
 from vbatch.store import events
 from vbatch.store.catalog import find_in, still_there, to_batches
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW
 from vbatch.store.records import Batch, ChunkState
 from vbatch.store.tables import BATCH, CHUNK, HAS_OPEN_CHUNK, LIVE, OPEN, SERVED, UNFINISHED, WORKER
+from vbatch.system import processes
 
 
 def request_cancel(store: Store, *, pk: int) -> Batch:
@@ -28,18 +30,15 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
         if batch.status.final:
             raise WrongStatus(f"{batch.id} is already {batch.status}")
         if batch.status is BatchStatus.VALIDATING:  # none of its requests is there yet, as far as others see
-            now = datetime.now(UTC)
             connection.execute(
                 update(BATCH)
                 .where(BATCH.c.pk == pk)
-                .values(status=BatchStatus.CANCELLED, cancelling_at=now, cancelled_at=now)
+                .values(status=BatchStatus.CANCELLED, cancelling_at=NOW, cancelled_at=NOW)
             )
             events.record_end(connection, pk=pk, status=BatchStatus.CANCELLED)
         if batch.status is BatchStatus.IN_PROGRESS:
             connection.execute(
-                update(BATCH)
-                .where(BATCH.c.pk == pk)
-                .values(status=BatchStatus.CANCELLING, cancelling_at=datetime.now(UTC))
+                update(BATCH).where(BATCH.c.pk == pk).values(status=BatchStatus.CANCELLING, cancelling_at=NOW)
             )
             _stop_chunks(
                 connection, pk, "batch_cancelled", "The batch was cancelled before this request ran."
@@ -49,11 +48,14 @@ def request_cancel(store: Store, *, pk: int) -> Batch:
     return store.write(work)
 
 
-def expire(store: Store, *, now: datetime) -> list[str]:
+def expire(store: Store, *, now: datetime | None = None) -> list[str]:
     """Stop the batches whose deadline has passed; return their ids. Their files are then to be written.
 
-    One of which nothing is open any more is in time: only its files were not written yet.
+    The time is the database's, unless another one is given: hosts may disagree about it. One of which nothing is open
+    any more is in time: only its files were not written yet.
     """
+
+    moment = NOW if now is None else now
 
     def work(connection: Connection) -> list[str]:
         due = connection.execute(
@@ -61,14 +63,14 @@ def expire(store: Store, *, now: datetime) -> list[str]:
             .where(
                 UNFINISHED,
                 BATCH.c.status == BatchStatus.IN_PROGRESS,
-                BATCH.c.expires_at <= now,
+                BATCH.c.expires_at <= moment,
                 HAS_OPEN_CHUNK,
             )
             .order_by(BATCH.c.pk)
             .with_for_update()
         ).all()
         for row in due:
-            connection.execute(update(BATCH).where(BATCH.c.pk == row.pk).values(expired_at=now))
+            connection.execute(update(BATCH).where(BATCH.c.pk == row.pk).values(expired_at=moment))
             _stop_chunks(connection, row.pk, "batch_expired", "The batch expired before this request ran.")
         return [row.id for row in due]
 
@@ -95,15 +97,44 @@ def _free_for(by: str) -> Any:
     return and_(UNFINISHED, ~HAS_OPEN_CHUNK, free)
 
 
-def to_finalize(store: Store, *, by: str, served_on: str | None = None) -> list[Batch]:
-    """Return the unfinished batches of which no request is open any more, and which no other live worker is finalizing.
+def written_on(store: Store, host: str) -> Any:
+    """Return the condition for batches whose files a worker or a command on this host writes.
 
-    One that ``by`` itself began and could not end (a full disk) is among them again. Those of programs are left to the
-    server: it gets them, and no others, with the name of its host as ``served_on``.
+    It is the host that submitted them. A SQLite file and the files of its batches are on one machine, whatever its name
+    is now; and of an old batch the host is not known. Those of programs are the server's to write.
     """
-    mine = ~SERVED if served_on is None else and_(SERVED, BATCH.c.host == served_on)
+    return (
+        ~SERVED
+        if store.file is not None
+        else and_(~SERVED, or_(BATCH.c.host.is_(None), BATCH.c.host == host))
+    )
+
+
+def to_finalize(store: Store, *, by: str, served: bool = False) -> list[Batch]:
+    """Return the unfinished batches whose files this host writes, now that no request of them is open any more.
+
+    None that another live worker is finalizing. One that ``by`` itself began and could not end (a full disk) is among
+    them again. Those of programs are for the server of their host alone (``served``).
+    """
+    host = processes.current().host
+    mine = and_(SERVED, BATCH.c.host == host) if served else written_on(store, host)
     query = select(BATCH).where(_free_for(by), mine).order_by(BATCH.c.pk)
     return store.read(lambda connection: to_batches(connection, query))
+
+
+def leave_to_others(store: Store) -> list[Batch]:
+    """Record that batches only lack the files which another host writes; return those of which that is new."""
+    elsewhere = and_(~SERVED, ~written_on(store, processes.current().host))
+    unrecorded = and_(UNFINISHED, BATCH.c.status == BatchStatus.IN_PROGRESS, ~HAS_OPEN_CHUNK)
+    query = select(BATCH).where(unrecorded, elsewhere).order_by(BATCH.c.pk)
+    found = store.read(lambda connection: to_batches(connection, query))
+    return [batch for batch in found if _leave(store, batch.pk)]
+
+
+def _leave(store: Store, pk: int) -> bool:
+    waits = and_(BATCH.c.pk == pk, BATCH.c.status == BatchStatus.IN_PROGRESS, ~HAS_OPEN_CHUNK)
+    changed = update(BATCH).where(waits).values(status=BatchStatus.FINALIZING, finalizing_at=NOW)
+    return store.write(lambda connection: bool(connection.execute(changed).rowcount))
 
 
 def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
@@ -115,7 +146,7 @@ def start_finalizing(store: Store, *, pk: int, by: str) -> Batch | None:
             .where(BATCH.c.pk == pk, _free_for(by))
             .values(
                 finalizer=by,
-                finalizing_at=func.coalesce(BATCH.c.finalizing_at, datetime.now(UTC)),
+                finalizing_at=func.coalesce(BATCH.c.finalizing_at, NOW),
                 status=case(
                     (BATCH.c.status == BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING.value),
                     else_=BATCH.c.status,
@@ -149,9 +180,9 @@ def finish(store: Store, *, pk: int, by: str, output_path: str, error_path: str)
         if batch.expired_at is not None:  # what was cancelled after that had stopped already
             ending = {"status": BatchStatus.EXPIRED}
         elif batch.status is BatchStatus.CANCELLING:
-            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": datetime.now(UTC)}
+            ending = {"status": BatchStatus.CANCELLED, "cancelled_at": NOW}
         else:
-            ending = {"status": BatchStatus.COMPLETED, "completed_at": datetime.now(UTC)}
+            ending = {"status": BatchStatus.COMPLETED, "completed_at": NOW}
         ended = connection.execute(
             update(BATCH)
             .where(BATCH.c.pk == pk, BATCH.c.finalizer == by, UNFINISHED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, null, update
@@ -16,6 +15,7 @@ from vbatch.store import reuse, staging
 from vbatch.store.catalog import find_in
 from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import BulkInsert
+from vbatch.store.database.columns import NOW
 from vbatch.store.ranges import WINDOW_SHIFT, first_of_run
 from vbatch.store.records import CHUNK_REQUESTS, SEVERAL, Batch, ChunkState, NewBatch
 from vbatch.store.tables import BATCH, CHUNK, REQUEST
@@ -143,7 +143,7 @@ class Ingest:
                 )
                 .values(
                     status=BatchStatus.IN_PROGRESS,
-                    in_progress_at=datetime.now(UTC),
+                    in_progress_at=NOW,
                     endpoint=endpoint,
                     input_sha256=input_sha256,
                     model=models[0] if len(models) == 1 else None,

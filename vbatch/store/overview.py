@@ -11,6 +11,7 @@ from vbatch.errors import StoreUnreachable
 from vbatch.store.database import Store, migrate
 from vbatch.store.database.backends import postgresql
 from vbatch.store.database.backends.postgresql import Server
+from vbatch.store.finalization import written_on
 from vbatch.store.records import SPLIT_AT, Batch, ChunkState, Troubled
 from vbatch.store.table_objects import METADATA
 from vbatch.store.tables import (
@@ -20,10 +21,10 @@ from vbatch.store.tables import (
     OPEN,
     RESULT,
     RUNNING,
-    SERVED,
     UNFINISHED,
     WAITING,
 )
+from vbatch.system import processes
 
 GUESSED_ANSWER = 2048  # bytes, where there is no answer yet to go by
 SAMPLED = 1000  # answers
@@ -42,7 +43,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What is left of unfinished batches. ``files``: there are batches that only lack the files that workers write."""
+    """What is left of unfinished batches. ``files``: some of them only lack the files that this host writes."""
 
     models: tuple[Backlog, ...]
     files: bool
@@ -50,11 +51,12 @@ class Left:
 
 def left(store: Store, *, pk: int | None = None) -> Left:
     """Return what is left of all unfinished batches, or of one."""
+    mine = written_on(store, processes.current().host)
     ready = case((CHUNK.c.state == ChunkState.READY, _open), else_=0)
     query = (
         select(CHUNK.c.model, func.sum(ready).label("waiting"), func.sum(_open).label("open"))
         .select_from(BATCH.outerjoin(CHUNK, and_(CHUNK.c.batch == BATCH.c.pk, OPEN)))
-        .where(UNFINISHED, or_(CHUNK.c.model.is_not(None), ~SERVED))
+        .where(UNFINISHED, or_(CHUNK.c.model.is_not(None), mine))
         .group_by(CHUNK.c.model)
         .order_by(CHUNK.c.model)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -234,7 +234,8 @@ class Worker:
     """A worker as it registered itself. ``heartbeat`` is a counter: it rises only while the worker makes progress.
 
     ``gpus`` are the UUIDs of its GPUs, where the driver reports them. ``models`` are those that its engine serves now.
-    ``requests_per_second`` is of the last minute before its last heartbeat; None while it answers nothing.
+    ``requests_per_second`` is of the last minute before its last heartbeat; None while it answers nothing. That one was
+    ``silent`` ago, by the database's clock.
     """
 
     id: str
@@ -248,6 +249,7 @@ class Worker:
     started_at: datetime
     heartbeat_at: datetime
     stopped_at: datetime | None
+    silent: timedelta
 
     @property
     def model(self) -> str | None:

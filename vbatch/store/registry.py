@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from vbatch.errors import StoreReplaced
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW
 from vbatch.store.records import ChunkState, EngineProcess, Worker
 from vbatch.store.tables import BATCH, CHUNK, IS_COMMAND, LIVE, PROCESS, RUNNING, WORKER
 from vbatch.system.processes import ProcessIdentity
@@ -22,7 +23,6 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpus: Sequ
     ``gpus`` are the UUIDs of its GPUs.
     """
     worker = f"worker_{secrets.token_hex(8)}"
-    now = datetime.now(UTC)
 
     def work(connection: Connection) -> str:
         known = connection.execute(
@@ -44,8 +44,8 @@ def register(store: Store, *, identity: ProcessIdentity, engine: str, gpus: Sequ
                     gpus=list(gpus),
                     models=[],
                     heartbeat=0,
-                    started_at=now,
-                    heartbeat_at=now,
+                    started_at=NOW,
+                    heartbeat_at=NOW,
                 )
             )
         return known or worker
@@ -64,7 +64,8 @@ def heartbeat(
 ) -> int:
     """Raise the worker's heartbeat and return it: it lives and makes progress.
 
-    ``models`` are those that its engine serves. The time and the pace are for people, nothing is decided by them.
+    ``models`` are those that its engine serves. The time, by the database's clock, and the pace are for people: no
+    lease is decided by them.
     Raises StoreReplaced where the worker is not in the store, or with less than the ``known`` heartbeat.
     """
 
@@ -75,7 +76,7 @@ def heartbeat(
             .where(WORKER.c.id == worker)
             .values(
                 heartbeat=beaten,
-                heartbeat_at=datetime.now(UTC),
+                heartbeat_at=NOW,
                 models=list(models),
                 note=note,
                 requests_per_second=requests_per_second,
@@ -112,7 +113,7 @@ def stopping(store: Store, *, worker: str) -> None:
         lambda connection: connection.execute(
             update(WORKER)
             .where(WORKER.c.id == worker, WORKER.c.stopping_at.is_(None))
-            .values(stopping_at=datetime.now(UTC))
+            .values(stopping_at=NOW)
         )
     )
 
@@ -131,9 +132,7 @@ def stop(store: Store, *, worker: str) -> None:
             .where(RUNNING, CHUNK.c.worker == worker)
             .values(state=ChunkState.READY, worker=None, worker_crashes=0)
         )
-        connection.execute(
-            update(WORKER).where(WORKER.c.id == worker, LIVE).values(stopped_at=datetime.now(UTC))
-        )
+        connection.execute(update(WORKER).where(WORKER.c.id == worker, LIVE).values(stopped_at=NOW))
 
     store.write(work)
 
@@ -232,7 +231,8 @@ def ledger(store: Store) -> list[EngineProcess]:
 
 
 def _selected(store: Store, query: Select[Any]) -> list[Worker]:
-    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(query).all())]
+    timed = query.add_columns(NOW.label("read_at"))
+    return [_to_worker(row) for row in store.read(lambda connection: connection.execute(timed).all())]
 
 
 def _columns(identity: ProcessIdentity) -> dict[str, Any]:
@@ -268,4 +268,5 @@ def _to_worker(row: Any) -> Worker:
         started_at=row.started_at,
         heartbeat_at=row.heartbeat_at,
         stopped_at=row.stopped_at,
+        silent=max(row.read_at - row.heartbeat_at, timedelta()),
     )

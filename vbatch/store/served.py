@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, exists, select, update
@@ -13,6 +13,7 @@ from vbatch.protocol import BatchStatus
 from vbatch.store import events, staging
 from vbatch.store.catalog import find_in, remove_requests, to_batches
 from vbatch.store.database import Store
+from vbatch.store.database.columns import NOW
 from vbatch.store.records import Batch, NewBatch
 from vbatch.store.tables import BATCH, NOT_FINAL, REQUEST, SERVED
 from vbatch.system.processes import ProcessIdentity
@@ -48,9 +49,7 @@ def refuse(store: Store, *, pk: int, errors: Sequence[Mapping[str, Any]]) -> Bat
         refused = connection.execute(
             update(BATCH)
             .where(BATCH.c.pk == pk, _VALIDATING)
-            .values(
-                status=BatchStatus.FAILED, failed_at=datetime.now(UTC), errors=[dict(each) for each in errors]
-            )
+            .values(status=BatchStatus.FAILED, failed_at=NOW, errors=[dict(each) for each in errors])
         )
         if refused.rowcount:
             events.record_end(connection, pk=pk, status=BatchStatus.FAILED)

@@ -64,6 +64,8 @@ class Finalizer:
     async def _finalize_all(self) -> None:
         context = self._context
         now = asyncio.get_running_loop().time()
+        for batch in await context.in_files(finalization.leave_to_others, context.store):
+            log.info("batch.left batch=%s host=%s", batch.id, (batch.host or "").partition("/")[0])
         waiting = await context.in_files(finalization.to_finalize, context.store, by=context.worker)
         if self._pauses.keys() - {batch.pk for batch in waiting}:  # deleted, or written by another process
             self._pauses.clear()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from vbatch import config
 from vbatch.engine import Blame, Engine, EngineStartFailed, kinds, names
@@ -290,7 +290,7 @@ class WorkLoop:
                 state_dir=context.settings.state_dir,
             )
             await context.in_watch(dead_workers.sweep, context.store)
-            for expired in await context.in_watch(finalization.expire, context.store, now=datetime.now(UTC)):
+            for expired in await context.in_watch(finalization.expire, context.store):
                 log.warning("batch.expired batch=%s", expired)
                 self._finalizer.poke()
             await self._blocked.record_endpoints()

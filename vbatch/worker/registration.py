@@ -9,16 +9,20 @@ import threading
 from collections.abc import Sequence
 
 from vbatch.errors import StoreReplaced
-from vbatch.store import Store, registry
+from vbatch.store import Store, network_file, registry
 from vbatch.system import processes
 from vbatch.worker.progress import Snapshot
 
 
 class Registration:
-    """This worker in one store. ``replaced`` is set where a heartbeat has met another store."""
+    """This worker in one store. ``replaced`` is set where a heartbeat has met another store.
+
+    Raises StoreMisconfigured for a SQLite file on a network file system that another host works with.
+    """
 
     def __init__(self, store: Store, *, engine: str, gpus: Sequence[str]) -> None:
         self._store = store
+        network_file.require_safe(store)
         self.worker = registry.register(store, identity=processes.current(), engine=engine, gpus=gpus)
         self.heartbeat = 0
         self._lock = threading.Lock()

@@ -24,7 +24,7 @@ from vbatch.engine import installed
 from vbatch.engine.kinds import KINDS
 from vbatch.errors import EngineUnavailable, ExitCode
 from vbatch.gpu import Gpu
-from vbatch.gpu_memory import cards
+from vbatch.gpu_memory import cards, granted
 from vbatch.worker.stop import Stop, on_signals
 from vbatch.worker.systemd import notify, watchdog_interval
 
@@ -48,6 +48,18 @@ class Member:
     ready: bool = False
     progress: bool = False
     code: int | None = None
+
+
+def keep_to_share(settings: Settings) -> None:
+    """Have this process see only the GPUs that Slurm or a container's device plugin gave it, unless a number is set.
+
+    Raises ConfigError where there are more tasks than GPUs.
+    """
+    if settings.gpu == ALL or (settings.gpu is None and _wants_gpu(settings)):
+        own = granted.visible(os.environ, gpu.probe)
+        if own is not None:
+            log.info("worker.share gpus=%s", own)
+            os.environ[cards.VARIABLE] = own
 
 
 def choose(settings: Settings, vllm_flags: Sequence[str] = ()) -> tuple[tuple[int, ...], tuple[Gpu, ...]]:

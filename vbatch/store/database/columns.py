@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, Text, TypeDecorator
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -26,6 +28,33 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+SQLITE_NOW = "vbatch_now"  # a function that every connection of vbatch has: SQLite's own counts milliseconds
+
+
+def sqlite_now() -> str:
+    """Return the time as SQLite's columns hold it."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
+
+
+class _Now(FunctionElement[datetime]):
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(_Now)
+def _by_the_server(*_: Any, **__: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(_Now, "sqlite")
+def _by_this_host(*_: Any, **__: Any) -> str:
+    return f"{SQLITE_NOW}()"
+
+
+# The time by the database's clock: the only one that all hosts share. What several of them compare is recorded by it.
+NOW = _Now()
 
 
 class AnyText(TypeDecorator[str]):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import JSON, Connection, Engine, inspect, text
+from sqlalchemy import JSON, Connection, Engine, inspect, select, text
 
 from vbatch.errors import StoreMisconfigured, StoreUnreachable
 from vbatch.store.database.backends.protocol import Backend, Fault, NotThere
-from vbatch.store.database.columns import UtcDateTime
+from vbatch.store.database.columns import NOW, UtcDateTime
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
 from vbatch.system.units import UNIT
@@ -106,13 +106,14 @@ def _workers(connection: Connection, found: str) -> Iterator[ProcessIdentity]:
         f"SELECT host, boot_id, pid_namespace, pid, start_ticks, {heartbeat_at} AS heartbeat_at FROM worker"
         " WHERE stopped_at IS NULL ORDER BY started_at"
     )
+    now = connection.execute(select(NOW)).scalar_one()
     for row in connection.execute(query.columns(heartbeat_at=UtcDateTime())).all():
         *who, heartbeat = row
         identity = ProcessIdentity(**dict(zip(row._fields, who, strict=False)))
         match processes.liveness(identity):
             case Liveness.ALIVE:
                 yield identity
-            case Liveness.UNKNOWN if abs(datetime.now(UTC) - heartbeat) < FRESH:
+            case Liveness.UNKNOWN if abs(now - heartbeat) < FRESH:
                 yield identity
 
 

@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import tenacity
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import DBAPIError
 
 from vbatch.errors import Interrupted, StoreDefect, StoreMisconfigured, StoreReplaced, StoreUnreachable
 from vbatch.store.database import migrate
 from vbatch.store.database.backends import backend_of
 from vbatch.store.database.backends.protocol import BulkInsert, Fault, NotThere, Transient, shown
+from vbatch.store.database.columns import NOW
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,10 @@ class Store:
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one short read transaction, with the same patience."""
         return self._patiently(lambda: self._once(work, write=False))
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock, which is the same for all hosts; of a SQLite file, this host's."""
+        return self.read(lambda connection: connection.execute(select(NOW)).scalar_one())
 
     @contextmanager
     def bulk_insert(self, table: Table) -> Iterator[BulkInsert]:

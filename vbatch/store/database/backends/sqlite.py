@@ -35,6 +35,7 @@ from vbatch.store.database.backends.protocol import (
     not_understood,
     parse,
 )
+from vbatch.store.database.columns import SQLITE_NOW, sqlite_now
 from vbatch.system import disks, files
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Sqlite:
         def configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
             self._opened.require_same()  # else another one may have been opened
             cursor = connection.cursor()
+            connection.create_function(SQLITE_NOW, 0, sqlite_now)
             cursor.execute(f"PRAGMA page_size={PAGE_SIZE}")  # of effect only in a new file
             if as_it_is:
                 cursor.execute("PRAGMA synchronous=3")  # EXTRA, which is enough in either mode

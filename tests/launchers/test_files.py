@@ -57,8 +57,8 @@ def test_the_compose_file_is_valid(tmp_path: Path) -> None:
     pytest.importorskip("check_jsonschema", reason=NEEDED)
     file = tmp_path / "compose.yaml"
     file.write_text(block("yaml compose"))
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
-    done = waiting.run(command)
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = waiting.run([*check, str(file)])
     assert done.returncode == 0, done.stdout
 
 

@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run pytest there; all the tests that need Ray where no argument says otherwise."""
-    command = [python(), "-m", "pytest", *(arguments or ["-m", "long", *TESTS])]
+    command: list[str | Path] = [python(), "-m", "pytest", *(arguments or ["-m", "long", *TESTS])]
     return subprocess.run(command, env=environment(), cwd=ROOT, check=False).returncode
 
 

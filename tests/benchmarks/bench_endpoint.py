@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +44,17 @@ def _server(latency: float = 0.0, capacity: int | None = None) -> tuple[subproce
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Keep a quick server running; yield its URL."""
+    process, url = _server()
+    try:
+        yield url
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _worker(requests: int, urls: tuple[str, ...]) -> tuple[float, float]:
@@ -89,10 +102,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    server, url = _server()
-    ways: dict[str, tuple[str, ...]] = {"echo, in-process": (), "echo, through endpoint": (url,)}
-    figures: dict[str, list[float]] = {way: [] for way in ways}
-    try:
+    with serving() as url:
+        ways: dict[str, tuple[str, ...]] = {"echo, in-process": (), "echo, through endpoint": (url,)}
+        figures: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(given.rounds):
             for way, urls in ways.items():
                 cpu, wall = _worker(given.requests, urls)
@@ -101,8 +113,6 @@ def main() -> None:
                     f"{way}: {figures[way][-1]:.3f} ms of CPU a request, {given.requests / wall:,.0f}/s",
                     flush=True,
                 )
-    finally:
-        server.kill()
     for way, found in figures.items():
         print(
             f"{way}: median {median(found):.3f} ms of CPU a request ({len(found)} runs of {given.requests:,})"

@@ -132,6 +132,8 @@ class Hostile:
                 self.headers = [*self.headers[-9:], headers]
                 if not await self._answer(writer, method, path, headers, body):
                     return
+                if headers.get("connection") == "close":
+                    return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             return
         finally:

@@ -56,6 +56,18 @@ def take_in(store: Store, models: int | Iterable[str] = 1, *, body: bytes = b"{}
         return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
 
 
+def take_in_groups(store: Store, groups: Sequence[int | None], *, each: int = 2, **fields: Any) -> Batch:
+    """Store a batch with a chunk of ``each`` requests for each of these groups; None is one that begins anyhow."""
+    with ingest.ingest(store, new=new_batch(**fields), submitter=processes.current()) as storing:
+        line = 0
+        for alike in groups:
+            storing.begin_window("m", "")
+            storing.begin_group("m", "", alike=alike, fewest=1)
+            for line in range(line + 1, line + 1 + each):
+                storing.add(line, f"r-{line}", "m", b"{}", grouped=True)
+        return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
+
+
 def fail_waiting(store: Store, *, model: str, message: str) -> None:
     """Fail what waits for a model, as vbatch 0.1 did where it could not be loaded: such stores are read well."""
 

@@ -44,6 +44,7 @@ WITHOUT_EFFECT = {
 BESIDE = 'put it into "body"'
 
 _decode = msgspec.json.Decoder().decode
+_decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,11 @@ class Ignored:
         tree = self.tables.get(url)
         if tree is None:
             return []
-        found = list(self._walk(_decode(body), tree, "", url))
+        fields = _decode_names(body)
+        found = [*self._unknown(fields, tree, "", url)]
+        for name in self._deep_in(tree):
+            if name in fields:
+                found += self._walk(_decode(fields[name]), tree[name], f"{name}.", url)
         for path in found:
             if (url, path) in self._counts or len(self._counts) < MOST:
                 self._counts[url, path] = self._counts.get((url, path), 0) + 1
@@ -106,6 +111,13 @@ class Ignored:
             return
         if not isinstance(value, dict):
             return
+        for name in self._unknown(value, tree, place, url):
+            yield f"{place}{name}"
+        for name in self._deep_in(tree):
+            if name in value:
+                yield from self._walk(value[name], tree[name], f"{place}{name}.", url)
+
+    def _unknown(self, value: Mapping[str, Any], tree: Tree, place: str, url: str) -> tuple[str, ...]:
         key = (id(tree), tuple(value))
         unknown = self._known.get(key)
         if unknown is None:
@@ -114,14 +126,14 @@ class Ignored:
             )
             if len(self._known) < MOST * MOST:
                 self._known[key] = unknown
-        for name in unknown:
-            yield f"{place}{name}"
+        return unknown
+
+    def _deep_in(self, tree: Tree) -> tuple[str, ...]:
+        """Return the fields whose parts are known."""
         deep = self._deep.get(id(tree))
         if deep is None:
             deep = self._deep[id(tree)] = tuple(name for name, below in tree.items() if below)
-        for name in deep:
-            if name in value:
-                yield from self._walk(value[name], tree[name], f"{place}{name}.", url)
+        return deep
 
 
 def hint(path: str, tree: Tree, url: str = "") -> str | None:

@@ -22,6 +22,7 @@ from vbatch.store.tables import (
     BATCH,
     CHUNK,
     READY,
+    READY_ALIKE,
     RESULT,
     RUNNING,
     WORKER,
@@ -80,6 +81,8 @@ def claim(
     """Lease up to ``chunks`` ready chunks of an engine's models, by priority, then in the order of submission.
 
     ``models`` are the names at which the engine answers. None for the ``closed`` urls of a model is among the chunks.
+    Of the batch whose turn it is, chunks whose requests begin like those of a chunk that this worker has go first: the
+    engine has that beginning in its cache. None is waited for, and none is kept for it.
     Bodies are read as far as there is ``room``, in bytes.
     Leases that this worker has in the store but are not ``held`` come first: the answer to an earlier COMMIT was lost.
     A chunk that runs alone (``vbatch.store.suspects``) is leased by a worker that holds nothing else; of what stands
@@ -94,7 +97,8 @@ def claim(
             select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*_BEST_FIRST)
         ).all()
         strays = [row for row in mine if row.model in models and _key(row) not in held]
-        best = _best(connection, models, closed, most=max(0, chunks - len(strays)))
+        groups = {(row.batch, row.alike) for row in mine if row.alike is not None and row.model in models}
+        best = _best(connection, models, closed, groups, most=max(0, chunks - len(strays)))
         fresh = list(takewhile(lambda row: not row.alone, best))
         if any(row.alone for row in mine):
             fresh = []
@@ -122,15 +126,35 @@ def claim(
     return leases
 
 
-def _best(connection: Connection, models: Collection[str], closed: Closed, *, most: int) -> list[Any]:
-    """Lock and return the best ready chunks of these models: those of each in the order of the index, then the best."""
-    ready = select(CHUNK).where(READY, *_open_to(closed)).order_by(*_BEST_FIRST).limit(most)
-    found = [
-        row
-        for model in sorted(models)
-        for row in connection.execute(ready.where(CHUNK.c.model == model).with_for_update(skip_locked=True))
-    ]
-    return sorted(found, key=lambda row: (-row.priority, row.batch, row.number))[:most]
+def _best(
+    connection: Connection,
+    models: Collection[str],
+    closed: Closed,
+    groups: Collection[tuple[int, int]],
+    *,
+    most: int,
+) -> list[Any]:
+    """Lock and return the best ready chunks of these models: those of each in the order of the index, then the best.
+
+    Those of one of the ``groups`` (batch, alike) go before the others of their batch, where that one is next.
+    """
+    ready = select(CHUNK).where(READY, *_open_to(closed)).order_by(*_BEST_FIRST)
+
+    def best(query: Any) -> list[Any]:
+        each = [query.where(CHUNK.c.model == model) for model in sorted(models)]
+        found = [row for one in each for row in connection.execute(one)]
+        return sorted(found, key=lambda row: (-row.priority, row.batch, row.number))[:most]
+
+    locked = ready.with_for_update(skip_locked=True)
+    preferred: list[Any] = []
+    if groups and (next_one := best(ready.limit(1))) and not next_one[0].alone:
+        of_batch = [alike for batch, alike in groups if batch == next_one[0].batch]
+        of_groups = and_(READY_ALIKE, CHUNK.c.batch == next_one[0].batch, CHUNK.c.alike.in_(of_batch))
+        preferred = best(locked.where(of_groups).limit(most)) if of_batch else []
+    others = locked.limit(most - len(preferred))
+    for row in preferred:
+        others = others.where(~same_chunk(row))
+    return [*preferred, *(best(others) if len(preferred) < most else ())][:most]
 
 
 def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:

@@ -12,9 +12,12 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -44,6 +47,7 @@ PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 
 CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_submit, 3,000,000 lines)
 BUSY_TIMEOUT_MS = 2000
 BULK_BYTES = 24 << 20  # of bodies in one transaction: each costs three syncs
+BULK_ROWS = 4000  # in one statement: SQLite takes 32,766 values
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database that several processes write and checkpoint; the fix was
 # ported back to two older lines (sqlite.org/wal.html, "WAL-reset bug").
@@ -202,15 +206,35 @@ class Sqlite:
 
     @contextmanager
     def bulk_insert(self, engine: Engine, write: Write, table: Table) -> Iterator[BulkInsert]:  # noqa: ARG002
-        """Insert in large transactions: each is durable when it is written, and safe to replay."""
+        """Insert in large transactions, each safe to replay, while the next rows are made ready.
+
+        A thread does it, one transaction at a time. Of a statement with many rows it needs the interpreter only to
+        begin it: with one for each row it would wait for the other thread each time.
+        """
         columns = ", ".join(table.columns.keys())
-        values = ", ".join("?" * len(table.columns))
-        statement = f"INSERT OR IGNORE INTO {table.name} ({columns}) VALUES ({values})"
+        row = f"({', '.join('?' * len(table.columns))})"
+        one = f"INSERT OR IGNORE INTO {table.name} ({columns}) VALUES {row}"
+        many = f"{one}{f', {row}' * (BULK_ROWS - 1)}"
 
-        def write_rows(rows: list[Row]) -> None:
-            write(lambda connection: connection.exec_driver_sql(statement, rows))
+        def insert(connection: Connection, rows: list[Row]) -> None:
+            full = len(rows) - len(rows) % BULK_ROWS
+            for first in range(0, full, BULK_ROWS):
+                connection.exec_driver_sql(many, tuple(chain.from_iterable(rows[first : first + BULK_ROWS])))
+            if full < len(rows):
+                connection.exec_driver_sql(one, rows[full:])
 
-        yield BulkInsert(write=write_rows, write_bytes=BULK_BYTES, close=lambda: None)
+        with ThreadPoolExecutor(1, thread_name_prefix="inserting") as thread:
+            under_way: list[Future[None]] = []
+
+            def wait() -> None:
+                if under_way:
+                    under_way.pop().result()
+
+            def write_rows(rows: list[Row]) -> None:
+                wait()
+                under_way.append(thread.submit(write, partial(insert, rows=rows)))
+
+            yield BulkInsert(write=write_rows, write_bytes=BULK_BYTES, close=wait)
 
     @contextmanager
     def scratch(self, write: Write) -> Iterator[str]:  # noqa: ARG002

@@ -17,7 +17,9 @@ WINDOW_BYTES = 64 << 20  # of bodies and prefixes that wait to be ordered
 ROW_BYTES = 256  # what a request takes beside them
 SHARED = 256  # bytes that two requests share, beyond what all share: some 64 tokens, four blocks of the cache
 FEWEST = 20  # one in so many must share a prefix with another, or the file's order stays
-LARGE_GROUP = 64  # requests: such a group begins a chunk, so that one worker has it, and prefers its other chunks
+LARGE_GROUP = (
+    64  # requests: such a group begins a chunk, so that one worker has it, and prefers its other chunks
+)
 
 
 Row = tuple[bytes, int, str, bytes]  # a request that waits: prefix, line, custom_id, body

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
@@ -249,7 +248,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
                 "batch": row.batch,
                 "seq": result.seq,
                 "epoch": row.epoch,
-                **asdict(result.outcome),
+                **result.outcome._asdict(),
             }
             for result in results
         ],

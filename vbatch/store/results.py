@@ -16,9 +16,9 @@ from vbatch.store import file_order
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import READS_BODIES
-from vbatch.store.file_order import WITHOUT_BODY
+from vbatch.store.file_order import ANSWER
 from vbatch.store.ranges import MODEL_SHIFT
-from vbatch.store.records import OUTCOME, SUBMITTED_AGAIN, Answer, ChunkState, Outcome, Span
+from vbatch.store.records import SUBMITTED_AGAIN, Answer, ChunkState, Outcome, Span
 from vbatch.store.tables import CHUNK, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 
@@ -106,14 +106,7 @@ def _failed(row: Any, models: dict[int, tuple[str, str]], body: bytes, code: str
 def one(store: Store, *, pk: int, custom_id: str) -> tuple[Answer, bytes] | None:
     """Return one request with its body; None where the batch has none of this custom_id. Reads the whole batch."""
     query = (
-        select(
-            REQUEST.c.seq,
-            REQUEST.c.line,
-            REQUEST.c.custom_id,
-            REQUEST.c.body.label("request"),
-            RESULT.c.epoch,
-            *(RESULT.c[name] for name in OUTCOME),
-        )
+        select(*ANSWER, RESULT.c.body, REQUEST.c.body.label("request"))
         .select_from(REQUEST_WITH_RESULT)
         .where(REQUEST.c.batch == pk, REQUEST.c.custom_id == custom_id)
     )
@@ -138,12 +131,14 @@ def _first(chunk: _Stopped) -> int:
 
 
 def to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
+    """Return what became of a request, of a row that begins with the columns of ``file_order.ANSWER``."""
+    seq, line, custom_id, epoch, *rest = row[: len(ANSWER)]
     outcome = None
-    if row.epoch is not None:
-        outcome = Outcome(body=body, **{name: getattr(row, name) for name in WITHOUT_BODY})
-    elif (chunk := _stopped_with(stopped, row.seq)) is not None:
+    if epoch is not None:
+        outcome = Outcome(body, *rest)
+    elif (chunk := _stopped_with(stopped, seq)) is not None:
         outcome = Outcome(error_code=chunk.code, error_message=chunk.message, attempts=0)
-    return Answer(seq=row.seq, line=row.line, custom_id=row.custom_id, outcome=outcome)
+    return Answer(seq, line, custom_id, outcome)
 
 
 def stopped_chunks(connection: Connection, pk: int) -> list[_Stopped]:

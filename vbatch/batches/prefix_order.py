@@ -43,6 +43,9 @@ class PrefixOrder:
         self, line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes
     ) -> None:
         """Take one request. Raises StoreUnreachable when the database becomes unreachable."""
+        if self._keep:
+            self._storing.add(line, custom_id, model, body, url)
+            return
         rows = self._waiting.get((model, url))
         if rows is None:
             rows = self._waiting[model, url] = []
@@ -60,7 +63,7 @@ class PrefixOrder:
         """Hand on what waits."""
         add = self._storing.add
         for (model, url), rows in self._waiting.items():
-            found = [] if self._keep else groups(rows)
+            found = groups(rows)
             if not found:
                 for _, line, custom_id, body in rows:
                     add(line, custom_id, model, body, url)

@@ -1,4 +1,4 @@
-"""A worker prefers chunks whose requests begin like those that it has: never against the order of batches, never waiting.
+"""A worker prefers chunks that begin like those it has: never against the order of batches, and without waiting.
 
 ``take_in_groups`` makes one chunk for each group that it names.
 """
@@ -10,7 +10,7 @@ from sqlalchemy import event, update
 
 from tests.rigs.filling import ENDPOINT, answers_to, claim, new_batch, rows, take_in, take_in_groups, worker
 from vbatch.store import Store, ingest, queue
-from vbatch.store.records import ChunkState, Lease
+from vbatch.store.records import ChunkState, Lease, LeaseKey
 from vbatch.store.tables import CHUNK
 from vbatch.system import processes
 
@@ -87,11 +87,12 @@ def _set_state(pk: int, state: ChunkState) -> object:
 def test_the_same_group_in_another_batch_is_another_one(store: Store) -> None:
     """Mutant: ``alike`` alone, without the batch, is compared."""
     take_in_groups(store, [A])
-    other = take_in_groups(store, [B, A])
+    other, last = take_in_groups(store, [B, A]), take_in_groups(store, [A, B])
     who = worker(store)
-    (first,) = claim(store, who)
-    (second,) = claim(store, who, held=[first.key])
-    assert second.key == (other.pk, 0, 1)
+    held: list[LeaseKey] = []
+    for _ in range(5):
+        held += [lease.key for lease in claim(store, who, held=held)]
+    assert held[1:] == [(other.pk, 0, 1), (other.pk, 1, 1), (last.pk, 0, 1), (last.pk, 1, 1)]
 
 
 def test_a_chunk_that_runs_alone_is_not_overtaken(store: Store) -> None:

@@ -1,6 +1,7 @@
-"""The order of work on the real vLLM: how many tokens of the prompts its prefix cache serves, whatever the machine's load.
+"""The order of work on the real vLLM: how many tokens of the prompts its prefix cache serves.
 
-Twelve prefixes with three questions each, shuffled; some six prefixes fit into the KV cache.
+Twelve prefixes with three questions each, shuffled; some six prefixes fit into the KV cache. The load of the machine
+changes none of the figures.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ pytestmark = pytest.mark.vllm
 MODEL = smollm.NAME
 PREFIXES, QUESTIONS = 12, 3
 # float32 alone, so that a length of 256 and 38 blocks of 32 tokens hold what is described above on any CPU
-ENGINE = (*ENGINE_ARGS, "--dtype", "float32", "--max-model-len", "256", "--block-size", "32", "--num-gpu-blocks-override",
-          "38", "--max-num-seqs", "4", "--enable-prompt-tokens-details")  # fmt: skip
+ENGINE = (*ENGINE_ARGS, "--dtype", "float32", "--max-model-len", "256", "--block-size", "32",
+          "--num-gpu-blocks-override", "38", "--max-num-seqs", "4", "--enable-prompt-tokens-details")  # fmt: skip
 
 
 def shuffled(salt: str) -> list[dict[str, Any]]:
     """Questions about documents of some 200 tokens; those of another salt share nothing with them."""
     documents = [
         f"{salt} {number}: "
-        + " ".join(random.Random(f"{salt}{number}").choices("red blue old".split(), k=184))
+        + " ".join(random.Random(f"{salt}{number}").choices(["red", "blue", "old"], k=184))
         for number in range(PREFIXES)
     ]
     lines: list[dict[str, Any]] = [

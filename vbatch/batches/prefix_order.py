@@ -17,9 +17,7 @@ WINDOW_BYTES = 64 << 20  # of bodies and prefixes that wait to be ordered
 ROW_BYTES = 256  # what a request takes beside them
 SHARED = 256  # bytes that two requests share, beyond what all share: some 64 tokens, four blocks of the cache
 FEWEST = 20  # one in so many must share a prefix with another, or the file's order stays
-LARGE_GROUP = (
-    64  # requests: such a group begins a chunk, so that one worker has it, and prefers its other chunks
-)
+LARGE_GROUP = 64  # requests: such a group begins a chunk, and its worker prefers its other chunks
 
 
 Row = tuple[bytes, int, str, bytes]  # a request that waits: prefix, line, custom_id, body
@@ -81,7 +79,8 @@ class PrefixOrder:
 def groups(rows: Sequence[Row]) -> list[tuple[int, Sequence[Row]]]:
     """Return groups of requests that begin alike, those with the same prefix in the order of the file.
 
-    Each has the hash of what its requests begin with. None where all have the same prefix, or hardly any two share one: the file's order is as good.
+    Each has the hash of what its requests begin with. None where all have the same prefix, or hardly any two share one:
+    the file's order is as good.
     """
     ordered = sorted(rows, key=_PREFIX)
     first, last = ordered[0][0], ordered[-1][0]

@@ -59,7 +59,8 @@ def bodies(size: Any, reading: Callable[[Range], Select[Any]]) -> Bodies:
     """Return bodies of this size, as ``reading`` selects those of requests in a range."""
     single = reading(lambda table: table.c.seq.in_(bindparam("seqs", expanding=True)))
     unbroken = reading(between(bindparam("first"), bindparam("last")))
-    small = tuple(case((size <= SMALL, body)) for _, body in [*single.selected_columns.items()][1:])
+    is_small = size <= bindparam("small", callable_=lambda: SMALL)
+    small = tuple(case((is_small, body)) for _, body in [*single.selected_columns.items()][1:])
     return Bodies(size=size, small=small, unbroken=unbroken, single=single)
 
 

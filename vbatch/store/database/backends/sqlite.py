@@ -12,12 +12,9 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -29,10 +26,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from vbatch.errors import StoreMisconfigured
 from vbatch.store.database.backends import copies
 from vbatch.store.database.backends.database_file import DatabaseFile, why_not_opened
+from vbatch.store.database.backends.inserting import inserting
 from vbatch.store.database.backends.protocol import (
     BulkInsert,
     Fault,
-    Row,
     Transient,
     Write,
     not_understood,
@@ -44,10 +41,8 @@ from vbatch.system import disks, files
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 badly
-CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_submit, 3,000,000 lines)
+CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_scale, 3,000,000 lines)
 BUSY_TIMEOUT_MS = 2000
-BULK_BYTES = 24 << 20  # of bodies in one transaction: each costs three syncs
-BULK_ROWS = 4000  # in one statement: SQLite takes 32,766 values
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database that several processes write and checkpoint; the fix was
 # ported back to two older lines (sqlite.org/wal.html, "WAL-reset bug").
@@ -204,37 +199,14 @@ class Sqlite:
         """
         copies.make(self.file)
 
-    @contextmanager
-    def bulk_insert(self, engine: Engine, write: Write, table: Table) -> Iterator[BulkInsert]:  # noqa: ARG002
-        """Insert in large transactions, each safe to replay, while the next rows are made ready.
-
-        A thread does it, one transaction at a time. Of a statement with many rows it needs the interpreter only to
-        begin it: with one for each row it would wait for the other thread each time.
-        """
-        columns = ", ".join(table.columns.keys())
-        row = f"({', '.join('?' * len(table.columns))})"
-        one = f"INSERT OR IGNORE INTO {table.name} ({columns}) VALUES {row}"
-        many = f"{one}{f', {row}' * (BULK_ROWS - 1)}"
-
-        def insert(connection: Connection, rows: list[Row]) -> None:
-            full = len(rows) - len(rows) % BULK_ROWS
-            for first in range(0, full, BULK_ROWS):
-                connection.exec_driver_sql(many, tuple(chain.from_iterable(rows[first : first + BULK_ROWS])))
-            if full < len(rows):
-                connection.exec_driver_sql(one, rows[full:])
-
-        with ThreadPoolExecutor(1, thread_name_prefix="inserting") as thread:
-            under_way: list[Future[None]] = []
-
-            def wait() -> None:
-                if under_way:
-                    under_way.pop().result()
-
-            def write_rows(rows: list[Row]) -> None:
-                wait()
-                under_way.append(thread.submit(write, partial(insert, rows=rows)))
-
-            yield BulkInsert(write=write_rows, write_bytes=BULK_BYTES, close=wait)
+    def bulk_insert(
+        self,
+        engine: Engine,  # noqa: ARG002
+        write: Write,
+        table: Table,
+    ) -> AbstractContextManager[BulkInsert]:
+        """Insert in large transactions, while the next rows are made ready."""
+        return inserting(write, table)
 
     @contextmanager
     def scratch(self, write: Write) -> Iterator[str]:  # noqa: ARG002

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import Update, event, update
 
 from tests.rigs.filling import ENDPOINT, answers_to, claim, new_batch, rows, take_in, take_in_groups, worker
 from vbatch.store import Store, ingest, queue
@@ -64,23 +64,19 @@ def test_several_chunks_at_once_are_those_of_the_group_and_then_the_next(store: 
 def test_another_batch_whose_turn_it_is_goes_first(store: Store, priorities: tuple[int, int]) -> None:
     """Mutant: the group of any batch is preferred."""
     mine, urgent = priorities
-    waits = take_in(store, 1, priority=urgent) if mine == urgent else None
+    pk = take_in(store, 1, priority=urgent).pk
+    store.write(lambda connection: connection.execute(_set_state(pk, ChunkState.RUNNING)))
     batch = take_in_groups(store, [A, B, A], priority=mine)
-    if waits is not None:
-        store.write(lambda connection: connection.execute(_set_state(waits.pk, ChunkState.RUNNING)))
     who = worker(store)
     (first,) = claim(store, who)
     assert first.key.batch == batch.pk
-    if waits is None:
-        waits = take_in(store, 1, priority=urgent)
-    pk = waits.pk
     store.write(lambda connection: connection.execute(_set_state(pk, ChunkState.READY)))
     leases = claim(store, who, chunks=2, held=[first.key])
     assert [(lease.key.batch, lease.key.number) for lease in leases] == [(pk, 0), (batch.pk, 1)]
     assert number(claim(store, who, held=[first.key, *(lease.key for lease in leases)])) == 2
 
 
-def _set_state(pk: int, state: ChunkState) -> object:
+def _set_state(pk: int, state: ChunkState) -> Update:
     return update(CHUNK).where(CHUNK.c.batch == pk).values(state=state, worker=None)
 
 

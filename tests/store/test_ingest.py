@@ -13,7 +13,7 @@ from tests.rigs.waiting import until
 from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, results, staging
-from vbatch.store.database.backends import postgresql, sqlite
+from vbatch.store.database.backends import inserting, postgresql
 from vbatch.store.records import CHUNK_REQUESTS, Batch
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
@@ -227,7 +227,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
 
 
 def _submit_for_ever(url: str) -> None:
-    sqlite.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
+    inserting.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
     store = Store(url)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         line = 0

@@ -114,7 +114,8 @@ def read(store: Store, pk: int, bodies: Bodies) -> Iterator[tuple[Any, Found]]:
         large = [row for row in page if row.size is not None and row.size > SMALL]
         found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=large)) if large else {}
         for row in page:
-            yield row, (found.pop(row.seq, None) if found else None) or row[-many:]
+            small: Found = row[-many:]
+            yield row, found.pop(row.seq, small) if found else small
 
 
 def _run(store: Store, pk: int, first: int, bodies: Bodies, limit: int) -> Iterator[Any]:

@@ -7,7 +7,7 @@ the worker's name, the epoch of its lease. Anything else that a late or frozen w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -16,20 +16,17 @@ from sqlalchemy import Connection, and_, insert, or_, select, update
 from vbatch.answers import CUT_OFF, EMPTY
 from vbatch.store import bodies, registry, suspects
 from vbatch.store.database import Store
+from vbatch.store.ready import BEST_FIRST, Closed, best, open_to
 from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Result, Waiting
 from vbatch.store.tables import (
     BATCH,
     CHUNK,
     READY,
-    READY_ALIKE,
     RESULT,
     RUNNING,
     WORKER,
     same_chunk,
 )
-
-Closed = Mapping[str, Collection[str]]  # the urls of each model that the loaded engine does not answer at
-_BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
 
 
 def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B006  (never changed)
@@ -43,7 +40,7 @@ def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B00
         found: list[Waiting] = []
         best_of_next_model = (
             select(CHUNK.c.model, CHUNK.c.priority, CHUNK.c.batch)
-            .where(READY, *_open_to(closed))
+            .where(READY, *open_to(closed))
             .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
             .limit(1)
         )
@@ -57,12 +54,6 @@ def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B00
             found.append(Waiting(model=row.model, priority=row.priority, batch=row.batch))
 
     return sorted(store.read(work), key=lambda entry: (-entry.priority, entry.batch))
-
-
-def _open_to(closed: Closed) -> Iterator[Any]:
-    """Yield the conditions for chunks that may be claimed."""
-    for model, urls in closed.items():
-        yield or_(CHUNK.c.model != model, CHUNK.c.url.not_in(sorted(urls)))
 
 
 def claim(
@@ -93,16 +84,16 @@ def claim(
     def work(connection: Connection) -> tuple[list[Lease], int]:
         boot, beaten = _count_as_alive(connection, worker, heartbeat)
         mine = connection.execute(
-            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*_BEST_FIRST)
+            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*BEST_FIRST)
         ).all()
         strays = [row for row in mine if row.model in models and _key(row) not in held]
         groups = {(row.batch, row.alike) for row in mine if row.alike is not None and row.model in models}
-        best = _best(connection, models, closed, groups, most=max(0, chunks - len(strays)))
-        fresh = list(takewhile(lambda row: not row.alone, best))
+        ready = best(connection, models, closed, groups, most=max(0, chunks - len(strays)))
+        fresh = list(takewhile(lambda row: not row.alone, ready))
         if any(row.alone for row in mine):
             fresh = []
         elif not (mine or fresh):
-            fresh = [suspects.first(connection, row, boot) for row in best[:1]]
+            fresh = [suspects.first(connection, row, boot) for row in ready[:1]]
         if fresh:
             beaten += 1
             connection.execute(update(WORKER).where(WORKER.c.id == worker).values(heartbeat=beaten))
@@ -123,37 +114,6 @@ def claim(
     leases, beaten = store.write(work)
     on_heartbeat(beaten)
     return leases
-
-
-def _best(
-    connection: Connection,
-    models: Collection[str],
-    closed: Closed,
-    groups: Collection[tuple[int, int]],
-    *,
-    most: int,
-) -> list[Any]:
-    """Lock and return the best ready chunks of these models: those of each in the order of the index, then the best.
-
-    Those of one of the ``groups`` (batch, alike) go before the others of their batch, where that one is next.
-    """
-    ready = select(CHUNK).where(READY, *_open_to(closed)).order_by(*_BEST_FIRST)
-
-    def best(query: Any) -> list[Any]:
-        each = [query.where(CHUNK.c.model == model) for model in sorted(models)]
-        found = [row for one in each for row in connection.execute(one)]
-        return sorted(found, key=lambda row: (-row.priority, row.batch, row.number))[:most]
-
-    locked = ready.with_for_update(skip_locked=True)
-    preferred: list[Any] = []
-    if groups and (next_one := best(ready.limit(1))) and not next_one[0].alone:
-        of_batch = [alike for batch, alike in groups if batch == next_one[0].batch]
-        of_groups = and_(READY_ALIKE, CHUNK.c.batch == next_one[0].batch, CHUNK.c.alike.in_(of_batch))
-        preferred = best(locked.where(of_groups).limit(most)) if of_batch else []
-    others = locked.limit(most - len(preferred))
-    for row in preferred:
-        others = others.where(~same_chunk(row))
-    return [*preferred, *(best(others) if len(preferred) < most else ())][:most]
 
 
 def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table
 from vbatch.store.database.backends.protocol import BulkInsert, Row, Write
 
 BULK_BYTES = 24 << 20  # of bodies in one transaction: each costs three syncs
-BULK_ROWS = 4000  # in one statement: SQLite takes 32,766 values, and a row has 5
+BULK_ROWS = 2000  # in one statement: SQLite takes 32,766 values, and a row has 5
 
 
 @contextmanager

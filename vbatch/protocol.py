@@ -216,6 +216,8 @@ _BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2
 
 def unbroken(line: bytes) -> bytes:
     """Escape what some readers take for the end of a line, though JSON does not: U+2028, U+2029, U+0085."""
+    if line.isascii():
+        return line
     for raw, escaped in _BREAKS:
         if raw in line:
             line = line.replace(raw, escaped)

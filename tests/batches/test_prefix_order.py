@@ -174,8 +174,8 @@ def test_a_large_group_begins_a_chunk(store: Store, tmp_path: Path, monkeypatch:
 def test_groups_hold_every_request_once(begins: list[bytes]) -> None:
     rows = [(prefix, line, str(line), b"{}") for line, prefix in enumerate(begins)]
     found = groups(rows)
-    assert not found or sorted(row for group in found for row in group) == sorted(rows)
-    assert all(list(group) == sorted(group, key=lambda row: (row[0], row[1])) for group in found)
+    assert not found or sorted(row for _, group in found for row in group) == sorted(rows)
+    assert all(list(group) == sorted(group, key=lambda row: (row[0], row[1])) for _, group in found)
 
 
 def test_of_a_long_first_message_what_follows_it_counts() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import count as count_from
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, text, update
@@ -53,6 +55,18 @@ def take_in(store: Store, models: int | Iterable[str] = 1, *, body: bytes = b"{}
     with ingest.ingest(store, new=new_batch(**fields), submitter=processes.current()) as storing:
         for line, model in enumerate(names, start=1):
             storing.add(line, f"r-{line}", model, body)
+        return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
+
+
+def take_in_groups(store: Store, groups: Sequence[int | None], *, each: int = 2, **fields: Any) -> Batch:
+    """Store a batch with a chunk of ``each`` requests for each of these groups; None is one that begins anyhow."""
+    with ingest.ingest(store, new=new_batch(**fields), submitter=processes.current()) as storing:
+        lines = count_from(1)
+        for alike in groups:
+            storing.begin_window("m", "")
+            storing.begin_group("m", "", alike=alike, fewest=1)
+            for line in islice(lines, each):
+                storing.add(line, f"r-{line}", "m", b"{}", grouped=True)
         return storing.accept(endpoint=ENDPOINT, input_sha256=f"sha-{secrets.token_hex(4)}")
 
 

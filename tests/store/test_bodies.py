@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event
 
 from tests.rigs.filling import answers_to, claim, rows, take_in, worker
-from vbatch.store import Store, bodies, catalog, ingest, queue, results
+from vbatch.store import Store, bodies, catalog, file_order, ingest, queue, results
 
 BODY = b"0123456789"
 
@@ -79,6 +79,7 @@ def test_a_connection_that_had_a_large_body_is_closed(store: Store, monkeypatch:
     (without,) = claim(store, who, room=0)
     assert not closed
     monkeypatch.setattr(bodies, "BUFFER_BYTES", 5)
+    monkeypatch.setattr(file_order, "SMALL", 5)
     assert len(bodies.read(store, without, without.unread)) == 2
     assert len(closed) == 1
     answers = answers_to(lease, text="an answer that is large enough")

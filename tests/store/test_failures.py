@@ -36,7 +36,7 @@ def test_failures_of_many_chunks_add_up_and_good_chunks_are_not_read(store: Stor
     for number, lease in enumerate(claim(store, who, chunks=40)):
         bad = lease.requests[:2] if number % 2 else ()
         results = [
-            replace(result, outcome=replace(result.outcome, attempts=3))
+            replace(result, outcome=result.outcome._replace(attempts=3))
             for result in answers_to(lease, bad, status=503)
         ]
         queue.flush(store, worker=who, results=results + answers_to(lease, lease.requests[len(bad) :]))
@@ -102,7 +102,7 @@ def test_failures_with_one_code_are_told_apart_by_their_cause(store: Store) -> N
     results = [
         replace(
             answer,
-            outcome=replace(answer.outcome, body=json.dumps({"error": {"message": cause}}).encode()),
+            outcome=answer.outcome._replace(body=json.dumps({"error": {"message": cause}}).encode()),
         )
         for answer, cause in zip(answers_to(lease, lease.requests, status=400), causes, strict=True)
     ]
@@ -123,7 +123,7 @@ def test_a_million_messages_are_not_kept(store: Store, monkeypatch: pytest.Monke
     (lease,) = claim(store, who)
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     results = [
-        replace(answer, outcome=replace(answer.outcome, body=f'{{"message": "{word}"}}'.encode()))
+        replace(answer, outcome=answer.outcome._replace(body=f'{{"message": "{word}"}}'.encode()))
         for answer, word in zip(answers_to(lease, lease.requests, status=400), words, strict=True)
     ]
     queue.flush(store, worker=who, results=results)

@@ -13,7 +13,7 @@ from tests.rigs.waiting import until
 from vbatch.errors import NoSuchBatch, StoreUnreachable
 from vbatch.protocol import BatchStatus
 from vbatch.store import Store, catalog, finalization, ingest, results, staging
-from vbatch.store.database.backends import postgresql, sqlite
+from vbatch.store.database.backends import inserting, postgresql
 from vbatch.store.records import CHUNK_REQUESTS, Batch
 from vbatch.system import processes
 from vbatch.system.processes import Liveness, ProcessIdentity
@@ -90,7 +90,7 @@ def test_a_body_larger_than_a_whole_chunk_is_taken(store: Store) -> None:
 
 
 def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in (sqlite, postgresql):
+    for kind in (inserting, postgresql):
         monkeypatch.setattr(kind, "BULK_BYTES", 1)  # every row is written at once
     new = new_batch()
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
@@ -106,7 +106,7 @@ def test_nothing_is_visible_before_it_is_accepted(store: Store, monkeypatch: pyt
 
 
 def test_an_error_in_the_middle_leaves_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in (sqlite, postgresql):
+    for kind in (inserting, postgresql):
         monkeypatch.setattr(kind, "BULK_BYTES", 1)
 
     def interrupted() -> None:
@@ -183,7 +183,7 @@ def test_accepting_twice_is_accepting_once(store: Store) -> None:
 
 
 def test_only_the_rows_of_dead_submitters_are_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BULK_BYTES", 1)
+    monkeypatch.setattr(inserting, "BULK_BYTES", 1)
     accepted = take_in(store, 3)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         storing.add(1, "a", "m", b"{}")
@@ -227,7 +227,7 @@ def test_a_delete_that_goes_on_leaves_the_next_batch_alone(store: Store) -> None
 
 
 def _submit_for_ever(url: str) -> None:
-    sqlite.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
+    inserting.BULK_BYTES = postgresql.BULK_BYTES = 1 << 16
     store = Store(url)
     with ingest.ingest(store, new=new_batch(), submitter=processes.current()) as storing:
         line = 0

@@ -152,7 +152,7 @@ def test_answers_that_were_cut_off_and_cached_tokens_are_counted_once(replaying:
     who = worker(replaying)
     (lease,) = claim(replaying, who)
     sent = [
-        replace(one, outcome=replace(one.outcome, finish=finish, cached_tokens=5))
+        replace(one, outcome=one.outcome._replace(finish=finish, cached_tokens=5))
         for one, finish in zip(answers_to(lease), ("length", "stop", "length"), strict=True)
     ]
     queue.flush(replaying, worker=who, results=sent[:2])

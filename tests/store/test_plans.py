@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Table, event, insert
 
-from tests.rigs.filling import answers_to, claim, take_in, worker
+from tests.rigs.filling import answers_to, claim, take_in, take_in_groups, worker
 from vbatch.store import Store, catalog, crashes, failures, finalization, overview, queue, registry, results
 from vbatch.store.records import Lease
 from vbatch.store.tables import BATCH, CHUNK, REQUEST, RESULT, WORKER
@@ -40,6 +40,7 @@ class Busy:
 def busy(store: Store) -> Busy:
     store.write(_write_the_past)
     batch = take_in(store, 3000)
+    take_in_groups(store, [1, 2] * 300, each=1, priority=-1)
     who = worker(store)
     (lease,) = claim(store, who)
     queue.flush(store, worker=who, results=answers_to(lease, lease.requests[:100]))
@@ -153,6 +154,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 OPERATIONS: dict[str, Callable[[Busy], object]] = {
     "waiting": lambda busy: queue.waiting(busy.store),
     "claim": lambda busy: claim(busy.store, busy.who, chunks=3),
+    "claim of a group": lambda busy: [claim(busy.store, busy.who, chunks=20) for _ in range(2)],
     "flush": lambda busy: queue.flush(
         busy.store, worker=busy.who, results=answers_to(busy.lease, busy.lease.requests[100:200])
     ),

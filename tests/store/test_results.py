@@ -14,10 +14,13 @@ from vbatch.errors import NoSuchBatch
 from vbatch.store import Store, catalog, crashes, file_order, finalization, queue, results
 
 
+@pytest.mark.parametrize("small", [0, 4, 1000])
 def test_mixed_models_come_in_file_order_page_after_page(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
+    """Mutant: of a request whose body is read later, the page of another one."""
     monkeypatch.setattr(file_order, "PAGE", 7)
+    monkeypatch.setattr(file_order, "SMALL", small)
     dice = random.Random(1)
     models = [dice.choice("abc") for _ in range(500)]
     batch = take_in(store, models)
@@ -52,6 +55,31 @@ def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
         *range(1, 257),
         *range(357, 601),
     ]
+
+
+def test_small_answers_come_with_their_requests_and_large_ones_in_a_page(store: Store) -> None:
+    """Mutants: a page of bodies is read where all are small; large ones come with their requests, 1,000 at once."""
+    batch = take_in(store, 40)
+    who = worker(store)
+    (lease,) = claim(store, who)
+    size = {request.line: 10 if request.line % 9 else file_order.SMALL + 1 for request in lease.requests}
+    for request in lease.requests:
+        text = "x" * (size[request.line] - 2)
+        queue.flush(store, worker=who, results=answers_to(lease, [request], text=text))
+    reading = results.finished(store, pk=batch.pk)
+    with statements_of(store) as seen:
+        found = [next(reading) for _ in range(40)]
+    assert [len(answer.outcome.body or b"") if answer.outcome else 0 for answer in found] == list(
+        size.values()
+    )
+    read = [statement for statement, _ in seen if "result.body" in statement]
+    assert len(read) == 2, "the page, and the large ones of it"
+    small = take_in(store, 3)
+    (lease,) = claim(store, who, held=[lease.key])
+    queue.flush(store, worker=who, results=answers_to(lease))
+    with statements_of(store) as seen:
+        assert len(list(results.finished(store, pk=small.pk))) == 3
+    assert sum("result.body" in statement for statement, _ in seen) == 1
 
 
 def test_nothing_is_finished_at_first(store: Store) -> None:
@@ -128,8 +156,12 @@ def test_large_answers_are_read_a_few_at_a_time(store: Store, monkeypatch: pytes
     assert peak < 16 << 20, f"{peak >> 20} MiB of 48 MiB"
 
 
-def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [0, 1000])
+def test_one_answer_larger_than_a_page_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
     monkeypatch.setattr(file_order, "PAGE_BYTES", 1)
+    monkeypatch.setattr(file_order, "SMALL", small)
     batch = take_in(store, ["a", "b", "a"])
     who = worker(store)
     for model in "ab":
@@ -139,8 +171,10 @@ def test_one_answer_larger_than_a_page_is_read(store: Store, monkeypatch: pytest
     assert bodies == [b'"1"', b'"2"', b'"3"']
 
 
-def test_failed_requests_are_read_in_pages(store: Store) -> None:
+@pytest.mark.parametrize("small", [0, 1000])
+def test_failed_requests_are_read_in_pages(store: Store, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
     """Mutant: one query for the body of each failed request (150,000 of them took 45 s)."""
+    monkeypatch.setattr(file_order, "SMALL", small)
     batch = take_in(store, 600, body=b'{"exact" :  1}')
     who = worker(store)
     for lease in claim(store, who, chunks=9):

@@ -17,7 +17,7 @@ WINDOW_BYTES = 64 << 20  # of bodies and prefixes that wait to be ordered
 ROW_BYTES = 256  # what a request takes beside them
 SHARED = 256  # bytes that two requests share, beyond what all share: some 64 tokens, four blocks of the cache
 FEWEST = 20  # one in so many must share a prefix with another, or the file's order stays
-LARGE_GROUP = 64  # requests: such a group begins a chunk, so that one worker has it
+LARGE_GROUP = 64  # requests: such a group begins a chunk, and its worker prefers its other chunks
 
 
 Row = tuple[bytes, int, str, bytes]  # a request that waits: prefix, line, custom_id, body
@@ -41,6 +41,9 @@ class PrefixOrder:
         self, line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes
     ) -> None:
         """Take one request. Raises StoreUnreachable when the database becomes unreachable."""
+        if self._keep:
+            self._storing.add(line, custom_id, model, body, url)
+            return
         rows = self._waiting.get((model, url))
         if rows is None:
             rows = self._waiting[model, url] = []
@@ -58,25 +61,26 @@ class PrefixOrder:
         """Hand on what waits."""
         add = self._storing.add
         for (model, url), rows in self._waiting.items():
-            found = [] if self._keep else groups(rows)
+            found = groups(rows)
             if not found:
                 for _, line, custom_id, body in rows:
                     add(line, custom_id, model, body, url)
                 continue
             self._storing.begin_window(model, url)
-            for group in found:
-                if len(group) >= LARGE_GROUP:
-                    self._storing.begin_group(model, url, fewest=LARGE_GROUP)
+            for begins, group in found:
+                alike = hash((model, url, begins)) if len(group) >= LARGE_GROUP else None
+                self._storing.begin_group(model, url, alike=alike, fewest=LARGE_GROUP)
                 for _, line, custom_id, body in group:
                     add(line, custom_id, model, body, url, grouped=True)
         self._waiting.clear()
         self._lines = self._bytes = 0
 
 
-def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
+def groups(rows: Sequence[Row]) -> list[tuple[int, Sequence[Row]]]:
     """Return groups of requests that begin alike, those with the same prefix in the order of the file.
 
-    None where all have the same prefix, or hardly any two share one: the file's order is as good.
+    Each has the hash of what its requests begin with. None where all have the same prefix, or hardly any two share one:
+    the file's order is as good.
     """
     ordered = sorted(rows, key=_PREFIX)
     first, last = ordered[0][0], ordered[-1][0]
@@ -87,7 +91,7 @@ def groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
     begins = [0, *(place for place, (before, now) in enumerate(pairwise(begun), 1) if before != now)]
     if (len(rows) - len(begins)) * FEWEST < len(rows):
         return []
-    return [ordered[begin:end] for begin, end in pairwise([*begins, len(ordered)])]
+    return [(begun[begin], ordered[begin:end]) for begin, end in pairwise([*begins, len(ordered)])]
 
 
 def _in_common(one: bytes, other: bytes) -> int:

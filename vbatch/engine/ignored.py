@@ -7,7 +7,7 @@ comes from a table of its version (``vbatch.engine.fields``), so nothing of vLLM
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ WITHOUT_EFFECT = {
 BESIDE = 'put it into "body"'
 
 _decode = msgspec.json.Decoder().decode
+_decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +64,25 @@ class Ignored:
     """
 
     tables: Mapping[str, Tree]
+    _shapes: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     _known: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
     _deep: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _beside: dict[str, int] = field(default_factory=dict)
 
-    def look(self, url: str, body: bytes) -> list[str]:
+    def look(self, url: str, body: bytes) -> Sequence[str]:
         """Count the ignored fields of one request and return them."""
         tree = self.tables.get(url)
         if tree is None:
-            return []
-        found = list(self._walk(_decode(body), tree, "", url))
+            return ()
+        fields = _decode_names(body)
+        shape = (url, *fields)
+        unknown, deep = self._shapes.get(shape) or self._learn(shape, tree)
+        if not (unknown or deep):
+            return unknown
+        found = [*unknown]
+        for name in deep:
+            found += self._walk(_decode(fields[name]), tree[name], f"{name}.", url)
         for path in found:
             if (url, path) in self._counts or len(self._counts) < MOST:
                 self._counts[url, path] = self._counts.get((url, path), 0) + 1
@@ -89,6 +98,15 @@ class Ignored:
         for name in found:
             self._beside[name] = self._beside.get(name, 0) + 1
         return found
+
+    def _learn(self, shape: tuple[str, ...], tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return which of a body's fields are unknown, and which have parts that are to be looked at."""
+        url, *names = shape
+        unknown = self._unknown(names, tree, "", url)
+        learnt = unknown, tuple(name for name in self._deep_in(tree) if name in names)
+        if len(self._shapes) < MOST * MOST:
+            self._shapes[shape] = learnt
+        return learnt
 
     @property
     def fields(self) -> list[IgnoredField]:
@@ -106,6 +124,13 @@ class Ignored:
             return
         if not isinstance(value, dict):
             return
+        for name in self._unknown(value, tree, place, url):
+            yield f"{place}{name}"
+        for name in self._deep_in(tree):
+            if name in value:
+                yield from self._walk(value[name], tree[name], f"{place}{name}.", url)
+
+    def _unknown(self, value: Iterable[str], tree: Tree, place: str, url: str) -> tuple[str, ...]:
         key = (id(tree), tuple(value))
         unknown = self._known.get(key)
         if unknown is None:
@@ -114,14 +139,14 @@ class Ignored:
             )
             if len(self._known) < MOST * MOST:
                 self._known[key] = unknown
-        for name in unknown:
-            yield f"{place}{name}"
+        return unknown
+
+    def _deep_in(self, tree: Tree) -> tuple[str, ...]:
+        """Return the fields whose parts are known."""
         deep = self._deep.get(id(tree))
         if deep is None:
             deep = self._deep[id(tree)] = tuple(name for name, below in tree.items() if below)
-        for name in deep:
-            if name in value:
-                yield from self._walk(value[name], tree[name], f"{place}{name}.", url)
+        return deep
 
 
 def hint(path: str, tree: Tree, url: str = "") -> str | None:

@@ -18,9 +18,9 @@ from sqlalchemy import Connection, and_, exists, func, or_, select
 from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import READS_BODIES
 from vbatch.store.exchanges import Exchange
-from vbatch.store.file_order import end_of_run, first_of_each
+from vbatch.store.file_order import ANSWER, end_of_run, first_of_each
 from vbatch.store.ranges import MODEL_SHIFT, WINDOW_SHIFT, between, is_grouped, with_results
-from vbatch.store.records import OUTCOME, ChunkState
+from vbatch.store.records import ChunkState
 from vbatch.store.results import models_of, stopped_chunks, to_answer
 from vbatch.store.tables import CHUNK, FAILED, REQUEST, RESULT, UNRECORDED, WAS_CUT_OFF
 
@@ -85,10 +85,7 @@ def read(store: Store, *, pk: int, places: Sequence[Place]) -> Iterator[Exchange
 
 def _one(connection: Connection, pk: int, seq: int) -> Any:
     query = (
-        select(
-            *(REQUEST.c.seq, REQUEST.c.line, REQUEST.c.custom_id, REQUEST.c.body.label("request")),
-            *(RESULT.c.epoch, *(RESULT.c[name] for name in OUTCOME)),
-        )
+        select(*ANSWER, RESULT.c.body, REQUEST.c.body.label("request"))
         .select_from(with_results(between(seq, seq)))
         .where(REQUEST.c.batch == pk, REQUEST.c.seq == seq)
     )

@@ -27,7 +27,7 @@ from vbatch.store.tables import (
 )
 from vbatch.system import processes
 
-_DELETE_ROWS = 5000  # rows in one transaction of a delete, so that no other writer waits long for it
+_DELETE_ROWS = 20_000  # rows in one transaction of a delete, so that no other writer waits long for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

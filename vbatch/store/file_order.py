@@ -2,8 +2,9 @@
 
 ``seq`` is the order of work. A file is one ascending run of lines per model and url, or two: where requests that begin
 alike were put together (``vbatch.batches.prefix_order``), the lines of a run ascend from window to window alone. The
-runs are merged by line. Pages are read by key: no snapshot is held open, and no writer waits for a long read. Bodies
-are read after that, a page of them at a time: memory is flat however large they are and however many models there are.
+runs are merged by line. Pages are read by key: no snapshot is held open, and no writer waits for a long read. Small
+bodies come with them. Others are read after that, a page of them at a time: memory is flat however large they are and
+however many models there are.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ from vbatch.store.tables import FAILED, REQUEST, RESULT, WAS_CUT_OFF
 
 PAGE = 1000  # requests read in one transaction; their bodies in another one, perhaps in several
 PAGE_BYTES = 16 << 20  # of bodies in a page; one body alone may be larger
+SMALL = 8192  # bytes of all bodies of a request that come with it: half of a page's
 
 Found = tuple[bytes | None, ...]  # the bodies of one request
 
-WITHOUT_BODY = tuple(name for name in OUTCOME if name != "body")
+_WITHOUT_BODY = tuple(name for name in OUTCOME if name != "body")
+# What the rows that an Answer is made of begin with (``vbatch.store.results.to_answer``).
+ANSWER = (
+    REQUEST.c.seq,
+    REQUEST.c.line,
+    REQUEST.c.custom_id,
+    RESULT.c.epoch,
+    *(RESULT.c[name] for name in _WITHOUT_BODY),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +46,22 @@ class Bodies:
     """Which bodies are read: how large those of a request are (None without any), and how those of a page are read.
 
     Either query takes ``pk``; ``unbroken`` takes first and last of a part of a run, ``single`` takes seqs. Their first
-    column is ``seq``, the others are ``many`` bodies.
+    column is ``seq``, the others are the bodies. ``small`` are these, where they are small.
     """
 
     size: Any
+    small: tuple[Any, ...]
     unbroken: Select[Any]
     single: Select[Any]
-    many: int
 
 
 def bodies(size: Any, reading: Callable[[Range], Select[Any]]) -> Bodies:
     """Return bodies of this size, as ``reading`` selects those of requests in a range."""
     single = reading(lambda table: table.c.seq.in_(bindparam("seqs", expanding=True)))
     unbroken = reading(between(bindparam("first"), bindparam("last")))
-    return Bodies(size=size, unbroken=unbroken, single=single, many=len(single.selected_columns) - 1)
+    is_small = size <= bindparam("small", callable_=lambda: SMALL)
+    small = tuple(case((is_small, body)) for _, body in [*single.selected_columns.items()][1:])
+    return Bodies(size=size, small=small, unbroken=unbroken, single=single)
 
 
 def in_batch(query: Select[Any], table: Any, part: Range) -> Select[Any]:
@@ -92,16 +104,18 @@ def pages(rows: Iterable[Any], *, most: int = PAGE) -> Iterator[list[Any]]:
 
 def read(store: Store, pk: int, bodies: Bodies) -> Iterator[tuple[Any, Found]]:
     """Yield every request in file order, with its bodies of this kind: None each, where it has none."""
-    missing: Found = (None,) * bodies.many
+    many = len(bodies.small)
     firsts = store.read(lambda connection: first_of_each(connection, pk))
     limit = max(1, PAGE // max(1, len(firsts)))
     runs = [
         (_grouped_run if is_grouped(first) else _run)(store, pk, first, bodies, limit) for first in firsts
     ]
-    for page in pages(heapq.merge(*runs, key=lambda row: row.line), most=PAGE):
-        found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=page))
+    for page in pages(runs[0] if len(runs) == 1 else heapq.merge(*runs, key=_line), most=PAGE):
+        large = [row for row in page if row.size is not None and row.size > SMALL]
+        found = store.read(partial(_bodies_of, pk=pk, bodies=bodies, rows=large)) if large else {}
         for row in page:
-            yield row, found.pop(row.seq, missing)
+            small: Found = row[-many:]
+            yield row, found.pop(row.seq, small) if found else small
 
 
 def _run(store: Store, pk: int, first: int, bodies: Bodies, limit: int) -> Iterator[Any]:
@@ -152,12 +166,9 @@ def _line(row: Any) -> int:
 def _without_bodies(pk: int, bodies: Bodies, part: Range) -> Select[Any]:
     return (
         select(
-            REQUEST.c.seq,
-            REQUEST.c.line,
-            REQUEST.c.custom_id,
-            RESULT.c.epoch,
-            *(RESULT.c[name] for name in WITHOUT_BODY),
+            *ANSWER,
             bodies.size.label("size"),
+            *bodies.small,
         )
         .select_from(with_results(part))
         .where(REQUEST.c.batch == pk, part(REQUEST))
@@ -165,15 +176,14 @@ def _without_bodies(pk: int, bodies: Bodies, part: Range) -> Select[Any]:
 
 
 def _rows(connection: Connection, query: Select[Any], **values: Any) -> Sequence[Any]:
-    return connection.execute(query, values).all()
+    return connection.execute(query, values, execution_options={READS_BODIES: True}).all()
 
 
 def _bodies_of(connection: Connection, pk: int, bodies: Bodies, rows: Sequence[Any]) -> dict[int, Found]:
-    """Read the bodies of a page: of each run it holds an unbroken part, or single requests of a window."""
+    """Read the large bodies of a page: of each run it holds an unbroken part, or single requests of a window."""
     runs: dict[int, list[int]] = {}
     for row in rows:
-        if row.size is not None:
-            runs.setdefault(row.seq >> MODEL_SHIFT, []).append(row.seq)
+        runs.setdefault(row.seq >> MODEL_SHIFT, []).append(row.seq)
     found: dict[int, Found] = {}
     for seqs in runs.values():
         if is_grouped(seqs[0]):

@@ -31,7 +31,8 @@ CHUNK_ROWS = 1000  # chunks inserted at once
 class _Run:
     """The requests of one model and url: where its present chunk began and how big it is.
 
-    ``state`` is that of its chunks: those of duplicates wait.
+    ``state`` is that of its chunks: those of duplicates wait. ``alike`` is the large group that its next request is of,
+    ``mixed`` whether the chunk began with other ones.
     """
 
     model: str
@@ -40,6 +41,8 @@ class _Run:
     first: int
     next: int
     bytes: int = 0
+    alike: int | None = None
+    mixed: bool = False
 
 
 class Ingest:
@@ -95,11 +98,16 @@ class Ingest:
                 self._cut(run)
             run.first = run.next = (((run.next - 1) >> WINDOW_SHIFT) + 1) << WINDOW_SHIFT
 
-    def begin_group(self, model: str, url: str, *, fewest: int) -> None:
-        """Begin a group: a chunk that has so many requests at least ends here."""
-        run = self._runs.get((model, url, True, False))
-        if run is not None and run.next - run.first >= fewest:
+    def begin_group(self, model: str, url: str, *, alike: int | None, fewest: int) -> None:
+        """Begin a group of grouped requests. Where it is a large one, ``alike`` is what its chunks are known by.
+
+        A chunk that has so many requests at least ends before a large group.
+        """
+        kind = model, url, True, False
+        run = self._runs.get(kind) or self._begin(*kind)
+        if alike is not None and run.next - run.first >= fewest:
             self._cut(run)
+        run.alike, run.mixed = alike, run.next > run.first
 
     @property
     def total(self) -> int:
@@ -205,16 +213,18 @@ class Ingest:
                 "last_seq": run.next - 1,
                 "state": run.state,
                 "total": count,
+                "alike": None if run.mixed else run.alike,
             }
         )
         self._total += count
         run.first = run.next
         run.bytes = 0
+        run.mixed = False
 
     def _flush(self) -> None:
         if self._rows:
             self._inserting.write(self._rows)
-            self._rows.clear()
+            self._rows = []
             self._bytes = 0
 
 

@@ -7,8 +7,7 @@ the worker's name, the epoch of its lease. Anything else that a late or frozen w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy import Connection, and_, insert, or_, select, update
 from vbatch.answers import CUT_OFF, EMPTY
 from vbatch.store import bodies, registry, suspects
 from vbatch.store.database import Store
+from vbatch.store.ready import BEST_FIRST, Closed, best, open_to
 from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Result, Waiting
 from vbatch.store.tables import (
     BATCH,
@@ -27,9 +27,6 @@ from vbatch.store.tables import (
     WORKER,
     same_chunk,
 )
-
-Closed = Mapping[str, Collection[str]]  # the urls of each model that the loaded engine does not answer at
-_BEST_FIRST = (CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
 
 
 def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B006  (never changed)
@@ -43,7 +40,7 @@ def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B00
         found: list[Waiting] = []
         best_of_next_model = (
             select(CHUNK.c.model, CHUNK.c.priority, CHUNK.c.batch)
-            .where(READY, *_open_to(closed))
+            .where(READY, *open_to(closed))
             .order_by(CHUNK.c.model, CHUNK.c.priority.desc(), CHUNK.c.batch, CHUNK.c.number)
             .limit(1)
         )
@@ -57,12 +54,6 @@ def waiting(store: Store, *, closed: Closed = {}) -> list[Waiting]:  # noqa: B00
             found.append(Waiting(model=row.model, priority=row.priority, batch=row.batch))
 
     return sorted(store.read(work), key=lambda entry: (-entry.priority, entry.batch))
-
-
-def _open_to(closed: Closed) -> Iterator[Any]:
-    """Yield the conditions for chunks that may be claimed."""
-    for model, urls in closed.items():
-        yield or_(CHUNK.c.model != model, CHUNK.c.url.not_in(sorted(urls)))
 
 
 def claim(
@@ -80,6 +71,8 @@ def claim(
     """Lease up to ``chunks`` ready chunks of an engine's models, by priority, then in the order of submission.
 
     ``models`` are the names at which the engine answers. None for the ``closed`` urls of a model is among the chunks.
+    Of the batch whose turn it is, chunks whose requests begin like those of a chunk that this worker has go first: the
+    engine has that beginning in its cache. None is waited for, and none is kept for it.
     Bodies are read as far as there is ``room``, in bytes.
     Leases that this worker has in the store but are not ``held`` come first: the answer to an earlier COMMIT was lost.
     A chunk that runs alone (``vbatch.store.suspects``) is leased by a worker that holds nothing else; of what stands
@@ -91,15 +84,16 @@ def claim(
     def work(connection: Connection) -> tuple[list[Lease], int]:
         boot, beaten = _count_as_alive(connection, worker, heartbeat)
         mine = connection.execute(
-            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*_BEST_FIRST)
+            select(CHUNK).where(RUNNING, CHUNK.c.worker == worker).order_by(*BEST_FIRST)
         ).all()
         strays = [row for row in mine if row.model in models and _key(row) not in held]
-        best = _best(connection, models, closed, most=max(0, chunks - len(strays)))
-        fresh = list(takewhile(lambda row: not row.alone, best))
+        groups = {(row.batch, row.alike) for row in mine if row.alike is not None and row.model in models}
+        ready = best(connection, models, closed, groups, most=max(0, chunks - len(strays)))
+        fresh = list(takewhile(lambda row: not row.alone, ready))
         if any(row.alone for row in mine):
             fresh = []
         elif not (mine or fresh):
-            fresh = [suspects.first(connection, row, boot) for row in best[:1]]
+            fresh = [suspects.first(connection, row, boot) for row in ready[:1]]
         if fresh:
             beaten += 1
             connection.execute(update(WORKER).where(WORKER.c.id == worker).values(heartbeat=beaten))
@@ -120,17 +114,6 @@ def claim(
     leases, beaten = store.write(work)
     on_heartbeat(beaten)
     return leases
-
-
-def _best(connection: Connection, models: Collection[str], closed: Closed, *, most: int) -> list[Any]:
-    """Lock and return the best ready chunks of these models: those of each in the order of the index, then the best."""
-    ready = select(CHUNK).where(READY, *_open_to(closed)).order_by(*_BEST_FIRST).limit(most)
-    found = [
-        row
-        for model in sorted(models)
-        for row in connection.execute(ready.where(CHUNK.c.model == model).with_for_update(skip_locked=True))
-    ]
-    return sorted(found, key=lambda row: (-row.priority, row.batch, row.number))[:most]
 
 
 def flush(store: Store, *, worker: str, results: Sequence[Result]) -> Flushed:
@@ -225,7 +208,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
                 "batch": row.batch,
                 "seq": result.seq,
                 "epoch": row.epoch,
-                **asdict(result.outcome),
+                **result.outcome._asdict(),
             }
             for result in results
         ],

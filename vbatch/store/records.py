@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -163,8 +163,7 @@ class Lease:
     unread: tuple[Unread, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one request.
 
     With an answer, ``status_code`` and ``body`` hold it (an HTTP error's body is an error object). Without one, they
@@ -174,9 +173,9 @@ class Outcome:
     recorded by a vbatch that did not count this. Of the prompt's tokens ``cached_tokens`` were in the engine's cache.
     """
 
+    body: bytes | None = None
     status_code: int | None = None
     request_id: str | None = None
-    body: bytes | None = None
     error_code: str | None = None
     error_message: str | None = None
     prompt_tokens: int = 0
@@ -191,7 +190,7 @@ class Outcome:
         return self.status_code is not None and 200 <= self.status_code < 300
 
 
-OUTCOME = tuple(field.name for field in fields(Outcome))  # the columns of a result that hold it
+OUTCOME = Outcome._fields  # the columns of a result that hold it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,8 +286,7 @@ class EngineProcess:
     title: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """One request and what became of it: what a line of an output or error file is made of.
 
     ``outcome`` is None while the request is not finished.

@@ -5,10 +5,10 @@ How they are brought into the order of the file stands in ``file_order``.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, literal_column, select
 
@@ -16,14 +16,13 @@ from vbatch.store import file_order
 from vbatch.store.catalog import still_there
 from vbatch.store.database import Store
 from vbatch.store.database.backends.protocol import READS_BODIES
-from vbatch.store.file_order import WITHOUT_BODY
+from vbatch.store.file_order import ANSWER
 from vbatch.store.ranges import MODEL_SHIFT
-from vbatch.store.records import OUTCOME, SUBMITTED_AGAIN, Answer, ChunkState, Outcome, Span
+from vbatch.store.records import SUBMITTED_AGAIN, Answer, ChunkState, Outcome, Span
 from vbatch.store.tables import CHUNK, REQUEST, REQUEST_WITH_RESULT, RESULT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedRequest:
+class FailedRequest(NamedTuple):
     """A request that is worth submitting again. ``line`` is its place in the original file.
 
     ``code`` is how it failed: an error's code, or ``http_…``; None where it was cut off, or has not run.
@@ -37,8 +36,7 @@ class FailedRequest:
     code: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stopped:
+class _Stopped(NamedTuple):
     first: int
     last: int
     code: str
@@ -76,12 +74,14 @@ def failed_requests(store: Store, *, pk: int, waiting: Sequence[Span] = ()) -> I
     for row, (body,) in file_order.read(store, pk, file_order.FAILED_REQUESTS):
         if body is None:
             continue
-        chunk = _stopped_with(stopped, row.seq)
-        code = row.error_code or (f"http_{row.status_code}" if row.status_code else None)
-        if row.epoch is None:
-            if chunk is None and not any(span.first <= row.seq <= span.last for span in waiting):
-                continue
-            code = chunk.code if chunk is not None else None
+        if row.epoch is not None:
+            code = row.error_code or (f"http_{row.status_code}" if row.status_code else None)
+        elif (chunk := _stopped_with(stopped, row.seq)) is not None:
+            code = chunk.code
+        elif any(span.first <= row.seq <= span.last for span in waiting):
+            code = None
+        else:
+            continue
         if code != SUBMITTED_AGAIN:
             yield _failed(row, models, body, code)
         del body
@@ -99,21 +99,14 @@ def cut_off_requests(store: Store, *, pk: int) -> Iterator[FailedRequest]:
 
 
 def _failed(row: Any, models: dict[int, tuple[str, str]], body: bytes, code: str | None) -> FailedRequest:
-    model, url = models[row.seq >> MODEL_SHIFT]
-    return FailedRequest(line=row.line, custom_id=row.custom_id, model=model, url=url, body=body, code=code)
+    seq, line, custom_id, *_ = row
+    return FailedRequest(line, custom_id, *models[seq >> MODEL_SHIFT], body, code)
 
 
 def one(store: Store, *, pk: int, custom_id: str) -> tuple[Answer, bytes] | None:
     """Return one request with its body; None where the batch has none of this custom_id. Reads the whole batch."""
     query = (
-        select(
-            REQUEST.c.seq,
-            REQUEST.c.line,
-            REQUEST.c.custom_id,
-            REQUEST.c.body.label("request"),
-            RESULT.c.epoch,
-            *(RESULT.c[name] for name in OUTCOME),
-        )
+        select(*ANSWER, RESULT.c.body, REQUEST.c.body.label("request"))
         .select_from(REQUEST_WITH_RESULT)
         .where(REQUEST.c.batch == pk, REQUEST.c.custom_id == custom_id)
     )
@@ -129,21 +122,19 @@ def one(store: Store, *, pk: int, custom_id: str) -> tuple[Answer, bytes] | None
 
 def _stopped_with(stopped: list[_Stopped], seq: int) -> _Stopped | None:
     """Return the stopped chunk that the request is in."""
-    chunk = stopped[position] if (position := bisect_right(stopped, seq, key=_first) - 1) >= 0 else None
-    return chunk if chunk is not None and seq <= chunk.last else None
-
-
-def _first(chunk: _Stopped) -> int:
-    return chunk.first
+    position = bisect_right(stopped, (seq, sys.maxsize)) - 1
+    return stopped[position] if position >= 0 and seq <= stopped[position].last else None
 
 
 def to_answer(row: Any, body: bytes | None, stopped: list[_Stopped]) -> Answer:
+    """Return what became of a request, of a row that begins with the columns of ``file_order.ANSWER``."""
+    seq, line, custom_id, epoch, *rest = row[: len(ANSWER)]
     outcome = None
-    if row.epoch is not None:
-        outcome = Outcome(body=body, **{name: getattr(row, name) for name in WITHOUT_BODY})
-    elif (chunk := _stopped_with(stopped, row.seq)) is not None:
+    if epoch is not None:
+        outcome = Outcome(body, *rest)
+    elif (chunk := _stopped_with(stopped, seq)) is not None:
         outcome = Outcome(error_code=chunk.code, error_message=chunk.message, attempts=0)
-    return Answer(seq=row.seq, line=row.line, custom_id=row.custom_id, outcome=outcome)
+    return Answer(seq, line, custom_id, outcome)
 
 
 def stopped_chunks(connection: Connection, pk: int) -> list[_Stopped]:

@@ -19,7 +19,7 @@ from sqlmodel import Field, SQLModel
 from vbatch.store.database import columns
 from vbatch.store.database.backends import BACKENDS
 from vbatch.store.database.columns import AnyText
-from vbatch.store.tables import LIVE, NOT_FINAL, OPEN, PENDING, READY, RUNNING
+from vbatch.store.tables import LIVE, NOT_FINAL, OPEN, PENDING, READY, READY_ALIKE, RUNNING
 
 
 class BatchRow(SQLModel, table=True):
@@ -84,7 +84,11 @@ class RequestRow(SQLModel, table=True):
 
 
 class ChunkRow(SQLModel, table=True):
-    """A run of requests that is leased together: the only rows that change while a batch is worked on."""
+    """A run of requests that is leased together: the only rows that change while a batch is worked on.
+
+    ``alike`` is the same for chunks of one batch, model and endpoint whose requests all begin alike; None where they do
+    not, and where that is not known.
+    """
 
     __tablename__ = "chunk"
 
@@ -113,6 +117,7 @@ class ChunkRow(SQLModel, table=True):
     cut_off: int = Field(sa_column=columns.integer(server_default="0"))
     cached_tokens: int = Field(sa_column=columns.big(server_default="0"))
     empty: int = Field(sa_column=columns.integer(server_default="0"))
+    alike: int | None = Field(default=None, sa_column=Column(BigInteger(), nullable=True))
 
 
 class ResultRow(SQLModel, table=True):
@@ -234,6 +239,7 @@ def _partial(name: str, *columns: Any, where: Any) -> None:
 
 _partial("ix_batch_unfinished", _batch.pk, where=NOT_FINAL)
 _partial("ix_chunk_ready", _chunk.model, _chunk.priority.desc(), _chunk.batch, _chunk.number, where=READY)
+_partial("ix_chunk_alike", _chunk.batch, _chunk.alike, _chunk.number, where=READY_ALIKE)
 _partial("ix_chunk_running", _chunk.worker, where=RUNNING)
 _partial("ix_chunk_open", _chunk.batch, where=OPEN)
 _partial("ix_worker_live", _worker.id, where=LIVE)

@@ -96,6 +96,7 @@ CHUNK = Table(
     Column("cut_off", Integer(), nullable=False, server_default="0"),
     Column("cached_tokens", BigInteger(), nullable=False, server_default="0"),
     Column("empty", Integer(), nullable=False, server_default="0"),
+    Column("alike", BigInteger()),
 )
 
 RESULT = Table(

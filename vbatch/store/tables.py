@@ -39,6 +39,7 @@ UNFINISHED = and_(NOT_FINAL, ACCEPTED)
 
 # Chunks, and the batches of which one is open.
 READY = _one_of(CHUNK.c.state, ChunkState.READY)
+READY_ALIKE = and_(READY, CHUNK.c.alike.is_not(None))
 RUNNING = _one_of(CHUNK.c.state, ChunkState.RUNNING)
 WAITING = _one_of(CHUNK.c.state, ChunkState.WAITING)  # not open: nothing of it runs
 OPEN = _one_of(CHUNK.c.state, ChunkState.READY, ChunkState.RUNNING)

@@ -13,7 +13,7 @@ from vbatch.answers import CUT_OFF, EMPTY
 from vbatch.engine import Engine, courtesy
 from vbatch.errors import Interrupted
 from vbatch.store import bodies, crashes, queue
-from vbatch.store.queue import Closed
+from vbatch.store.ready import Closed
 from vbatch.store.records import CHUNK_REQUESTS, Lease, LeaseKey, Result, Waiting
 from vbatch.system import suspend
 from vbatch.worker.chat import Chat

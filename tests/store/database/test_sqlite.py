@@ -5,14 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 from sqlalchemy import Connection, text
 
+from tests.rigs.filling import rows
 from tests.rigs.waiting import SILENCE
+from vbatch.errors import StoreDefect
 from vbatch.store import COMMAND_PATIENCE, NO_PATIENCE, Store
+from vbatch.store.database.backends.inserting import BULK_ROWS
+from vbatch.store.database.backends.protocol import BulkInsert, Row
+from vbatch.store.tables import REQUEST
 
 _WRITE = """
 import sqlite3, sys
@@ -82,3 +89,68 @@ def test_the_file_is_private(tmp_path: Path) -> None:
     store.prepare()
     assert (tmp_path / "new" / "vbatch.db").stat().st_mode & 0o777 == 0o600
     store.close()
+
+
+def _request(number: int) -> Row:
+    return 1, number, number, f"r-{number}", b"{}"
+
+
+class Slow:
+    """A store whose transactions begin when they may."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.may, self.begun, self.ended = threading.Event(), threading.Event(), 0
+
+    def write(self, work: Callable[[Connection], Any]) -> None:
+        self.begun.set()
+        assert self.may.wait(SILENCE)
+        self._store.write(work)
+        self.ended += 1
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    store = Store(f"sqlite:///{tmp_path / 'vbatch.db'}", patience=NO_PATIENCE)
+    store.prepare()
+    yield Slow(store)
+    store.close()
+
+
+def inserting(slow: Slow) -> AbstractContextManager[BulkInsert]:
+    return slow._store.backend.bulk_insert(slow._store._engine, slow.write, REQUEST)
+
+
+def test_rows_are_inserted_beside_what_makes_them_and_are_durable_when_it_is_closed(slow: Slow) -> None:
+    """Also those beyond full statements. Mutants: ``close`` that does not wait; only full statements are executed."""
+    many = BULK_ROWS * 2 + 3
+    with inserting(slow) as insert:
+        insert.write([_request(number) for number in range(many)])
+        assert slow.begun.wait(SILENCE)
+        assert slow.ended == 0
+        threading.Timer(0.1, slow.may.set).start()
+        insert.close()
+        assert slow.ended == 1
+        insert.write([_request(many)])
+        insert.write([_request(many), _request(many + 1)])  # one of them again
+        insert.close()
+    assert rows(slow._store, "SELECT count(*), min(seq), max(seq) FROM request") == [(many + 2, 0, many + 1)]
+
+
+def test_nothing_is_inserted_once_an_error_has_left_it(slow: Slow) -> None:
+    """Else rows could come in after their batch was taken back. Mutant: ``shutdown(wait=False)``."""
+    with pytest.raises(KeyboardInterrupt), inserting(slow) as insert:  # noqa: PT012
+        insert.write([_request(1)])
+        assert slow.begun.wait(SILENCE)
+        threading.Timer(0.1, slow.may.set).start()
+        raise KeyboardInterrupt
+    assert slow.ended == 1
+
+
+@pytest.mark.parametrize("at", ["write", "close"])
+def test_what_the_database_refuses_is_raised_by_the_next_call(slow: Slow, at: str) -> None:
+    """Mutant: the outcome of a transaction is not asked for."""
+    slow.may.set()
+    with pytest.raises(StoreDefect), inserting(slow) as insert:  # noqa: PT012
+        insert.write([(1, 1)])
+        insert.write([_request(2)]) if at == "write" else insert.close()

@@ -20,7 +20,7 @@ from vbatch.system.units import UNIT
 log = logging.getLogger(__name__)
 
 # Oldest first; a test holds this in step with the scripts in migrations/versions.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 CURRENT = REVISIONS[-1]
 
 FRESH = timedelta(seconds=90)  # since the last heartbeat of a worker that cannot be seen from here: a lease

@@ -80,7 +80,8 @@ class NotThere(Exception):
 class BulkInsert:
     """Rows on their way into a table, each with a value for every column, in the order of the columns.
 
-    ``write`` takes them, best about ``write_bytes`` at a time. They are durable once ``close`` has returned.
+    ``write`` takes a list of them to keep, best about ``write_bytes`` at a time. They are durable once ``close`` has
+    returned.
     """
 
     write: Callable[[list[Row]], None]

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,10 +26,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from vbatch.errors import StoreMisconfigured
 from vbatch.store.database.backends import copies
 from vbatch.store.database.backends.database_file import DatabaseFile, why_not_opened
+from vbatch.store.database.backends.inserting import inserting
 from vbatch.store.database.backends.protocol import (
     BulkInsert,
     Fault,
-    Row,
     Transient,
     Write,
     not_understood,
@@ -41,9 +41,8 @@ from vbatch.system import disks, files
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16384  # bytes; request bodies of some 700 bytes fill pages of 4096 badly
-CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_submit, 3,000,000 lines)
+CACHE_KIB = 8 * 1024  # a connection's; more made nothing faster (bench_scale, 3,000,000 lines)
 BUSY_TIMEOUT_MS = 2000
-BULK_BYTES = 24 << 20  # of bodies in one transaction: each costs three syncs
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database that several processes write and checkpoint; the fix was
 # ported back to two older lines (sqlite.org/wal.html, "WAL-reset bug").
@@ -200,17 +199,14 @@ class Sqlite:
         """
         copies.make(self.file)
 
-    @contextmanager
-    def bulk_insert(self, engine: Engine, write: Write, table: Table) -> Iterator[BulkInsert]:  # noqa: ARG002
-        """Insert in large transactions: each is durable when it is written, and safe to replay."""
-        columns = ", ".join(table.columns.keys())
-        values = ", ".join("?" * len(table.columns))
-        statement = f"INSERT OR IGNORE INTO {table.name} ({columns}) VALUES ({values})"
-
-        def write_rows(rows: list[Row]) -> None:
-            write(lambda connection: connection.exec_driver_sql(statement, rows))
-
-        yield BulkInsert(write=write_rows, write_bytes=BULK_BYTES, close=lambda: None)
+    def bulk_insert(
+        self,
+        engine: Engine,  # noqa: ARG002
+        write: Write,
+        table: Table,
+    ) -> AbstractContextManager[BulkInsert]:
+        """Insert in large transactions, while the next rows are made ready."""
+        return inserting(write, table)
 
     @contextmanager
     def scratch(self, write: Write) -> Iterator[str]:  # noqa: ARG002

@@ -55,13 +55,22 @@ def main() -> None:
     url = EMBEDDINGS if options.pooling else CHAT
     model = model_folder()
     costs: dict[str, list[Cost]] = {}
-    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner, _worker(Path(name), model, flags) as work:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        asyncio.Runner() as runner,
+        _worker(Path(name), model, flags) as work,
+    ):
         engine = runner.run(
-            vllm.load(model=MODEL, path=str(model), args=flags, title_prefix="vbatch-bench", log_dir=Path(name))
+            vllm.load(
+                model=MODEL, path=str(model), args=flags, title_prefix="vbatch-bench", log_dir=Path(name)
+            )
         )
         try:
             ways: dict[str, Callable[[], Cost]] = {"worker": lambda: work(url, bodies)}
-            for way, ask in (("app", _through_vbatch(engine, url)), ("handler", _through_handler(engine, url))):
+            for way, ask in (
+                ("app", _through_vbatch(engine, url)),
+                ("handler", _through_handler(engine, url)),
+            ):
                 ways[way] = lambda ask=ask: runner.run(_cost(ask, bodies))  # type: ignore[misc]
             for number in range(options.rounds + 1):
                 for way, cost in ways.items():
@@ -79,7 +88,9 @@ def main() -> None:
 
 
 @contextmanager
-def _worker(folder: Path, model: Path, flags: tuple[str, ...]) -> Iterator[Callable[[str, list[bytes]], Cost]]:
+def _worker(
+    folder: Path, model: Path, flags: tuple[str, ...]
+) -> Iterator[Callable[[str, list[bytes]], Cost]]:
     """Have a worker with the model loaded; yield what measures one batch of it."""
     (folder / "config.toml").write_text(f'[models."{MODEL}"]\npath = "{model}"\n')
     os.environ |= {
@@ -106,7 +117,9 @@ def _worker(folder: Path, model: Path, flags: tuple[str, ...]) -> Iterator[Calla
         used, took = _used(seen) - before, time.perf_counter() - began
         lines = source.with_suffix(".output.jsonl").read_bytes().splitlines() if done.returncode == 0 else []
         if len(lines) != len(bodies):
-            raise SystemExit(f"{len(lines)} answers: {done.stderr.decode()}\n{(folder / 'worker.log').read_text()}")
+            raise SystemExit(
+                f"{len(lines)} answers: {done.stderr.decode()}\n{(folder / 'worker.log').read_text()}"
+            )
         return used / len(bodies), took / len(bodies)
 
     try:

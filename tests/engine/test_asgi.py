@@ -120,3 +120,26 @@ def test_cancelling_ends_a_handler_that_does_not_listen(monkeypatch: pytest.Monk
         assert ended == ["cancelled"]
 
     asyncio.run(scenario())
+
+
+def test_a_listener_that_is_cancelled_does_not_end_the_others() -> None:
+    """vLLM listens twice. Mutant: one future for all of them."""
+    heard: list[str] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        given_up, other = asyncio.create_task(receive()), asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        heard.append((await other)["type"])
+
+    async def scenario() -> None:
+        asking = asyncio.create_task(asgi.post(app, "/", b"{}"))
+        await asyncio.sleep(0.01)
+        assert not heard
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert heard == ["http.disconnect"]
+
+    asyncio.run(scenario())

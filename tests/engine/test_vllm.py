@@ -92,6 +92,19 @@ def test_cancelling_a_request_ends_its_sequence(loaded: Loaded) -> None:
     assert steps == 0
 
 
+def test_no_request_pays_for_browsers_and_for_routes_that_it_is_not_for(loaded: Loaded) -> None:
+    """Mutants: without ``_trim``; without the cache of the environment."""
+    from vllm import envs
+
+    app = loaded.engine.app
+
+    assert not {"CORSMiddleware", "PrometheusInstrumentatorMiddleware"} & {
+        each.cls.__name__ for each in app.user_middleware
+    }
+    assert app.routes[0].path == CHAT
+    assert envs._is_envs_cache_enabled()
+
+
 def test_what_keeps_the_engine_busy(loaded: Loaded) -> None:
     config = loaded.engine.app.state.vllm_config
 

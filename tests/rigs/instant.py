@@ -26,7 +26,9 @@ class InstantExecutor(UniProcExecutor):
         self._prompts: dict[str, int] = {}
         self._step: Any = None
         self._seconds = float(self.vllm_config.additional_config.get("step", 0))
-        self._embedding = torch.nn.functional.normalize(torch.arange(1.0, self.model_config.get_hidden_size() + 1), dim=0)
+        self._embedding = torch.nn.functional.normalize(
+            torch.arange(1.0, self.model_config.get_hidden_size() + 1), dim=0
+        )
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         """Keep what is scheduled for ``sample_tokens``; a pooling model has its answers at once."""
@@ -40,7 +42,7 @@ class InstantExecutor(UniProcExecutor):
         output = self._output() if pooling or not scheduler_output.total_num_scheduled_tokens else None
         return _done(output) if non_block else output
 
-    def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
+    def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:  # noqa: ARG002  (vLLM's signature)
         """Return a token for each request that is past its prompt."""
         return _done(self._output()) if non_block else self._output()
 
@@ -50,14 +52,18 @@ class InstantExecutor(UniProcExecutor):
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         ids = list(computed)
         ready = [
-            before + step.num_scheduled_tokens[name] >= self._prompts[name] for name, before in computed.items()
+            before + step.num_scheduled_tokens[name] >= self._prompts[name]
+            for name, before in computed.items()
         ]
-        output = ModelRunnerOutput(req_ids=ids, req_id_to_index={name: place for place, name in enumerate(ids)})
+        output = ModelRunnerOutput(
+            req_ids=ids, req_id_to_index={name: place for place, name in enumerate(ids)}
+        )
         if self.model_config.runner_type == "pooling":
             output.pooler_output = [self._embedding if each else None for each in ready]
         else:
             output.sampled_token_ids = [
-                [TOKENS[computed[name] % len(TOKENS)]] if each else [] for name, each in zip(ids, ready, strict=True)
+                [TOKENS[computed[name] % len(TOKENS)]] if each else []
+                for name, each in zip(ids, ready, strict=True)
             ]
         return output
 

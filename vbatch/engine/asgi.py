@@ -115,11 +115,12 @@ def _scope(url: str, length: int, content_type: str, headers: Headers, request_i
 class _Exchange:
     """One request and its answer, as the application's ``receive`` and ``send`` see them."""
 
-    __slots__ = ("_body", "_chunks", "_disconnected", "_headers", "_status", "complete")
+    __slots__ = ("_body", "_chunks", "_disconnected", "_headers", "_listeners", "_status", "complete")
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
-        self._disconnected: asyncio.Future[None] | None = None
+        self._disconnected = False
+        self._listeners: list[asyncio.Future[None]] = []
         self._status = 0
         self._headers: Headers = ()
         self._chunks: list[bytes] = []
@@ -130,10 +131,11 @@ class _Exchange:
         if (body := self._body) is not None:
             self._body = None
             return {"type": "http.request", "body": body, "more_body": False}
-        if self._disconnected is None:
-            self._disconnected = asyncio.get_running_loop().create_future()
-        # Several listeners may wait: cancelling one must not cancel the others.
-        await asyncio.shield(self._disconnected)
+        if not self._disconnected:
+            # One for each of several listeners: cancelling one must not cancel the others.
+            listener = asyncio.get_running_loop().create_future()
+            self._listeners.append(listener)
+            await listener
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -149,10 +151,10 @@ class _Exchange:
     def disconnect(self) -> None:
         """Report to the application that the client has disconnected."""
         self._body = None
-        if self._disconnected is None:
-            self._disconnected = asyncio.get_running_loop().create_future()
-        if not self._disconnected.done():
-            self._disconnected.set_result(None)
+        self._disconnected = True
+        for listener in self._listeners:
+            if not listener.done():
+                listener.set_result(None)
 
     def reply(self, request_id: str | None) -> Reply:
         """Return the answer, once it is complete."""

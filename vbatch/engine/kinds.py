@@ -6,6 +6,7 @@ kinds also stand in ``config.Settings.engine`` and ``--engine``, which cannot im
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Kind:
     ``needs_gpu`` holds for vLLM's build for CPUs too (``installed.computes_on_gpu``). ``needs_files``: a model is a
     folder of files on this disk, which vLLM reads. ``remote``: other servers answer, each for its own models, all at
     once; which those are is known only while it runs. ``check`` is what a worker asks at its start: it raises
-    ConfigError where this engine cannot work here.
+    ConfigError where this engine cannot work here. ``event_loop`` makes the loop that it runs in.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Kind:
     needs_files: bool
     remote: bool = False
     check: Callable[[Settings], None] = lambda _settings: None
+    event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 
     def require(self, model: str) -> None:
         """Raise ConfigError where this engine does not serve the model."""
@@ -70,6 +72,16 @@ class Kind:
                 f"{self.title} does not serve the model {model}",
                 hint=f"{worker_command(model)} --preload {shlex.quote(model)}",
             )
+
+
+def _event_loop_of_vllm() -> asyncio.AbstractEventLoop:
+    """Return uvloop's, as vLLM's own server has it: a twelfth less CPU for each request."""
+    try:
+        import uvloop
+    except ImportError:  # a dependency of vLLM's, which names it so far
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 async def _load_vllm(load: Load) -> Loaded:
@@ -112,6 +124,7 @@ KINDS = {
             needs_gpu=True,
             needs_files=True,
             check=lambda _settings: vllm_names.require_version(),
+            event_loop=_event_loop_of_vllm,
         ),
         Kind(
             name="echo",

@@ -24,7 +24,7 @@ _CLI_ARGS = (f"{_COMMON}.cli_args", f"{_LAUNCHERS}.cli_args")  # 0.33 moved it
 # For each name the modules that may have it, the newest first, and the attributes of it that must be there.
 _PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "__version__": (("vllm.version",), ()),
-    "envs": (("vllm",), ("VLLM_API_KEY",)),
+    "envs": (("vllm",), ("VLLM_API_KEY", "enable_envs_cache", "disable_envs_cache")),
     "AsyncEngineArgs": (("vllm.engine.arg_utils",), ("from_cli_args", "create_engine_config")),
     "UsageContext": (("vllm.usage.usage_lib",), ("LLM_CLASS", "OPENAI_API_SERVER")),
     "current_platform": (("vllm.platforms",), ("is_cpu",)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
@@ -17,7 +16,7 @@ from sqlalchemy import Connection, and_, insert, or_, select, update
 from vbatch.answers import CUT_OFF, EMPTY
 from vbatch.store import bodies, registry, suspects
 from vbatch.store.database import Store
-from vbatch.store.records import ChunkState, Flushed, Lease, LeaseKey, Result, Waiting
+from vbatch.store.records import OUTCOME, ChunkState, Flushed, Lease, LeaseKey, Result, Waiting
 from vbatch.store.tables import (
     BATCH,
     CHUNK,
@@ -225,7 +224,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
                 "batch": row.batch,
                 "seq": result.seq,
                 "epoch": row.epoch,
-                **asdict(result.outcome),
+                **{name: getattr(result.outcome, name) for name in OUTCOME},
             }
             for result in results
         ],

@@ -136,7 +136,8 @@ def _work_on(context: Context) -> None:
         log.info("worker.ready worker=%s engine=%s", worker, settings.engine)
         notify("READY=1", "STATUS=ready")
         try:
-            asyncio.run(_work(context))
+            with asyncio.Runner(loop_factory=KINDS[settings.engine].event_loop) as runner:
+                runner.run(_work(context))
         except (EngineUnavailable, ConfigError):
             stop.abandon_store_after(AT_REST)
             with suppress(Interrupted, StoreReplaced):

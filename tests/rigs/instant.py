@@ -18,7 +18,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 TOKENS = (504, 2365, 282, 260)  # words of SmolLM2's
 
 
-class InstantExecutor(UniProcExecutor):
+class InstantExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not looked into here
     """Answers each step with a token for every request whose prompt has been read, or with its embedding."""
 
     def _init_executor(self) -> None:

@@ -36,7 +36,7 @@ def main(source: str, target: str, model: str, flags: list[str]) -> None:
         server_ready_delay_sec=0.5,
         server_ready_max_attempts=1200,
     )
-    writer = writers.JsonlWriter(target, compression=None)
+    writer = writers.JsonlWriter(target, "${rank}_${chunk_index}.jsonl", compression=None)
     runner = inference.InferenceRunner(
         rollout_fn=rollout,
         config=config,

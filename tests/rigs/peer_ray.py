@@ -15,7 +15,9 @@ from typing import Any
 def main(source: str, target: str, model: str, flags: list[str]) -> None:
     """Run the pipeline. vLLM itself writes "init engine" when it has loaded the model."""
     ray, llm = importlib.import_module("ray"), importlib.import_module("ray.data.llm")
-    ray.init(num_cpus=8, num_gpus=1, include_dashboard=False)  # what the stages ask for, also where vLLM uses none
+    ray.init(
+        num_cpus=8, num_gpus=1, include_dashboard=False
+    )  # what the stages ask for, also where vLLM uses none
     lines = [json.loads(line) for line in Path(source).read_text().splitlines()]
     rows = ray.data.from_items(
         [{"id": line["custom_id"], "body": json.dumps(line["body"])} for line in lines]
@@ -27,8 +29,13 @@ def main(source: str, target: str, model: str, flags: list[str]) -> None:
         sampling = {name: body[name] for name in names if name in body}
         return {"messages": body["messages"], "sampling_params": sampling, "id": row["id"]}
 
+    # Its metrics of the engine need more of Ray than its data part.
     config = llm.vLLMEngineProcessorConfig(
-        model_source=model, engine_kwargs=_mapping(flags), concurrency=1, batch_size=32
+        model_source=model,
+        engine_kwargs=_mapping(flags),
+        concurrency=1,
+        batch_size=32,
+        log_engine_metrics=False,
     )
     process = llm.build_processor(
         config,

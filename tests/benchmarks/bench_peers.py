@@ -8,18 +8,16 @@ one round of short answers each, which are installed into an environment in that
 All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
 on the way. ``--as-shipped`` adds one round of short answers with no flag for sizes or numbers. Printed is a table in
-Markdown: time and CPU of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
+Markdown: the time of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
 import random
-import resource
 import sqlite3
 import statistics
 import subprocess
@@ -32,8 +30,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from tests.benchmarks import bench_prefix_order
 from tests.rigs import vllm_next
@@ -56,7 +52,6 @@ LIMIT = 600.0  # seconds, after which a runner is taken to hang
 OTHERS = ("ray[data]==2.60.0", "datatrove==0.10.1", "orjson", "aiosqlite")  # of datatrove's extra
 
 Body = dict[str, Any]
-Cost = tuple[float, float]  # seconds, and seconds of CPU
 
 
 class NotAnswered(Exception):
@@ -181,11 +176,10 @@ def _variables(folder: Path) -> dict[str, str]:
 
 def run(
     runner: Runner, workload: Workload, model: Path, flags: Sequence[str], *, kill_after: float | None = None
-) -> tuple[float, float]:
-    """Return the seconds from the loaded engine to the last write, and those of CPU to its end, of all its processes.
+) -> tuple[float, int]:
+    """Return the seconds from the loaded engine to the last write, and how many answers are on the disk then.
 
-    With ``kill_after`` the runner gets a SIGKILL so many seconds after its engine was loaded; the second figure is then
-    how many answers are on the disk.
+    With ``kill_after`` the runner gets a SIGKILL so many seconds after its engine was loaded.
     """
     with tempfile.TemporaryDirectory(prefix="vbatch-peers-") as name:
         folder = Path(name)
@@ -199,42 +193,25 @@ def run(
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-        began, started, at_load = 0.0, time.monotonic(), 0.0
-        earlier = _used_by_children()
+        began, started = 0.0, time.monotonic()
         while process.poll() is None and not (began and kill_after):
             time.sleep(0.05)
             if time.monotonic() - started > LIMIT:
                 process.terminate()
             if not began and runner.began in log.read_bytes():
                 began = time.time()
-                at_load = sum(map(_used, descendants.family([process.pid])))
         if kill_after is not None:
             time.sleep(kill_after)
             family = descendants.family([process.pid])
             process.kill()
             process.wait()
             descendants.end(family, limit=10)  # the engine of run-batch would live for ever
-            return kill_after, float(runner.saved(folder))
+            return kill_after, runner.saved(folder)
         output = runner.output(folder)
         good = sum(_is_good(json.loads(line)) for line in _lines(output))
         if process.returncode or not began or good != len(workload.bodies):
             raise NotAnswered(f"{runner.title}: {good} answers\n" + log.read_text(errors="replace")[-4000:])
-        return max(
-            path.stat().st_mtime for path in _files(output)
-        ) - began, _used_by_children() - earlier - at_load
-
-
-def _used(process: descendants.Process) -> float:
-    with contextlib.suppress(psutil.Error):
-        times = psutil.Process(process.pid).cpu_times()
-        return float(times.user + times.system)
-    return 0.0
-
-
-def _used_by_children() -> float:
-    """Return the CPU of all processes that have ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        return max(path.stat().st_mtime for path in _files(output)) - began, good
 
 
 def _is_good(line: Body) -> bool:
@@ -301,7 +278,7 @@ def main() -> None:
     rows, kills = [], []
     for name in given.workloads.split(","):
         workload = made[name]
-        found: dict[str, list[Cost]] = {}
+        found: dict[str, list[float]] = {}
         for number in range(given.rounds):
             extra: list[Runner] = [following] if following is not None and number < given.rounds_next else []
             extra += others if name == "short" and number == 0 else []
@@ -309,52 +286,48 @@ def main() -> None:
             for runner in runners if number % 2 == 0 else reversed(runners):
                 took = _measured(runner, workload, model)
                 found.setdefault(runner.title, []).append(took)
-                print(
-                    f"{name} {number + 1}: {runner.title} {took[0]:.2f} s, {took[1]:.1f} s of CPU", flush=True
-                )
+                print(f"{name} round {number + 1}: {runner.title} {took:.2f} s", flush=True)
         rows += _rows(workload.title, len(workload.bodies), found)
         if name == KILLED and not given.no_kill:
             for runner in (ours, peer, *([following] if following is not None and given.rounds_next else [])):
-                after = found[runner.title][-1][0] / 2
-                saved = round(run(runner, workload, model, workload.flags, kill_after=after)[1])
+                after = found[runner.title][-1] / 2
+                saved = run(runner, workload, model, workload.flags, kill_after=after)[1]
                 kills.append(f"| {runner.title} | {after:.1f} s | {saved} of {len(workload.bodies)} |")
                 print(kills[-1], flush=True)
     if given.as_shipped:
         workload = workloads(given.size / 5)["short"]
-        found = {each.title: [run(each, workload, model, SMALL)] for each in (ours, peer)}
+        found = {each.title: [run(each, workload, model, SMALL)[0]] for each in (ours, peer)}
         rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found)
     print(
-        "\n| workload | requests | vbatch | against | its time | its CPU |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "\n| workload | requests | vbatch | against | as fast |",
+        "| --- | --- | --- | --- | --- |",
         *rows,
         sep="\n",
     )
     print("\n| killed | after | answers on the disk |", "| --- | --- | --- |", *kills, sep="\n")
 
 
-def _measured(runner: Runner, workload: Workload, model: Path) -> Cost:
+def _measured(runner: Runner, workload: Workload, model: Path) -> float:
     """Return the seconds; not a number where a library does not work here, whose log is printed."""
     try:
-        return run(runner, workload, model, workload.flags)
+        return run(runner, workload, model, workload.flags)[0]
     except NotAnswered as error:
         if not isinstance(runner, Other):
             raise SystemExit(str(error)) from None
         print(error, flush=True)
-        return math.nan, math.nan
+        return math.nan
 
 
-def _rows(title: str, requests: int, found: Mapping[str, list[Cost]]) -> list[str]:
+def _rows(title: str, requests: int, found: Mapping[str, list[float]]) -> list[str]:
     mine = found["vbatch"]
     rows = []
     for other, theirs in found.items():
         if other == "vbatch":
             continue
-        cells = [title, str(requests), f"{statistics.median(seconds for seconds, _ in mine):.1f} s", other]
-        for figure in (0, 1):
-            ratios = [each[figure] / own[figure] for own, each in zip(mine, theirs, strict=False)]
-            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
-            cells.append(f"{statistics.median(ratios):.2f}{spread}")
-        rows.append(f"| {' | '.join(cells)} |")
+        ratios = [each / own for own, each in zip(mine, theirs, strict=False)]
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+        as_fast = f"{statistics.median(ratios):.2f}{spread}"
+        rows.append(f"| {title} | {requests} | {statistics.median(mine):.1f} s | {other} | {as_fast} |")
     return rows
 
 

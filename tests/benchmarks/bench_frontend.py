@@ -1,112 +1,189 @@
-"""Measure the front end's CPU a request: vbatch's way through vLLM's app, and vLLM's serving handler alone.
+"""What the front end costs: the CPU of the worker's process per request, on an engine whose tokens are there at once.
 
-    python -m tests.benchmarks.bench_frontend [--requests N] [--rounds N]
+    python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8] [--pooling]
 
-Both ask the same engine (the real vLLM, SmolLM2-135M on the CPU) the same chats, alternately, with the same
-number in flight. CPU is that of this process, which the engine's own is not part of. The handler's figure
-holds parsing the body and serialising the answer, which any caller has to do.
+The engine is vLLM's (``tests.rigs.instant``): its process, scheduler and socket, with a step that takes ``--step``
+seconds and computes nothing. Alternating in one run: ``worker`` is a whole one that claims, answers and saves durably
+in SQLite and writes the files; ``app`` is vbatch's way through vLLM's app alone; ``handler`` calls vLLM's serving
+handler, parses the body and serialises the answer, which any caller has to do. The engine's own process is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from tests.rigs.model import ENGINE_ARGS, model_folder
 from vbatch.engine import vllm
 
 MODEL = "smol"
-URL = "/v1/chat/completions"
-INFLIGHT = 64
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+INSTANT = ("--distributed-executor-backend", "tests.rigs.instant.InstantExecutor")
+POOLING = ("--runner", "pooling", "--convert", "embed")
+INFLIGHT = 160  # what a worker has in flight on a CPU
 
 Ask = Callable[[bytes], Awaitable[bytes]]
+Cost = tuple[float, float]  # seconds of CPU and of time, per request
 
 
 def main() -> None:
-    """Run the benchmark and print one line a way and the ratio."""
+    """Run the benchmark and print one line for each way."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--step", type=float, default=0.005)
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--pooling", action="store_true")
     options = parser.parse_args()
-    asyncio.run(_compare(options.requests, options.rounds))
-
-
-async def _compare(requests: int, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as logs:
-        engine = await vllm.load(
-            model=MODEL,
-            path=str(model_folder()),
-            args=ENGINE_ARGS,
-            title_prefix="vbatch-bench",
-            log_dir=Path(logs),
+    step = ("--additional-config", json.dumps({"step": options.step}))
+    flags = (*ENGINE_ARGS, *INSTANT, *step, *(POOLING if options.pooling else ()))
+    bodies = [_body(number, options.tokens, pooling=options.pooling) for number in range(options.requests)]
+    url = EMBEDDINGS if options.pooling else CHAT
+    model = model_folder()
+    costs: dict[str, list[Cost]] = {}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        asyncio.Runner() as runner,
+        _worker(Path(name), model, flags) as work,
+    ):
+        engine = runner.run(
+            vllm.load(
+                model=MODEL, path=str(model), args=flags, title_prefix="vbatch-bench", log_dir=Path(name)
+            )
         )
         try:
-            ways: dict[str, Ask] = {"vbatch": _through_vbatch(engine), "handler": _through_handler(engine)}
-            bodies = [_body(number) for number in range(requests)]
-            costs: dict[str, list[float]] = {name: [] for name in ways}
-            for ask in ways.values():
-                await _cost(ask, bodies)
-            for _ in range(rounds):
-                for name, ask in ways.items():
-                    costs[name].append(await _cost(ask, bodies))
+            ways: dict[str, Callable[[], Cost]] = {"worker": lambda: work(url, bodies)}
+            for way, ask in (
+                ("app", _through_vbatch(engine, url)),
+                ("handler", _through_handler(engine, url)),
+            ):
+                ways[way] = lambda ask=ask: runner.run(_cost(ask, bodies))  # type: ignore[misc]
+            for number in range(options.rounds + 1):
+                for way, cost in ways.items():
+                    measured = cost()
+                    if number:  # the first warms up
+                        costs.setdefault(way, []).append(measured)
         finally:
-            await engine.close()
-    medians = {name: statistics.median(values) for name, values in costs.items()}
-    for name, values in costs.items():
-        spread = f"{min(values) * 1000:.2f} to {max(values) * 1000:.2f}"
-        print(f"{name:8} {medians[name] * 1000:.2f} ms of CPU a request ({spread} in {rounds} rounds)")
-    print(f"ratio    {medians['vbatch'] / medians['handler']:.2f}")
+            runner.run(engine.close())
+    for way, found in costs.items():
+        cpu = sorted(1000 * each for each, _ in found)
+        print(
+            f"{way:8} {statistics.median(cpu):.2f} ms of CPU a request ({cpu[0]:.2f} to {cpu[-1]:.2f} in "
+            f"{len(cpu)} rounds), {1 / min(each for _, each in found):,.0f}/s at best"
+        )
 
 
-async def _cost(ask: Ask, bodies: list[bytes]) -> float:
-    """Return the seconds of CPU that one request takes."""
+@contextmanager
+def _worker(
+    folder: Path, model: Path, flags: tuple[str, ...]
+) -> Iterator[Callable[[str, list[bytes]], Cost]]:
+    """Have a worker with the model loaded; yield what measures one batch of it."""
+    (folder / "config.toml").write_text(f'[models."{MODEL}"]\npath = "{model}"\n')
+    os.environ |= {
+        "VBATCH_CONFIG": str(folder / "config.toml"),
+        "VBATCH_DATABASE_URL": f"sqlite:///{folder / 'vbatch.db'}",
+        "VBATCH_STATE_DIR": str(folder / "state"),
+    }
+    command = [sys.executable, "-m", "vbatch"]
+    with (folder / "worker.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "run-worker", "--preload", MODEL, "--", *flags], stdout=log, stderr=log
+        )
+    seen = psutil.Process(process.pid)
+    numbers = iter(range(1_000_000))
+
+    def batch(url: str, bodies: list[bytes]) -> Cost:
+        source = folder / f"{next(numbers)}.jsonl"
+        with source.open("w") as file:
+            for number, body in enumerate(bodies):
+                line = {"custom_id": str(number), "method": "POST", "url": url, "body": json.loads(body)}
+                file.write(json.dumps(line) + "\n")
+        before, began = _used(seen), time.perf_counter()
+        done = subprocess.run([*command, "submit", str(source), "--wait"], capture_output=True, check=False)
+        used, took = _used(seen) - before, time.perf_counter() - began
+        lines = source.with_suffix(".output.jsonl").read_bytes().splitlines() if done.returncode == 0 else []
+        if len(lines) != len(bodies):
+            raise SystemExit(
+                f"{len(lines)} answers: {done.stderr.decode()}\n{(folder / 'worker.log').read_text()}"
+            )
+        return used / len(bodies), took / len(bodies)
+
+    try:
+        yield batch
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _used(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def _cost(ask: Ask, bodies: list[bytes]) -> Cost:
     queue = iter(bodies)
 
     async def work() -> None:
         for body in queue:
             await ask(body)
 
-    before = time.process_time()
+    before, began = time.process_time(), time.perf_counter()
     await asyncio.gather(*(work() for _ in range(INFLIGHT)))
-    return (time.process_time() - before) / len(bodies)
+    used, took = time.process_time() - before, time.perf_counter() - began
+    return used / len(bodies), took / len(bodies)
 
 
-def _through_vbatch(engine: vllm.VllmEngine) -> Ask:
+def _through_vbatch(engine: vllm.VllmEngine, url: str) -> Ask:
     async def ask(body: bytes) -> bytes:
-        reply = await engine.post(URL, body)
+        reply = await engine.post(url, body)
         assert reply.status == 200, reply
         return reply.body
 
     return ask
 
 
-def _through_handler(engine: vllm.VllmEngine) -> Ask:
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+def _through_handler(engine: vllm.VllmEngine, url: str) -> Ask:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 
-    app: Any = engine.app
-    handler = app.state.openai_serving_chat
+    state: Any = engine.app.state
 
-    async def ask(body: bytes) -> bytes:
-        answer = await handler.create_chat_completion(ChatCompletionRequest.model_validate_json(body))
-        assert isinstance(answer, ChatCompletionResponse), answer
+    async def chat(body: bytes) -> bytes:
+        answer = await state.openai_serving_chat.create_chat_completion(
+            ChatCompletionRequest.model_validate_json(body)
+        )
         text: str = answer.model_dump_json()
         return text.encode()
 
-    return ask
+    async def embed(body: bytes) -> bytes:
+        answer = await state.serving_embedding(EmbeddingCompletionRequest.model_validate_json(body))
+        return bytes(answer.body)
+
+    return embed if url == EMBEDDINGS else chat
 
 
-def _body(number: int) -> bytes:
+def _body(number: int, tokens: int, *, pooling: bool) -> bytes:
     question = f"Question {number}: what comes to mind when you read the number {number * 7}? " * 5
+    if pooling:
+        return msgspec.json.encode({"model": MODEL, "input": question})
     messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": question}]
-    return msgspec.json.encode({"model": MODEL, "messages": messages, "max_tokens": 8, "temperature": 0})
+    return msgspec.json.encode(
+        {"model": MODEL, "messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    )
 
 
 if __name__ == "__main__":

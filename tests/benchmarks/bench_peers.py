@@ -1,0 +1,340 @@
+"""vbatch against other offline runners on four workloads, and what is left when each gets a SIGKILL at half time.
+
+    python -m tests.benchmarks.bench_peers [--rounds 2] [--size 1.0] [--workloads short,long,prefixes,embeddings]
+                                           [--rounds-next 1] [--no-kill] [--as-shipped] [--others FOLDER]
+
+The others are ``vllm run-batch`` of 0.32 and 0.33, and with ``--others`` Ray Data LLM and datatrove's InferenceRunner,
+one round of short answers each, which are installed into an environment in that folder and use the same vLLM.
+All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
+loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
+on the way. ``--as-shipped`` adds one round of short answers with no flag for sizes or numbers. Printed is a table in
+Markdown: the time of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import bench_prefix_order
+from tests.rigs import vllm_next
+from tests.rigs.model import ENGINE_ARGS, model_folder
+from vbatch.engine import smollm
+from vbatch.system import descendants
+
+SIZES = ("--max-num-seqs", "128", "--max-num-batched-tokens", "2048")
+POOLING = ("--runner", "pooling", "--convert", "embed")
+SMALL = (
+    "--max-model-len",
+    "2048",
+    "--gpu-memory-utilization",
+    "0.3",
+    "--enforce-eager",
+)  # no sizes, no numbers
+
+KILLED = "short"  # the workload in which each gets a SIGKILL: it must have far more requests than run at once
+LIMIT = 600.0  # seconds, after which a runner is taken to hang
+OTHERS = ("ray[data]==2.60.0", "datatrove==0.10.1", "orjson", "aiosqlite")  # of datatrove's extra
+
+Body = dict[str, Any]
+
+
+class NotAnswered(Exception):
+    """A runner failed; the end of its log."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests of one kind, and the flags with which every runner answers them."""
+
+    title: str
+    url: str
+    flags: tuple[str, ...]
+    bodies: Sequence[Body]
+
+    def write(self, path: Path) -> None:
+        """Write the input file."""
+        with path.open("w") as file:
+            for number, body in enumerate(self.bodies):
+                line = {"custom_id": str(number), "method": "POST", "url": self.url}
+                file.write(json.dumps(line | {"body": {"model": smollm.NAME, **body}}) + "\n")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One program that answers a file. ``began`` is what it writes when its engine is loaded."""
+
+    title: str
+    began: bytes
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, folder: Path, model: Path, flags: Sequence[str]) -> list[str]:
+        """Return the command that answers ``input.jsonl``."""
+        return [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch", "-i", str(folder / "input.jsonl"),
+                "-o", str(self.output(folder)), "--model", str(model), "--served-model-name", smollm.NAME,
+                *flags]  # fmt: skip
+
+    def prepare(self, folder: Path, model: Path) -> None:
+        """Do what comes before the engine is started."""
+
+    def output(self, folder: Path) -> Path:
+        """Return the output file."""
+        return folder / "run-batch.jsonl"
+
+    def saved(self, folder: Path) -> int:
+        """Return how many answers are on the disk."""
+        return len(_lines(self.output(folder)))
+
+
+class Vbatch(Runner):
+    """This project."""
+
+    def command(self, folder: Path, model: Path, flags: Sequence[str]) -> list[str]:  # noqa: ARG002
+        return [sys.executable, "-m", "vbatch", "run-worker", "--drain", "--", *flags]
+
+    def prepare(self, folder: Path, model: Path) -> None:
+        (folder / "config.toml").write_text(f'[models."{smollm.NAME}"]\npath = "{model}"\n')
+        subprocess.run(
+            [sys.executable, "-m", "vbatch", "submit", folder / "input.jsonl"],
+            env=os.environ | _variables(folder),
+            check=True,
+            capture_output=True,
+        )
+
+    def output(self, folder: Path) -> Path:
+        return folder / "input.output.jsonl"
+
+    def saved(self, folder: Path) -> int:
+        with closing(sqlite3.connect(folder / "vbatch.db")) as database:
+            return int(database.execute("SELECT count(*) FROM result").fetchone()[0])
+
+
+@dataclass(frozen=True)
+class Other(Runner):
+    """A library that a small program of ``tests.rigs`` uses, in an environment of its own."""
+
+    python: Path = Path()
+    program: str = ""
+
+    def command(self, folder: Path, model: Path, flags: Sequence[str]) -> list[str]:
+        script = Path(__file__).parents[1] / "rigs" / self.program
+        return [str(self.python), str(script), str(folder / "input.jsonl"), str(self.output(folder)), str(model),
+                "--", *flags]  # fmt: skip
+
+    def output(self, folder: Path) -> Path:
+        return folder / "output"
+
+
+def _others(folder: Path) -> list[Runner]:
+    """Install the libraries beside the vLLM that is here, and return their runners."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        packages = next(folder.glob("lib/python*/site-packages"))
+        (packages / "base.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        subprocess.run([python, "-m", "pip", "install", "-q", *OTHERS], check=True)
+    path = {
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    }  # the command vllm
+    return [
+        Other("Ray Data LLM", b"init engine", path, python, "peer_ray.py"),
+        Other("datatrove", b"peer began", path, python, "peer_datatrove.py"),
+    ]
+
+
+def _files(place: Path) -> list[Path]:
+    """Return the output files: one, or those of a folder."""
+    return sorted(place.glob("*.json*")) if place.is_dir() else [place] if place.exists() else []
+
+
+def _lines(place: Path) -> list[bytes]:
+    return [line for path in _files(place) for line in path.read_bytes().splitlines()]
+
+
+def _variables(folder: Path) -> dict[str, str]:
+    return {
+        "VBATCH_CONFIG": str(folder / "config.toml"),
+        "VBATCH_DATABASE_URL": f"sqlite:///{folder / 'vbatch.db'}",
+        "VBATCH_STATE_DIR": str(folder / "state"),
+    }
+
+
+def run(
+    runner: Runner, workload: Workload, model: Path, flags: Sequence[str], *, kill_after: float | None = None
+) -> tuple[float, int]:
+    """Return the seconds from the loaded engine to the last write, and how many answers are on the disk then.
+
+    With ``kill_after`` the runner gets a SIGKILL so many seconds after its engine was loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="vbatch-peers-") as name:
+        folder = Path(name)
+        workload.write(folder / "input.jsonl")
+        runner.prepare(folder, model)
+        log = folder / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                runner.command(folder, model, flags),
+                env=os.environ | _variables(folder) | dict(runner.environment),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        began, started = 0.0, time.monotonic()
+        while process.poll() is None and not (began and kill_after):
+            time.sleep(0.05)
+            if time.monotonic() - started > LIMIT:
+                process.terminate()
+            if not began and runner.began in log.read_bytes():
+                began = time.time()
+        if kill_after is not None:
+            time.sleep(kill_after)
+            family = descendants.family([process.pid])
+            process.kill()
+            process.wait()
+            descendants.end(family, limit=10)  # the engine of run-batch would live for ever
+            return kill_after, runner.saved(folder)
+        output = runner.output(folder)
+        good = sum(_is_good(json.loads(line)) for line in _lines(output))
+        if process.returncode or not began or good != len(workload.bodies):
+            raise NotAnswered(f"{runner.title}: {good} answers\n" + log.read_text(errors="replace")[-4000:])
+        return max(path.stat().st_mtime for path in _files(output)) - began, good
+
+
+def _is_good(line: Body) -> bool:
+    return "response" not in line or line["response"]["status_code"] == 200
+
+
+def workloads(size: float) -> dict[str, Workload]:
+    """Return the four workloads; ``size`` 1 takes some seconds of computing each."""
+
+    def chats(count: int, tokens: int) -> list[Body]:
+        return [
+            {
+                "messages": [{"role": "user", "content": f"Say something about the number {number}."}],
+                "max_tokens": tokens,
+                "ignore_eos": True,
+                "temperature": 0,
+            }
+            for number in range(round(count * size))
+        ]
+
+    pairs = [(prefix, question) for prefix in range(12) for question in range(max(4, round(4 * size)))]
+    random.Random(1).shuffle(pairs)
+    shared = [
+        {"messages": bench_prefix_order.messages("system prompts", *pair, "peers"), "max_tokens": 2}
+        for pair in pairs
+    ]
+    text = "What comes to mind when you read the number {}, and why is it not {}? "
+    inputs = [{"input": text.format(number, number + 1) * 2} for number in range(round(300 * size))]
+    chat = "/v1/chat/completions"
+    small_cache = (
+        *ENGINE_ARGS,
+        "--max-num-seqs",
+        "4",
+        "--num-gpu-blocks-override",
+        "66",
+        "--block-size",
+        "32",
+    )
+    return {
+        "short": Workload("short answers, 8 tokens", chat, (*ENGINE_ARGS, *SIZES), chats(240, 8)),
+        "long": Workload("long answers, 128 tokens", chat, (*ENGINE_ARGS, *SIZES), chats(96, 128)),
+        "prefixes": Workload("shared prefixes, shuffled", chat, small_cache, shared),
+        "embeddings": Workload("embeddings", "/v1/embeddings", (*ENGINE_ARGS, *SIZES, *POOLING), inputs),
+    }
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds-next", type=int, default=1, help="rounds that vLLM 0.33 takes part in")
+    parser.add_argument("--size", type=float, default=1.0)
+    parser.add_argument("--workloads", default="short,long,prefixes,embeddings")
+    parser.add_argument("--no-kill", action="store_true")
+    parser.add_argument("--as-shipped", action="store_true")
+    parser.add_argument("--others", type=Path, help="a folder for the environment of the other libraries")
+    given = parser.parse_args()
+    model = model_folder()
+    ours = Vbatch("vbatch", b" engine.loaded ")
+    peer = Runner("run-batch 0.32", b"Running batch")
+    following = Runner("run-batch 0.33", b"Running batch", _next_vllm()) if given.rounds_next else None
+    others = _others(given.others.resolve()) if given.others else []
+    made = workloads(given.size)
+    rows, kills = [], []
+    for name in given.workloads.split(","):
+        workload = made[name]
+        found: dict[str, list[float]] = {}
+        for number in range(given.rounds):
+            extra: list[Runner] = [following] if following is not None and number < given.rounds_next else []
+            extra += others if name == "short" and number == 0 else []
+            runners = [ours, peer, *extra]
+            for runner in runners if number % 2 == 0 else reversed(runners):
+                took = _measured(runner, workload, model)
+                found.setdefault(runner.title, []).append(took)
+                print(f"{name} round {number + 1}: {runner.title} {took:.2f} s", flush=True)
+        rows += _rows(workload.title, len(workload.bodies), found)
+        if name == KILLED and not given.no_kill:
+            for runner in (ours, peer, *([following] if following is not None and given.rounds_next else [])):
+                after = found[runner.title][-1] / 2
+                saved = run(runner, workload, model, workload.flags, kill_after=after)[1]
+                kills.append(f"| {runner.title} | {after:.1f} s | {saved} of {len(workload.bodies)} |")
+                print(kills[-1], flush=True)
+    if given.as_shipped:
+        workload = workloads(given.size / 5)["short"]
+        found = {each.title: [run(each, workload, model, SMALL)[0]] for each in (ours, peer)}
+        rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found)
+    print(
+        "\n| workload | requests | vbatch | against | as fast |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+        sep="\n",
+    )
+    print("\n| killed | after | answers on the disk |", "| --- | --- | --- |", *kills, sep="\n")
+
+
+def _measured(runner: Runner, workload: Workload, model: Path) -> float:
+    """Return the seconds; not a number where a library does not work here, whose log is printed."""
+    try:
+        return run(runner, workload, model, workload.flags)[0]
+    except NotAnswered as error:
+        if not isinstance(runner, Other):
+            raise SystemExit(str(error)) from None
+        print(error, flush=True)
+        return math.nan
+
+
+def _rows(title: str, requests: int, found: Mapping[str, list[float]]) -> list[str]:
+    mine = found["vbatch"]
+    rows = []
+    for other, theirs in found.items():
+        if other == "vbatch":
+            continue
+        ratios = [each / own for own, each in zip(mine, theirs, strict=False)]
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+        as_fast = f"{statistics.median(ratios):.2f}{spread}"
+        rows.append(f"| {title} | {requests} | {statistics.median(mine):.1f} s | {other} | {as_fast} |")
+    return rows
+
+
+def _next_vllm() -> dict[str, str]:
+    paths = (str(vllm_next.package()), os.environ.get("PYTHONPATH"))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+if __name__ == "__main__":
+    main()

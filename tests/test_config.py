@@ -151,7 +151,7 @@ def test_a_wrong_secret_is_not_quoted(file: Path) -> None:
     assert "hunter2" not in caught.value.message
 
 
-def test_without_a_home_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_a_person_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's user without an entry in passwd. Mutant: no ``except RuntimeError``."""
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)

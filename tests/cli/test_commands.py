@@ -118,7 +118,7 @@ def test_submit_prints_the_id_alone(cli: Cli) -> None:
     assert quiet.err == ""
 
 
-def test_the_same_file_twice_is_told(cli: Cli) -> None:
+def test_the_same_file_twice_is_reported(cli: Cli) -> None:
     first = cli.submit("a.jsonl", chats(3))
     again = cli("submit", cli.folder / "a.jsonl", "-o", "other.jsonl")
     assert again.code == 0
@@ -248,7 +248,7 @@ def test_names_cannot_steer_the_terminal(cli: Cli) -> None:
     assert cli("status", batch_id, "--json").document["name"] == evil
 
 
-def test_a_misspelt_variable_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VBATCH_DATABSE_URL", "x")
     assert cli("list", "-q").err == (
         "warning: VBATCH_DATABSE_URL is not a setting of vbatch; did you mean VBATCH_DATABASE_URL?\n"

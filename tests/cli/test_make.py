@@ -105,7 +105,11 @@ def test_other_endpoints(cli: Cli, options: list[str], body: dict[str, object]) 
         ),
         (["--prompt", "{text}", "--body", '{"user": "\\ud800"}'], 2, "the field 'user' holds a value"),
         (["--prompt", "{text}", "--schema", "example.json"], 2, "the schema describes no answer"),
-        (["--prompt", "{text}", "--schema", "type.json"], 2, "the schema's type 'text' is none of object"),
+        (
+            ["--prompt", "{text}", "--schema", "type.json"],
+            2,
+            "the schema's type 'text' is unknown; it is one of object",
+        ),
         (["--prompt", "{text}", "-m", ""], 2, "-m names no model"),
         (["--prompt", "@none.txt"], 2, "--prompt: none.txt cannot be read"),
         (["--prompt", "{text}", "--schema", "t.csv"], 2, "--schema: t.csv is not JSON"),

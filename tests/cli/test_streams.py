@@ -64,7 +64,7 @@ def test_closed_streams_are_nowhere(here: Home, command: str, code: int) -> None
 @pytest.mark.parametrize(
     "command", ["list", "list --json", "status last --json", "nonsense --json", "doctor store --json"]
 )
-def test_a_full_disk_under_the_output_is_told(here: Home, command: str) -> None:
+def test_a_full_disk_under_the_output_is_reported(here: Home, command: str) -> None:
     """Mutant: printing the error's document where the result did not fit either."""
     done = shell(here, f"vbatch {command.replace('last', 'batch_')} > /dev/full")
     assert done.returncode in (1, 2)
@@ -128,7 +128,7 @@ def test_who_cannot_answer_is_asked_nothing(here: Home) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_closed_input_is_told(here: Home) -> None:
+def test_a_closed_input_is_reported(here: Home) -> None:
     done = shell(here, "vbatch submit - -o answers.jsonl <&-")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: standard input is closed\n")

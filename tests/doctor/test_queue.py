@@ -165,7 +165,7 @@ def test_chunks_of_the_living_stay_theirs(facts: Facts, store: Store) -> None:
         assert lease.key in queue.held_by(store, worker=who)
 
 
-def test_suspects_are_told(facts: Facts, store: Store) -> None:
+def test_suspects_are_reported(facts: Facts, store: Store) -> None:
     batch = take_in(store, 4)
     who = dead_worker(store)
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_suspects_are_told(facts: Facts, store: Store) -> None:
     assert batch.id in found(facts)["queue.poisoned"].what
 
 
-def test_suspects_of_ending_workers_are_told(facts: Facts, store: Store) -> None:
+def test_suspects_of_ending_workers_are_reported(facts: Facts, store: Store) -> None:
     """Mutant: a look at the deaths of engines alone."""
     batch = take_in(store, 4)
     for number in range(2):

@@ -87,7 +87,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refusal.value.hint == "pip install 'vbatch[cpu]'"
 
 
-def test_an_environment_without_pip_and_uv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_pip_and_uv_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
     monkeypatch.setenv("PATH", str(tmp_path))
 

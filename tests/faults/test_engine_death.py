@@ -227,7 +227,7 @@ def test_each_engine_is_loaded_once_for_a_mixed_file(store: Store, tmp_path: Pat
     assert [line["custom_id"] for line in batch.output()] == [line["custom_id"] for line in lines]
 
 
-def test_the_loaded_engine_goes_on_with_later_batches(store: Store, tmp_path: Path) -> None:
+def test_the_loaded_engine_continues_with_later_batches(store: Store, tmp_path: Path) -> None:
     """Mutant: choosing.choose ignores ``loaded``; the engine of the older batch between them is then loaded first."""
     models = ("echo-a", "echo-b", "echo-a")
     batches = [
@@ -248,7 +248,7 @@ def test_priority_goes_first(store: Store, tmp_path: Path) -> None:
     assert high.ended_at() < low.ended_at()
 
 
-def test_how_an_engine_died_is_told(home: Home) -> None:
+def test_how_an_engine_died_is_reported(home: Home) -> None:
     """On the screen of ``status`` and in its document, at once and after the reload.
 
     Mutant: the note of a worker is its present trouble alone, which the reload ends.

@@ -54,7 +54,7 @@ def test_a_port_that_nobody_serves_is_just_local() -> None:
     assert recognise(f"postgresql://me@localhost:{port}/vbatch").kind is Kind.LOCAL
 
 
-def test_a_container_that_does_not_come_back_is_told(docker: None) -> None:
+def test_a_container_that_does_not_come_back_is_reported(docker: None) -> None:
     found = recognise("postgresql://me:secret@127.0.0.1:4332/vbatch")
     assert found.kind is Kind.CONTAINER
     assert found.hint == "docker update --restart unless-stopped pg"

@@ -36,7 +36,7 @@ def test_mixed_models_come_in_file_order_page_after_page(
     ]
 
 
-def test_finished_lines_are_whole_and_ordered_while_the_work_goes_on(
+def test_finished_lines_are_whole_and_ordered_while_the_work_continues(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_order, "PAGE", 50)
@@ -189,7 +189,7 @@ def test_failed_requests_are_read_in_pages(store: Store, monkeypatch: pytest.Mon
     assert len(seen) < 20
 
 
-def test_a_batch_that_is_deleted_while_it_is_read_is_told(
+def test_a_batch_that_is_deleted_while_it_is_read_is_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: in_file_order ends without a last look at the batch; its reader takes half of it for all."""

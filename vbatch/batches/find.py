@@ -59,7 +59,8 @@ def list_batches(
     """
     if status is not None and status not in STATUSES:
         raise UsageError(
-            f"--status {status} is none of {', '.join(STATUSES)}", hint="vbatch list --status queued"
+            f"--status {status} is unknown; it is one of {', '.join(STATUSES)}",
+            hint="vbatch list --status queued",
         )
     wanted = (
         None if status is None else BatchStatus.IN_PROGRESS if status in _FOR_PEOPLE else BatchStatus(status)

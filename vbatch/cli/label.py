@@ -135,7 +135,7 @@ def _report_pulled(output: Output, pulled: Pulled, kind: CorrectionFormat) -> No
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise UsageError(
-            f"--project {text} is no number of a project",
+            f"--project {text} is not the number of a project",
             hint="--project 7: the number in the project's address in Label Studio",
         )
     return int(text)

@@ -109,5 +109,5 @@ def _styled(batch: Batch, cells: Sequence[str], word: Text) -> list[Text]:
 
 def _model(batch: Batch, *, short: bool) -> str:
     """Return the model's name; the part after the last slash is enough to recognise it."""
-    model = batch.model or ("several" if batch.counts.total else "")
+    model = batch.model or ("(several)" if batch.counts.total else "")
     return model.rstrip("/").rpartition("/")[2] if short else model

@@ -173,8 +173,8 @@ def _facts(value: Status) -> Table:
     return _grid(
         [
             ("worker", None if value.at_work is None else workers(batch, value.at_work)),
-            ("model", batch.model or "several"),
-            ("endpoint", batch.endpoint or "several"),
+            ("model", batch.model or "(several)"),
+            ("endpoint", batch.endpoint or "(several)"),
             ("tokens", f"{batch.prompt_tokens:,} in, {batch.completion_tokens:,} out" if tokens else None),
             ("left out", f"{count(batch.skipped, 'line')} not valid" if batch.skipped else None),
             ("priority", str(batch.priority) if batch.priority else None),

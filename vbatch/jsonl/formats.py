@@ -57,7 +57,7 @@ def recognise(block: bytes) -> Foreign | None:  # noqa: PLR0911  (one for each k
     if text.startswith(b"["):
         return _of_array(text)
     first, _, rest = text.partition(b"\n")
-    if rest.strip() and (first.strip() == b"{" or _goes_on(first, text)):
+    if rest.strip() and (first.strip() == b"{" or _continues(first, text)):
         return Foreign(
             what="pretty-printed JSON, a request on several lines", hint="jq -c . FILE > lines.jsonl"
         )
@@ -70,7 +70,7 @@ def recognise(block: bytes) -> Foreign | None:  # noqa: PLR0911  (one for each k
     return _of_fields(first)
 
 
-def _goes_on(first: bytes, text: bytes) -> bool:
+def _continues(first: bytes, text: bytes) -> bool:
     """Return whether a first line is the beginning of an object that ends on a later one."""
     if _loads(first) is not None or not text.startswith(b"{"):
         return False

@@ -98,8 +98,8 @@ def facts(batch: Batch) -> list[tuple[str, str | datetime]]:
     ended = ended or (batch.expired_at if batch.status.final else None)
     found: list[tuple[str, str | datetime | None]] = [
         ("id", batch.id),
-        ("model", batch.model or ("several" if batch.counts.total else None)),
-        ("endpoint", batch.endpoint or "several"),
+        ("model", batch.model or ("(several)" if batch.counts.total else None)),
+        ("endpoint", batch.endpoint or "(several)"),
         ("input", batch.input_path or batch.input_file or "standard input"),
         ("priority", str(batch.priority) if batch.priority else None),
         ("submitted", batch.created_at),

@@ -59,7 +59,7 @@ def list_batches(
     """
     if status is not None and status not in STATUSES:
         raise UsageError(
-            f"--status {status} is unknown; it is one of {', '.join(STATUSES)}",
+            f"--status {status} is not one of {', '.join(STATUSES)}",
             hint="vbatch list --status queued",
         )
     wanted = (

@@ -108,7 +108,7 @@ def test_other_endpoints(cli: Cli, options: list[str], body: dict[str, object]) 
         (
             ["--prompt", "{text}", "--schema", "type.json"],
             2,
-            "the schema's type 'text' is unknown; it is one of object",
+            "the schema's type 'text' is not one of object",
         ),
         (["--prompt", "{text}", "-m", ""], 2, "-m names no model"),
         (["--prompt", "@none.txt"], 2, "--prompt: none.txt cannot be read"),

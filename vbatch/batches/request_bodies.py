@@ -135,7 +135,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     unknown = [each for each in (kind if isinstance(kind, list) else [kind]) if each not in (None, *_TYPES)]
     if unknown:
         raise UsageError(
-            f"the schema's type {unknown[0]!r} is unknown; it is one of {', '.join(_TYPES)}",
+            f"the schema's type {unknown[0]!r} is not one of {', '.join(_TYPES)}",
             hint='{"type": "object", …}',
         )
     if _KEYWORDS.isdisjoint(schema):

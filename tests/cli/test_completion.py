@@ -83,7 +83,7 @@ def test_bash_completes_commands(bash: Terminal) -> None:
 
 
 def test_bash_completes_options_and_their_values(bash: Terminal) -> None:
-    bash.type("vbatch run-worker --max\t")
+    bash.type("vbatch run-worker --max-i\t")
     bash.expect("--max-inflight ")
     bash.type("4 --engine ec\t")
     bash.expect("echo ")

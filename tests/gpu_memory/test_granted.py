@@ -71,7 +71,7 @@ def test_a_privileged_container_keeps_to_what_the_device_plugin_gave() -> None:
 def test_more_tasks_than_gpus_are_refused() -> None:
     """Mutant: the last tasks get none, and so all of them."""
     with pytest.raises(
-        ConfigError, match=r"Slurm runs 5 tasks on this node and shows each of them the same 4 GPUs"
+        ConfigError, match=r"5 tasks of Slurm run on this node, and it shows each of them the same 4 GPUs"
     ):
         visible(step(4, per_node="5"), gpu.probe)
 

@@ -36,7 +36,7 @@ def visible(environment: Mapping[str, str], probe: Callable[[], GpuReport]) -> s
     share = len(cards) // tasks
     if not share:
         raise ConfigError(
-            f"Slurm runs {tasks} tasks on this node and shows each of them the same {len(cards)} GPUs",
+            f"{tasks} tasks of Slurm run on this node, and it shows each of them the same {len(cards)} GPUs",
             hint=f"srun --ntasks-per-node={len(cards)}, or one task and vbatch run-worker --gpu all",
         )
     return ",".join(cards[place * share : (place + 1) * share])

@@ -51,7 +51,7 @@ def test_half_a_minute_of_chaos(store: Store, tmp_path: Path) -> None:
     (Few of the freezes of so short a run end in the middle of another lease: the fence of queue.flush is for
     test_kill_loop.py.)
     """
-    check(store, tmp_path, seconds=60)
+    check(store, tmp_path, seconds=30)
 
 
 @pytest.mark.long

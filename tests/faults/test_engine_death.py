@@ -115,7 +115,7 @@ def test_request_that_kills_workers_is_found_by_comparison(store: Store, tmp_pat
     assert not other.lines().errors
 
 
-@pytest.mark.parametrize(("sent", "times"), [(signal.SIGHUP, 20), (signal.SIGKILL, 9)])
+@pytest.mark.parametrize(("sent", "times"), [(signal.SIGHUP, 12), (signal.SIGKILL, 9)])
 def test_whoever_ends_workers_from_outside_convicts_no_request(
     store: Store, tmp_path: Path, sent: signal.Signals, times: int
 ) -> None:

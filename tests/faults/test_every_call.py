@@ -114,7 +114,7 @@ def at_once(work: Callable[[int, Call], Run], calls: Iterable[Call]) -> list[Run
         return list(pool.map(work, count(1), calls))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def new_url(request: pytest.FixtureRequest) -> Callable[[int], str]:
     """The URL of a fresh store for the run of this number."""
     if request.param == "sqlite":

@@ -54,7 +54,7 @@ def cut_again_and_again(guest: Guest, *, cuts: int, seed: int) -> list[float]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("cuts", [6, pytest.param(99, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize("cuts", [4, pytest.param(99, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
 def test_random_power_cuts(guest: Guest, tmp_path: Path, store: str, cuts: int) -> None:
     if store == "postgresql":
         guest.add_postgresql(closing=SLOW_START, starting=SLOW_START)

@@ -371,7 +371,7 @@ def test_the_store_is_what_its_model_says(
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=25,
+                max_examples=25 if kind == "sqlite" else 10,
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

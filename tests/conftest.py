@@ -21,6 +21,7 @@ from xdist.scheduler import LoadFileScheduling
 from tests.rigs.commands import Home
 from tests.rigs.nvml import COMPILER, StandInDriver
 from tests.rigs.postgres import Postgres
+from tests.rigs.stores import fresh_url
 from vbatch.store import COMMAND_PATIENCE, Store
 
 VLLM_LIMIT = 3600  # seconds for one test on a machine that is slow and busy
@@ -138,10 +139,7 @@ def postgresql_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a fresh store, once of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store' / 'vbatch.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
+    return fresh_url(request, tmp_path)
 
 
 @pytest.fixture

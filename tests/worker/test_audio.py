@@ -13,6 +13,7 @@ import pytest
 
 from tests.rigs.commands import Home, chats
 from tests.rigs.receiver import Page, Receiver, receiver
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import cpu_seconds, until
 
 AUDIO = bytes(range(256)) * 40

@@ -14,6 +14,7 @@ import pytest
 from tests.rigs.chatting import URL, Client, body, happened, work_with
 from tests.rigs.filling import take_in
 from tests.rigs.parrot import PARROT
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from vbatch import pausing
 from vbatch.engine import Loaded
 from vbatch.engine.echo import EchoEngine

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.rigs.commands import Home, Lines, chat, chats
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import until
 from vbatch.errors import ExitCode
 from vbatch.store import COMMAND_PATIENCE, Store, queue

@@ -18,6 +18,7 @@ import pytest
 from tests.rigs.commands import Home, Lines, chat, chats
 from tests.rigs.filling import rows, take_in
 from tests.rigs.parrot import PARROT
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import SILENCE, exit_code, until
 from tests.rigs.workers import settings_in
 from tests.worker.test_loop import work

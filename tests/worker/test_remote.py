@@ -14,6 +14,7 @@ from tests.rigs.commands import chats
 from tests.rigs.filling import rows
 from tests.rigs.hostile import Hostile, Temper
 from tests.rigs.queued import Queued, queued
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import SILENCE, until
 from tests.rigs.workers import drain, kill, settings_in, start_worker
 from vbatch.config.endpoints import EndpointSettings

@@ -20,6 +20,7 @@ from tests.rigs.commands import VBATCH, Home, Lines, chat, chats
 from tests.rigs.filling import rows
 from tests.rigs.postgres import Postgres
 from tests.rigs.proxy import Mood, Proxy, proxy
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import exit_code, until
 from tests.rigs.workers import kill, start_worker
 from vbatch.recovery import dead_workers

@@ -115,6 +115,7 @@ PathFinder.find_spec = classmethod(
 """
 
 
+@pytest.mark.long
 def test_without_its_packages_the_endpoint_is_blocked_and_they_are_named(hearing: Home) -> None:
     """vLLM answers every request with "Invalid or unsupported audio file" then; here it fails none.
 

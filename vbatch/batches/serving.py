@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,6 +70,8 @@ def running(data_dir: Path) -> Running | None:
 
 def health(server: Running) -> str | None:
     """Return what a server says of itself: ``ok``, ``no_worker``, ``store_unreachable``; None where it says nothing."""
+    from http.client import HTTPConnection, HTTPException
+
     parts = urlsplit(server.url)
     connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_PATIENCE)
     try:

@@ -292,6 +292,7 @@ def test_a_model_that_cannot_be_loaded_blocks_its_own_batch_alone(real: Home, sm
     assert not refused.errors
 
 
+@pytest.mark.long  # four loads; without vLLM: tests/worker/test_loop.py
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_model_and_an_endpoint_that_are_not_there_wait_for_them(real: Home, small_model: Path) -> None:  # noqa: F811
     """The rest is answered meanwhile; then a folder appears and flags change, and no command is needed.

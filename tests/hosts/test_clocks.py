@@ -65,8 +65,9 @@ def test_clocks_that_are_an_hour_off(tmp_path: Path, postgresql_url: str, databa
 
 @real_hosts
 def test_a_frozen_host_is_fenced_when_it_wakes(tmp_path: Path, postgresql_url: str, database: Store) -> None:
-    """Mutants: ``Watch.lapsed`` never lapses (its chunks stay with it for ever); ``queue.flush`` does not ask for the
-    epoch (what it brings late is recorded twice).
+    """Mutant: ``Watch.lapsed`` never lapses (its chunks stay with it for ever).
+
+    The fence of ``queue.flush`` alone has its mutant in tests/faults/test_kill_loop.py.
     """
     options = {"VBATCH_LEASE": "3s", "VBATCH_ECHO_LATENCY_MS": "1000"}
     alpha, beta = (Host(tmp_path, name, postgresql_url, extra=options) for name in ("alpha", "beta"))

@@ -10,22 +10,13 @@ from itertools import count as counting
 import pytest
 
 from tests.rigs import engines
+from tests.rigs.clock import Clock
 from tests.rigs.filling import claim, count, rows, take_in, worker
 from vbatch.recovery import dead_workers
 from vbatch.store import Store, registry
 from vbatch.store.records import Worker
 from vbatch.store.suspects import UNCOMPARED_WORKER_CRASHES
 from vbatch.system import ending, processes
-
-
-class Clock:
-    """Monotonic time that passes when the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,20 +8,12 @@ from typing import Any, cast
 
 import pytest
 
+from tests.rigs.clock import Clock
 from vbatch.engine import Engine
 from vbatch.worker import stall
 from vbatch.worker.stall import Stall
 
 LIMIT = timedelta(seconds=60)
-
-
-class Clock:
-    """The monotonic clock of a test."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """What the front end costs: the CPU of the worker's process per request, on an engine whose tokens are there at once.
 
     python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8] [--pooling]
+                                             [--before CHECKOUT]
 
 The engine is vLLM's (``tests.rigs.instant``): its process, scheduler and socket, with a step that takes ``--step``
 seconds and computes nothing. Alternating in one run: ``worker`` is a whole one that claims, answers and saves durably
-in SQLite and writes the files; ``app`` is vbatch's way through vLLM's app alone; ``handler`` calls vLLM's serving
-handler, parses the body and serialises the answer, which any caller has to do. The engine's own process is not counted.
+in SQLite and writes the files; ``direct`` is vbatch's way into vLLM alone; ``app`` is the way of a client over HTTP,
+without the socket; ``handler`` calls vLLM's serving handler, parses the body and serialises the answer, which any
+caller has to do. The engine's own process is not counted. With ``--before`` a worker of another checkout takes its
+turns too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,9 @@ import msgspec
 import psutil
 
 from tests.rigs.model import ENGINE_ARGS, model_folder
-from vbatch.engine import vllm
+from vbatch.engine import asgi, vllm
 
+ROOT = Path(__file__).parent.parent.parent
 MODEL = "smol"
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 INSTANT = ("--distributed-executor-backend", "tests.rigs.instant.InstantExecutor")
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.005)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--pooling", action="store_true")
+    parser.add_argument("--before", type=Path, help="another checkout of vbatch to compare with")
     options = parser.parse_args()
     step = ("--additional-config", json.dumps({"step": options.step}))
     flags = (*ENGINE_ARGS, *INSTANT, *step, *(POOLING if options.pooling else ()))
@@ -55,20 +60,21 @@ def main() -> None:
     url = EMBEDDINGS if options.pooling else CHAT
     model = model_folder()
     costs: dict[str, list[Cost]] = {}
-    with (
-        tempfile.TemporaryDirectory() as name,
-        asyncio.Runner() as runner,
-        _worker(Path(name), model, flags) as work,
-    ):
+    checkouts = {"before": options.before.resolve()} if options.before else {}
+    with tempfile.TemporaryDirectory() as name, asyncio.Runner() as runner, ExitStack() as stack:
+        ways: dict[str, Callable[[], Cost]] = {}
+        for way, checkout in {**checkouts, "worker": ROOT}.items():
+            work = stack.enter_context(_worker(Path(name) / way, checkout, model, flags))
+            ways[way] = lambda work=work: work(url, bodies)  # type: ignore[misc]
         engine = runner.run(
             vllm.load(
                 model=MODEL, path=str(model), args=flags, title_prefix="vbatch-bench", log_dir=Path(name)
             )
         )
         try:
-            ways: dict[str, Callable[[], Cost]] = {"worker": lambda: work(url, bodies)}
             for way, ask in (
-                ("app", _through_vbatch(engine, url)),
+                ("direct", _through_vbatch(engine, url)),
+                ("app", _through_app(engine, url)),
                 ("handler", _through_handler(engine, url)),
             ):
                 ways[way] = lambda ask=ask: runner.run(_cost(ask, bodies))  # type: ignore[misc]
@@ -89,11 +95,13 @@ def main() -> None:
 
 @contextmanager
 def _worker(
-    folder: Path, model: Path, flags: tuple[str, ...]
+    folder: Path, checkout: Path, model: Path, flags: tuple[str, ...]
 ) -> Iterator[Callable[[str, list[bytes]], Cost]]:
     """Have a worker with the model loaded; yield what measures one batch of it."""
+    folder.mkdir()
     (folder / "config.toml").write_text(f'[models."{MODEL}"]\npath = "{model}"\n')
-    os.environ |= {
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(checkout), str(ROOT)]),  # the step engine is of this checkout
         "VBATCH_CONFIG": str(folder / "config.toml"),
         "VBATCH_DATABASE_URL": f"sqlite:///{folder / 'vbatch.db'}",
         "VBATCH_STATE_DIR": str(folder / "state"),
@@ -101,7 +109,11 @@ def _worker(
     command = [sys.executable, "-m", "vbatch"]
     with (folder / "worker.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "run-worker", "--preload", MODEL, "--", *flags], stdout=log, stderr=log
+            [*command, "run-worker", "--preload", MODEL, "--", *flags],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=environment,
         )
     seen = psutil.Process(process.pid)
     numbers = iter(range(1_000_000))
@@ -113,7 +125,13 @@ def _worker(
                 line = {"custom_id": str(number), "method": "POST", "url": url, "body": json.loads(body)}
                 file.write(json.dumps(line) + "\n")
         before, began = _used(seen), time.perf_counter()
-        done = subprocess.run([*command, "submit", str(source), "--wait"], capture_output=True, check=False)
+        done = subprocess.run(
+            [*command, "submit", str(source), "--wait"],
+            capture_output=True,
+            check=False,
+            cwd=folder,
+            env=environment,
+        )
         used, took = _used(seen) - before, time.perf_counter() - began
         lines = source.with_suffix(".output.jsonl").read_bytes().splitlines() if done.returncode == 0 else []
         if len(lines) != len(bodies):
@@ -150,6 +168,15 @@ async def _cost(ask: Ask, bodies: list[bytes]) -> Cost:
 def _through_vbatch(engine: vllm.VllmEngine, url: str) -> Ask:
     async def ask(body: bytes) -> bytes:
         reply = await engine.post(url, body)
+        assert reply.status == 200, reply
+        return reply.body
+
+    return ask
+
+
+def _through_app(engine: vllm.VllmEngine, url: str) -> Ask:
+    async def ask(body: bytes) -> bytes:
+        reply = await asgi.post(engine.app, url, body)
         assert reply.status == 200, reply
         return reply.body
 

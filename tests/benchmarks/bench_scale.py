@@ -117,7 +117,7 @@ class Arm:
         with (
             tempfile.TemporaryFile() as printed,
             subprocess.Popen(
-                command, env=self._environment, stdout=printed, stderr=subprocess.DEVNULL, cwd=self.folder
+                command, env=self._environment, stdout=printed, stderr=subprocess.PIPE, cwd=self.folder
             ) as process,
         ):
             _, status, usage = os.wait4(process.pid, 0)

@@ -40,9 +40,9 @@ async def post(
     Cancelling the call disconnects the handler and waits until it has ended, so that its sequence is aborted.
     An application that fails before it answers gives a 500, as it would behind a server.
     """
-    exchange = _Exchange(body)
-    scope = _scope(url, len(body), content_type, headers, request_id)
-    handling = asyncio.ensure_future(app(scope, exchange.receive, exchange.send))
+    exchange = Exchange(body)
+    asked = scope(url, len(body), content_type, headers, request_id)
+    handling = asyncio.ensure_future(app(asked, exchange.receive, exchange.send))
     try:
         await asyncio.wait((handling,))
     except asyncio.CancelledError:
@@ -75,7 +75,7 @@ async def serve(
     check()
 
 
-async def _disconnect(exchange: _Exchange, handling: asyncio.Future[None]) -> None:
+async def _disconnect(exchange: Exchange, handling: asyncio.Future[None]) -> None:
     exchange.disconnect()
     await asyncio.wait((handling,), timeout=DISCONNECT_GRACE)
     if not handling.done():
@@ -85,7 +85,8 @@ async def _disconnect(exchange: _Exchange, handling: asyncio.Future[None]) -> No
         handling.exception()  # asyncio warns of an exception that was never read
 
 
-def _scope(url: str, length: int, content_type: str, headers: Headers, request_id: str | None) -> Message:
+def scope(url: str, length: int, content_type: str, headers: Headers, request_id: str | None) -> Message:
+    """Return what an application is told of a POST."""
     parts = urlsplit(url)
     sent = [
         (b"host", b"vbatch"),
@@ -112,13 +113,16 @@ def _scope(url: str, length: int, content_type: str, headers: Headers, request_i
     }
 
 
-class _Exchange:
-    """One request and its answer, as the application's ``receive`` and ``send`` see them."""
+class Exchange:
+    """One request and its answer, as the application's ``receive`` and ``send`` see them.
+
+    ``body`` is None where the application has it already.
+    """
 
     __slots__ = ("_body", "_chunks", "_disconnected", "_headers", "_status", "complete")
 
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
+    def __init__(self, body: bytes | None) -> None:
+        self._body = body
         self._disconnected: asyncio.Future[None] | None = None
         self._status = 0
         self._headers: Headers = ()

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -46,6 +47,16 @@ def run_coordinator(*args: Any, **kwargs: Any) -> None:
 
     arm()
     DPCoordinatorProc.run_coordinator(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def guarding_children() -> Iterator[None]:
+    """Have the plugin arm itself in the processes that are started inside the block."""
+    os.environ[VARIABLE] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
 
 
 def _end_with(parent: BaseProcess) -> None:

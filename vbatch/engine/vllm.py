@@ -14,8 +14,9 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vbatch.engine import (
     capture,
     causes,
     courtesy,
+    direct,
     guard,
     multipart,
     server,
@@ -68,7 +70,7 @@ async def load(
     _set_environment(visible_gpus, title_prefix)
     async with AsyncExitStack() as stack:
         try:
-            with engine_log.capturing(), _guarding_children():
+            with engine_log.capturing(), guard.guarding_children():
                 await asyncio.to_thread(server.imports)
                 started = await _start(
                     model=model,
@@ -113,6 +115,8 @@ class VllmEngine:
     ) -> None:
         self.app: Any = app
         self._llm: Any = started.llm
+        self._direct = direct.Direct(app)
+        self._request_ids = map(f"vbatch-{uuid.uuid4().hex[:20]}{{:012x}}".format, count())
         self.names = server.names(app)
         self.refused = started.refused
         self._children = started.processes
@@ -166,7 +170,13 @@ class VllmEngine:
         vLLM's serving layer reports a dead engine as an ordinary error of each request, so no reply is used that came
         from a dead engine.
         """
-        return await self._post(url, courtesy.behind(url, body) if self._prioritizes else body)
+        sent = courtesy.behind(url, body) if self._prioritizes else body
+        self._check()
+        reply = await self._direct.post(url, sent, self._headers, next(self._request_ids))
+        if reply is None:
+            return await self._post(url, sent)
+        self._check()
+        return reply
 
     async def serve(self, scope: asgi.Message, receive: asgi.Receive, send: asgi.Send) -> None:
         """Have vLLM's own app answer another client's request. Raises EngineDied."""
@@ -185,7 +195,7 @@ class VllmEngine:
             body,
             content_type=content_type,
             headers=self._headers,
-            request_id=f"vbatch-{uuid.uuid4().hex}",
+            request_id=next(self._request_ids),
         )
         self._check()
         return asgi.with_error_object(reply)
@@ -288,13 +298,3 @@ def _set_environment(visible_gpus: str | None, title_prefix: str) -> None:
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and guard.NAME not in plugins.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join([*filter(None, plugins.split(",")), guard.NAME])
-
-
-@contextlib.contextmanager
-def _guarding_children() -> Iterator[None]:
-    """Have the guard plugin arm itself in the processes that are started inside the block."""
-    os.environ[guard.VARIABLE] = str(os.getpid())
-    try:
-        yield
-    finally:
-        del os.environ[guard.VARIABLE]

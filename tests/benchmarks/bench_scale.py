@@ -120,23 +120,31 @@ class Arm:
                 command, env=self._environment, stdout=printed, stderr=subprocess.PIPE, cwd=self.folder
             ) as process,
         ):
+            assert process.stderr is not None
+            complaint = process.stderr.read().decode()
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - began
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
-                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {complaint}")
             printed.seek(0)
             said = printed.read().decode().strip()
         return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024), said
 
     def answer(self, batch: str) -> None:
-        """Give every request of a batch the same answer, as its worker would have saved it."""
+        """Give every request of a batch the same answer, as its worker would have saved it.
+
+        One chunk stays open: nothing may write the files before that is measured.
+        """
         results = (
             "INSERT INTO result (batch, seq, epoch, status_code, request_id, body, prompt_tokens, completion_tokens, "
             "attempts, finish) SELECT batch, seq, 1, 200, 'req-' || line, :answer, 100, 60, 1, 'stop' "
             "FROM request WHERE batch = :pk"
         )
-        chunks = "UPDATE chunk SET state = 'done', epoch = 1, completed = total WHERE batch = :pk"
+        chunks = (
+            "UPDATE chunk SET state = 'done', epoch = 1, completed = total WHERE batch = :pk "
+            "AND number < (SELECT max(number) FROM chunk WHERE batch = :pk)"
+        )
 
         def work(connection: Connection) -> None:
             found = connection.execute(text("SELECT pk FROM batch WHERE id = :id"), {"id": batch})

@@ -100,19 +100,13 @@ class ExactRequestLine(RequestLine, gc=False, forbid_unknown_fields=True):
 
 
 class BodyHead(msgspec.Struct, gc=False):
-    """What vbatch itself reads of a body; the rest is the engine's business."""
+    """What vbatch checks of a body; the rest is the engine's business."""
 
     model: str | UnsetType | None = UNSET
     stream: bool | UnsetType | None = UNSET
     encoding_format: object = None
     file_url: Raw | UnsetType = UNSET
     file: Raw | UnsetType = UNSET
-    messages: Raw | UnsetType = UNSET
-    prompt: Raw | UnsetType = UNSET
-    input: Raw | UnsetType = UNSET
-    instructions: Raw | UnsetType = UNSET
-    tools: Raw | UnsetType = UNSET
-    response_format: Raw | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):

@@ -19,7 +19,6 @@ from vbatch import batches
 from vbatch.batches import prefix_order
 from vbatch.batches.prefix_order import groups
 from vbatch.jsonl import prefixes
-from vbatch.protocol import BodyHead
 from vbatch.store import Store, finalization, queue, registry, results
 
 DOCUMENTS = 6
@@ -182,14 +181,14 @@ def test_of_a_long_first_message_what_follows_it_counts() -> None:
     """Mutant: a prefix that is cut at a number of bytes."""
     system = b'{"role":"system","content":"' + b"x" * 9000 + b'"}'
     one, other = (
-        prefixes.of(BodyHead(messages=_raw(b"[" + system + b',{"role":"user","content":"' + text + b'"}]')))
+        prefixes.of({"messages": _raw(b"[" + system + b',{"role":"user","content":"' + text + b'"}]')})
         for text in (b"one", b"two")
     )
     assert one != other
     assert len(one) < 3000
-    assert prefixes.of(BodyHead(prompt=_raw(b'"' + b"y" * 9000 + b'"'))) == b'"' + b"y" * 4095
-    assert prefixes.of(BodyHead()) == b""
-    with_tools = prefixes.of(BodyHead(messages=_raw(b"[]"), tools=_raw(b'[{"a":1}]')))
+    assert prefixes.of({"prompt": _raw(b'"' + b"y" * 9000 + b'"')}) == b'"' + b"y" * 4095
+    assert prefixes.of({}) == b""
+    with_tools = prefixes.of({"messages": _raw(b"[]"), "tools": _raw(b'[{"a":1}]')})
     assert with_tools == b'[{"a":1}]\n[]'
 
 

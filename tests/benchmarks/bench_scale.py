@@ -247,6 +247,8 @@ def compare(kind: str, arms: list[Arm], source: Path, lines: int, server: Postgr
     submit = (word("submit"), word(str(source)), word("--quiet"), word("-o"))
     show("copy of the input", copied(source))
     show("bare inserts", inserted(source, source.parent, server))
+    for arm in arms:
+        arm.run("list")  # makes the store, as on the first day
     done = step("submit", *submit, lambda arm: str(arm.folder / "answered.jsonl"))
     for arm in arms:
         arm.answer(done[arm.name])

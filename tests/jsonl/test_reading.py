@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import threading
 import tracemalloc
 
 import pytest
@@ -33,10 +35,11 @@ class Trickle(io.RawIOBase):
     ).map(lambda pieces: b"{}" + b"".join(pieces)),  # not a file of another kind, which is refused at once
     block=st.integers(1, 9),
     sizes=st.lists(st.integers(1, 5)),
+    ahead=st.booleans(),
 )
-def test_blocks_do_not_matter(content: bytes, block: int, sizes: list[int]) -> None:
+def test_blocks_do_not_matter(content: bytes, block: int, sizes: list[int], ahead: bool) -> None:
     sizes_read: list[int] = []
-    reader = LineReader(Trickle(content, sizes), block=block, on_read=sizes_read.append)
+    reader = LineReader(Trickle(content, sizes), block=block, on_read=sizes_read.append, ahead=ahead)
     lines = list(reader)
 
     pieces = content.split(b"\n")
@@ -81,3 +84,33 @@ def test_nothing_to_read(content: bytes) -> None:
     reader = LineReader(io.BytesIO(content))
     assert list(reader) == []
     assert reader.cut_off is None
+
+
+def test_a_fault_of_what_is_read_ahead_is_raised_and_the_thread_ends() -> None:
+    """Mutant: what the thread raises is lost, and the file ends there."""
+
+    class Broken:
+        """Gives one block."""
+
+        def __init__(self) -> None:
+            self.blocks = [b"{}\n{}\n"]
+
+        def read(self, _size: int, /) -> bytes:
+            """Raise after the first block."""
+            if self.blocks:
+                return self.blocks.pop()
+            raise OSError(5, "Input/output error")
+
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="Input/output"):
+        list(LineReader(Broken(), ahead=True))
+    assert threading.active_count() == threads
+
+
+def test_reading_ahead_ends_with_the_one_who_reads() -> None:
+    threads = threading.active_count()
+    lines = iter(LineReader(io.BytesIO(b"{}\n" * 100), block=30, ahead=True))
+    next(lines)
+    del lines
+    gc.collect()
+    assert threading.active_count() == threads

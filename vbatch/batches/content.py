@@ -107,19 +107,20 @@ def read(
     ignored = Ignored(fields.table(fields.newest(config.load().state_dir)))
     serves: dict[str, bool] = {}  # whether vLLM serves the model: the echo engine takes any field
     with source.open() as stream, foreign_files_named(source, stream):
-        lines = LineReader(stream, on_read=lambda _size: on_read(stream.consumed))
+        on_block = lambda _size: on_read(stream.consumed)  # noqa: E731
+        lines = LineReader(stream, on_read=on_block, ahead=source.size is not None)
         for number, line in lines:
             if number in bad:
                 continue
             checked = check_line(number, line)
             if checked is None or (defects.total and not strict):
                 continue
-            request, named, head = checked
+            request, named, of_body = checked
             body = bytes(request.body)
             looks = serves.get(named)
             if looks is None:
                 looks = serves[named] = kinds.for_model(named).needs_files
-            if looks and (unknown := ignored.look(request.url, body)) and strict:
+            if looks and (unknown := ignored.look(request.url, of_body)) and strict:
                 for path in unknown:
                     remedy = hint(path, ignored.tables[request.url], request.url)
                     _refuse(defects, number, path, remedy, param=f"body.{path}")
@@ -130,7 +131,7 @@ def read(
             if defects.total:
                 continue
             sent = with_model(body, named) if replace else body
-            add(number, request.custom_id, named, sent, request.url, prefix(head))
+            add(number, request.custom_id, named, sent, request.url, prefix(of_body))
             requests += 1
         validator.finish(cut_off=lines.cut_off)
         if defects.total:

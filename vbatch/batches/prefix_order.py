@@ -59,19 +59,16 @@ class PrefixOrder:
 
     def finish(self) -> None:
         """Hand on what waits."""
-        add = self._storing.add
         for (model, url), rows in self._waiting.items():
             found = groups(rows)
             if not found:
-                for _, line, custom_id, body in rows:
-                    add(line, custom_id, model, body, url)
+                self._storing.add_all(rows, model, url)
                 continue
             self._storing.begin_window(model, url)
             for begins, group in found:
                 alike = hash((model, url, begins)) if len(group) >= LARGE_GROUP else None
                 self._storing.begin_group(model, url, alike=alike, fewest=LARGE_GROUP)
-                for _, line, custom_id, body in group:
-                    add(line, custom_id, model, body, url, grouped=True)
+                self._storing.add_all(group, model, url, grouped=True)
         self._waiting.clear()
         self._lines = self._bytes = 0
 

@@ -44,7 +44,6 @@ WITHOUT_EFFECT = {
 BESIDE = 'put it into "body"'
 
 _decode = msgspec.json.Decoder().decode
-_decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +69,11 @@ class Ignored:
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _beside: dict[str, int] = field(default_factory=dict)
 
-    def look(self, url: str, body: bytes) -> Sequence[str]:
-        """Count the ignored fields of one request and return them."""
+    def look(self, url: str, fields: Mapping[str, msgspec.Raw]) -> Sequence[str]:
+        """Count the ignored fields of one request's body and return them."""
         tree = self.tables.get(url)
         if tree is None:
             return ()
-        fields = _decode_names(body)
         shape = (url, *fields)
         unknown, deep = self._shapes.get(shape) or self._learn(shape, tree)
         if not (unknown or deep):

@@ -1,7 +1,7 @@
 """Find a custom_id that is used on two lines, among millions, in flat memory.
 
-Kept of each id are 128 bits of keyed hash and its line, in buckets that move to an unnamed temporary file when
-they grow. Two different ids with the same 128 bits do not happen (10 million ids: a chance of 10**-25).
+Kept of each id are 128 bits of keyed hash and its line, which move to an unnamed temporary file, in buckets, when they
+grow. Two different ids with the same 128 bits do not happen (10 million ids: a chance of 10**-25).
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import IO
 
 BUCKETS = 256
 SPILL_IDS = 500_000  # ids held in memory: 24 bytes each
+TOGETHER = (
+    2048  # ids hashed at once: one by one they miss the processor's cache, which the lines pass through
+)
 
 
 class SeenIds:
@@ -21,54 +25,66 @@ class SeenIds:
 
     def __init__(self, *, spill_ids: int = SPILL_IDS) -> None:
         self._spill_at = spill_ids
-        self._buckets = [array("q") for _ in range(BUCKETS)]
-        self._held = 0
+        self._ids: list[str] = []
+        self._lines: list[int] = []
+        self._held = array("q"), array("q"), array("q")  # hashes, hashes of the ids backwards, lines
         self._file: IO[bytes] | None = None
         self._spilled: list[list[tuple[int, int]]] = [[] for _ in range(BUCKETS)]
         self._stack = ExitStack()
 
     def add(self, custom_id: str, line: int) -> None:
         """Record one id."""
-        key = hash(custom_id)
-        bucket = self._buckets[key & (BUCKETS - 1)]
-        bucket.append(key)
-        bucket.append(hash(custom_id[::-1]))
-        bucket.append(line)
-        self._held += 1
-        if self._held >= self._spill_at:
-            self._spill()
+        self._ids.append(custom_id)
+        self._lines.append(line)
+        if len(self._ids) >= TOGETHER:
+            self._hash()
 
     def duplicates(self) -> Iterator[tuple[int, int]]:
         """Yield ``(line, earlier line)`` for each line whose id was already used on an earlier one."""
-        for number in range(BUCKETS):
-            bucket = self._whole(number)
-            keys = bucket[0::3]
-            if len(set(keys)) == len(keys):
-                continue
-            first: dict[tuple[int, int], int] = {}
-            for key, other, line in zip(keys, bucket[1::3], bucket[2::3], strict=True):
-                earlier = first.setdefault((key, other), line)
-                if earlier != line:
-                    yield line, earlier
+        self._hash()
+        if self._file is None:
+            yield from _repeated(*self._held)
+            return
+        self._spill()
+        for spilled in self._spilled:
+            bucket = array("q")
+            for offset, size in spilled:
+                self._file.seek(offset)
+                bucket.frombytes(self._file.read(size))
+            yield from _repeated(bucket[0::3], bucket[1::3], bucket[2::3])
 
     def close(self) -> None:
         """Remove the temporary file."""
         self._stack.close()
 
+    def _hash(self) -> None:
+        ids, (keys, others, lines) = self._ids, self._held
+        keys.extend(map(hash, ids))
+        others.extend([hash(custom_id[::-1]) for custom_id in ids])
+        lines.extend(self._lines)
+        self._ids, self._lines = [], []
+        if len(keys) >= self._spill_at:
+            self._spill()
+
     def _spill(self) -> None:
         if self._file is None:
             self._file = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        for number, bucket in enumerate(self._buckets):
-            self._spilled[number].append((self._file.tell(), len(bucket) * bucket.itemsize))
+        buckets = [array("q") for _ in range(BUCKETS)]
+        for found in zip(*self._held, strict=True):
+            buckets[found[0] & (BUCKETS - 1)].extend(found)
+        for spilled, bucket in zip(self._spilled, buckets, strict=True):
+            spilled.append((self._file.tell(), len(bucket) * bucket.itemsize))
             bucket.tofile(self._file)
-            del bucket[:]
-        self._held = 0
+        for held in self._held:
+            del held[:]
 
-    def _whole(self, number: int) -> array[int]:
-        bucket = array("q")
-        for offset, size in self._spilled[number]:
-            assert self._file is not None
-            self._file.seek(offset)
-            bucket.frombytes(self._file.read(size))
-        bucket.extend(self._buckets[number])
-        return bucket
+
+def _repeated(keys: array[int], others: array[int], lines: array[int]) -> Iterator[tuple[int, int]]:
+    """Yield the line, and the first one, of each id that was there before."""
+    if len(set(keys)) == len(keys):
+        return
+    suspected = {one for one, next_one in pairwise(sorted(keys)) if one == next_one}
+    first: dict[tuple[int, int], int] = {}
+    for key, other, line in zip(keys, others, lines, strict=True):
+        if key in suspected and (earlier := first.setdefault((key, other), line)) != line:
+            yield line, earlier

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import msgspec
 
-from vbatch.protocol import BodyHead
-
 LONGEST = 4096  # bytes of a prefix: some 1,000 tokens
 AFTER = 1024  # of what follows a first message that is longer than that
+
+_BEFORE = {"tools", "response_format", "instructions"}  # what a chat template puts first
 
 _messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def of(head: BodyHead) -> bytes:
+def of(fields: Mapping[str, msgspec.Raw]) -> bytes:
     """Return the leading bytes of a request: tools and format, then what it says; nothing where there is no text.
 
     Of a long first message (a system prompt, a document) a digest stands for the rest, so that what follows it counts.
     """
-    said = head.messages or head.prompt or head.input
-    if not said:
+    said = fields.get("messages") or fields.get("prompt") or fields.get("input")
+    if said is None:
         return b""
     text = bytes(said)
     if len(text) > LONGEST:
         text = _shortened(text)
-    if head.tools or head.response_format or head.instructions:
-        before = (bytes(part) for part in (head.tools, head.response_format, head.instructions) if part)
-        return b"\n".join(_bounded(part) for part in before) + b"\n" + text
-    return text
+    if _BEFORE.isdisjoint(fields):
+        return text
+    before = (bytes(fields[name]) for name in sorted(_BEFORE.intersection(fields)))
+    return b"\n".join(_bounded(part) for part in before) + b"\n" + text
 
 
 def _shortened(text: bytes) -> bytes:

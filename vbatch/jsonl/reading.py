@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 from vbatch.jsonl.formats import BOM, Foreign, recognise
@@ -40,7 +42,8 @@ class LineReader:
 
     ``sha256`` and ``size`` are of every byte of the stream, once it has been read to its end; ``on_read`` is
     called with the size so far after each block; ``cut_off`` is the number of a last line that no line break
-    ends, else None.
+    ends, else None. With ``ahead``, a thread reads, and so unpacks, the next block: not for a
+    pipe, which could keep it waiting.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class LineReader:
         block: int = BLOCK,
         limit: int = LINE_LIMIT,
         on_read: Callable[[int], None] = lambda _size: None,
+        ahead: bool = False,
     ) -> None:
         self._stream = stream
+        self._ahead = ahead
         self._on_read = on_read
         self._block = block
         self._limit = limit
@@ -70,18 +75,29 @@ class LineReader:
         if found is not None:
             raise ForeignInput(found)
 
+    def _read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._digest.update(block)
+        return block
+
+    def _blocks_ahead(self) -> Iterator[bytes]:
+        """Yield the blocks while a thread reads the next one. It has ended when this has."""
+        with ThreadPoolExecutor(1, thread_name_prefix="reading") as thread:
+            coming = thread.submit(self._read, self._block)
+            while block := coming.result():
+                coming = thread.submit(self._read, self._block)
+                yield block
+
     def __iter__(self) -> Iterator[tuple[int, bytes | Overlong]]:
         number = 0
         started: list[bytes] = []  # the pieces of a line whose end has not been read yet
         held = 0
-        while block := self._stream.read(self._block):
-            self._digest.update(block)
+        for block in self._blocks_ahead() if self._ahead else iter(partial(self._read, self._block), b""):
             if self.size == 0:
                 self._look_at_beginning(block)
-                block = block.removeprefix(BOM)
+            pieces = (block.removeprefix(BOM) if self.size == 0 else block).split(b"\n")
             self.size += len(block)
             self._on_read(self.size)
-            pieces = block.split(b"\n")
             tail = pieces.pop()
             for piece in pieces:
                 number += 1

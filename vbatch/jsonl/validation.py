@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import heapq
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from vbatch.protocol import (
 )
 
 SHOWN_DEFECTS = 100
+MODELS = 1000  # whose names are not read again
 FIRST_LINES = 3  # of those that share a defect
 LONGEST_MODEL = 500  # characters: PostgreSQL's index of waiting work takes entries of up to 2,704 bytes
 
@@ -33,7 +35,10 @@ _decode_line = msgspec.json.Decoder(ExactRequestLine).decode
 _decode_other = msgspec.json.Decoder(RequestLine).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_head = msgspec.json.Decoder(BodyHead).decode
+_decode_name: Callable[[bytes], str | None] = msgspec.json.Decoder(str | None).decode
 _REQUIRED = ("custom_id", "method", "url", "body")
+_CHECKED = {"stream", "encoding_format", "file", "file_url"}  # fields that few bodies have
+_UNCHECKED = BodyHead()
 _NOT_JSON = ("bytes", "bytes_only")  # vLLM's encodings of embeddings that no line can hold
 _PLACE = re.compile(r" \((?:at )?byte \d+\)")
 _EARLIER = re.compile(r" on line \d+")
@@ -100,19 +105,25 @@ class Validator:
     def __init__(self, *, model: str | None) -> None:
         self._model = model
         self._ids = SeenIds()
+        self._models: dict[bytes, str | None] = {b"": None}  # as they stand in the file
         self._lines = 0
         self.urls: set[str] = set()
         self.defects = Defects()
         self.incomplete = False
         self.beside: tuple[str, ...] = ()
 
-    def check(self, number: int, line: bytes | Overlong) -> tuple[RequestLine, str, BodyHead] | None:
-        """Return the request, its model and its head, or None for a bad line, which is then among the defects."""
+    def check(
+        self, number: int, line: bytes | Overlong
+    ) -> tuple[RequestLine, str, dict[str, msgspec.Raw]] | None:
+        """Return the request, its model and the fields of its body; None for a bad line, which is among the defects."""
         self._lines += 1
         self.beside = ()
         try:
             request = self._decode(line)
-            head = _decode_head(request.body)
+            fields = _decode_fields(request.body)
+            head = _UNCHECKED if _CHECKED.isdisjoint(fields) else _decode_head(request.body)
+            named = bytes(fields.get("model", b""))
+            model = self._model or (self._models[named] if named in self._models else self._learn(named))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
             known = self.defects.total
             self._explain(number, line)
@@ -121,7 +132,6 @@ class Validator:
                     "invalid_json_line", f"The line cannot be read: {not_json.words(error)}", line=number
                 )
             return None
-        model = self._model or head.model
         if (
             request.url not in self.urls
             or request.method != "POST"
@@ -136,11 +146,11 @@ class Validator:
             or not (line.isascii() or not_json.is_utf8(line))  # type: ignore[union-attr, arg-type]  # bytes, or it was no JSON
         ):
             defects = self.defects.total
-            self._explain_request(number, line, request, head)
+            self._explain_request(number, line, request, head, model)
             if self.defects.total > defects:
                 return None
         self._ids.add(request.custom_id, number)
-        return request, model, head  # type: ignore[return-value]  # a bad model is a defect
+        return request, model, fields  # type: ignore[return-value]  # a bad model is a defect
 
     def _decode(self, line: bytes | Overlong) -> RequestLine:
         try:
@@ -149,6 +159,13 @@ class Validator:
             request = _decode_other(line)  # type: ignore[arg-type]  # bytes, or it was no JSON
             self.beside = tuple(name for name in _decode_fields(line) if name not in _REQUIRED)  # type: ignore[arg-type]  # as above
             return request
+
+    def _learn(self, named: bytes) -> str | None:
+        """Read the name of a model, and remember it. Raises ValidationError for what is no name."""
+        model = _decode_name(named)
+        if len(self._models) < MODELS:
+            self._models[named] = model
+        return model
 
     def finish(self, *, cut_off: int | None) -> None:
         """Check what only the whole file shows. ``cut_off`` is the last line's number if no line break ends it."""
@@ -204,7 +221,9 @@ class Validator:
             if not isinstance(body.get("stream"), bool | None):
                 add("invalid_type", "'body.stream' must be true or false.", line=number, param="body.stream")
 
-    def _explain_request(self, number: int, line: Any, request: RequestLine, head: BodyHead) -> None:
+    def _explain_request(
+        self, number: int, line: Any, request: RequestLine, head: BodyHead, model: str | None
+    ) -> None:
         add = self.defects.add
         if not not_json.is_utf8(line):
             add("invalid_json_line", not_json.bytes_of(line) or "This is not UTF-8.", line=number)
@@ -237,7 +256,6 @@ class Validator:
         if request.url in AUDIO_ENDPOINTS and (defect := audio.defect(head)) is not None:
             code, message, param = defect
             add(code, message, line=number, param=f"body.{param}")
-        model = self._model or head.model
         if not model:
             add(
                 "model_not_found",

@@ -24,6 +24,7 @@ from vbatch.system.processes import ProcessIdentity
 CHUNK_BYTES = 16 << 20
 TRIES = 3  # of storing a batch when the database became unreachable in the middle
 ROW_BYTES = 320  # what a row takes in memory beside its body: short ones would be kept in great number
+QUICK_BYTES = 1 << 20  # of bodies that are counted together
 CHUNK_ROWS = 1000  # chunks inserted at once
 
 
@@ -89,6 +90,33 @@ class Ingest:
         self._bytes += size + ROW_BYTES
         if self._bytes >= self._inserting.write_bytes:
             self._flush()
+
+    def add_all(
+        self, rows: Sequence[tuple[Any, int, str, bytes]], model: str, url: str, *, grouped: bool = False
+    ) -> None:
+        """Take requests of one model and url as ``add`` does, quicker; each is something, line, custom_id and body."""
+        kind = model, url, grouped, False
+        run = self._runs.get(kind) or self._begin(*kind)
+        pk, place = self._pk, 0
+        while place < len(rows):
+            part = rows[place : place + CHUNK_REQUESTS - (run.next - run.first)]
+            place += len(part)
+            size = sum([len(row[3]) for row in part])
+            if size > QUICK_BYTES:
+                for _, line, custom_id, body in part:
+                    self.add(line, custom_id, model, body, url, grouped=grouped)
+                continue
+            self._rows += [
+                (pk, seq, line, custom_id, body)
+                for seq, (_, line, custom_id, body) in enumerate(part, run.next)
+            ]
+            run.next += len(part)
+            run.bytes += size
+            if run.next - run.first >= CHUNK_REQUESTS or run.bytes >= CHUNK_BYTES:
+                self._cut(run)
+            self._bytes += size + ROW_BYTES * len(part)
+            if self._bytes >= self._inserting.write_bytes:
+                self._flush()
 
     def begin_window(self, model: str, url: str) -> None:
         """Begin a window of grouped requests of this model and url: a chunk ends with the window before."""

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.rigs.commands import Home
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from vbatch.doctor import selftest
 
 

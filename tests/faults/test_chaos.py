@@ -16,6 +16,7 @@ from tests.rigs.audit import audit
 from tests.rigs.chaos import LEASE, Chaos
 from tests.rigs.commands import Home
 from tests.rigs.referee import Referee
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.workers import drain, failures
 from vbatch.store import Store
 

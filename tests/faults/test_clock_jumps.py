@@ -16,6 +16,7 @@ from tests.rigs.freezing import freeze
 from tests.rigs.misfortune import WallClock
 from tests.rigs.nvml import COMPILER
 from tests.rigs.queued import queued
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, failures, kill, start_worker
 from vbatch.store import Store, registry

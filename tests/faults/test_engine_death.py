@@ -18,6 +18,7 @@ from tests.rigs import parrot
 from tests.rigs.commands import Home, chat, chats
 from tests.rigs.filling import rows
 from tests.rigs.queued import queued
+from tests.rigs.stores import mostly_sqlite as database_url  # noqa: F401  (a fixture)
 from tests.rigs.waiting import until
 from tests.rigs.workers import drain, exit_code, kill, start_worker
 from vbatch.recovery import dead_workers

@@ -151,6 +151,7 @@ def test_killed_worker_leaves_no_engine_and_loses_nothing(real: Home) -> None:
     assert not lines.errors
 
 
+@pytest.mark.long  # without a terminal: tests/engine/test_vllm.py
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_ctrl_c_in_a_terminal_lets_running_requests_finish(real: Home) -> None:
     """Mutant: engine/guard.py without setpgid; Ctrl-C then kills the engine under its requests."""
@@ -219,6 +220,7 @@ def test_dead_engine_is_reloaded_and_two_models_are_swapped(real: Home, small_mo
         assert other < same
 
 
+@pytest.mark.long  # without a worker: tests/engine/test_vllm.py
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_engine_that_does_not_fit_is_explained_in_one_line(
     real: Home, monkeypatch: pytest.MonkeyPatch
@@ -247,6 +249,7 @@ def _drained(terminal: Any) -> bool:
     return True
 
 
+@pytest.mark.long  # three loads; without vLLM: tests/worker/test_loop.py
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_model_that_cannot_be_loaded_blocks_its_own_batch_alone(real: Home, small_model: Path) -> None:  # noqa: F811
     """The reason is there after a kill, and once the files are there, no command is needed.

@@ -1,14 +1,14 @@
 """vbatch against other offline runners on four workloads, and what is left when each gets a SIGKILL at half time.
 
-    python -m tests.benchmarks.bench_peers [--rounds 2] [--size 1.0] [--workloads short,long,prefixes,embeddings]
+    python -m tests.benchmarks.bench_peers [--rounds 3] [--size 1.5] [--workloads short,long,prefixes,embeddings]
                                            [--rounds-next 1] [--no-kill] [--as-shipped] [--others FOLDER]
 
 The others are ``vllm run-batch`` of 0.32 and 0.33, and with ``--others`` Ray Data LLM and datatrove's InferenceRunner,
 one round of short answers each, which are installed into an environment in that folder and use the same vLLM.
 All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
-on the way. ``--as-shipped`` adds one round of short answers with no flag for sizes or numbers. Printed is a table in
-Markdown: the time of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
+on the way. ``--as-shipped`` adds one round of short answers without a flag for sizes or the type of numbers. Printed
+is a table in Markdown: the time of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
 """
 
 from __future__ import annotations
@@ -261,9 +261,9 @@ def workloads(size: float) -> dict[str, Workload]:
 def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rounds-next", type=int, default=1, help="rounds that vLLM 0.33 takes part in")
-    parser.add_argument("--size", type=float, default=1.0)
+    parser.add_argument("--size", type=float, default=1.5)
     parser.add_argument("--workloads", default="short,long,prefixes,embeddings")
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--as-shipped", action="store_true")
@@ -295,7 +295,7 @@ def main() -> None:
                 kills.append(f"| {runner.title} | {after:.1f} s | {saved} of {len(workload.bodies)} |")
                 print(kills[-1], flush=True)
     if given.as_shipped:
-        workload = workloads(given.size / 5)["short"]
+        workload = made["short"]
         found = {each.title: [run(each, workload, model, SMALL)[0]] for each in (ours, peer)}
         rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found)
     print(

@@ -49,7 +49,7 @@ SMALL = (
 
 KILLED = "short"  # the workload in which each gets a SIGKILL: it must have far more requests than run at once
 LIMIT = 600.0  # seconds, after which a runner is taken to hang
-OTHERS = ("ray[data]==2.60.0", "datatrove==0.10.1", "orjson", "aiosqlite")  # of datatrove's extra
+OTHERS = ("ray[data]==2.60.0", "datatrove==0.10.1", "orjson", "aiosqlite", "xxhash")  # of datatrove's extra
 
 Body = dict[str, Any]
 

@@ -63,6 +63,15 @@ def make_app() -> FastAPI:
     async def named(name: str, request: Body, raw_request: Request) -> JSONResponse:
         return JSONResponse({})
 
+    @app.exception_handler(LookupError)
+    async def told(raw_request: Request, error: LookupError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=404)
+
+    @app.post("/fails")
+    async def fails(request: Body, raw_request: Request) -> None:
+        raw_request.app.state.calls.append(request.number)
+        raise IndexError(request.number)
+
     async def key(raw_request: Request) -> None:
         """Some check that is not known."""
 
@@ -120,6 +129,17 @@ def test_an_error_is_answered_by_the_app(path: str, body: bytes) -> None:
     assert app.state.calls == []
 
 
+def test_what_a_function_raises_is_answered_by_the_apps_handler() -> None:
+    """Mutant: left to the app, which would call the function, and so the engine, a second time."""
+    app = make_app()
+
+    reply = asyncio.run(Direct(app).post("/fails", b'{"number": 4}', [], "req-1"))
+
+    assert reply is not None
+    assert (reply.status, reply.body) == (404, b'{"error":"4"}')
+    assert app.state.calls == [4]
+
+
 def test_a_layer_that_is_not_known_sees_every_request() -> None:
     """Mutant: with every layer taken for one that only counts, a user's ``--middleware`` sees no batch."""
 
@@ -169,6 +189,8 @@ def test_cancelling_the_call_cancels_the_function(swallowed: bool) -> None:
             "/v1/chat/completions",
             {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}},
         ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}),
+        ("/v1/completions", {"prompt": "Once", "n": 2}),
         ("/v1/completions", {"prompt": ["Once upon", "a time"], "unknown": 1}),
         ("/v1/responses", {"input": "Say hello."}),
     ],

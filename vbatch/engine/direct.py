@@ -2,12 +2,14 @@
 
 For each request the app runs its middlewares, looks the route up, resolves its dependencies and starts two tasks that
 watch for a disconnect: about a third of what the front end costs (``tests/benchmarks/bench_frontend.py``). A worker
-needs none of it. What a function does not take or raises is left to the app, so an error is answered in its words.
+needs none of it. What a function does not take is left to the app, and what it raises to the app's handler of that:
+errors are answered in the same words.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 from collections.abc import Awaitable, Callable
@@ -53,20 +55,31 @@ class Direct:
             return None
         from starlette.requests import Request
 
-        exchange = asgi.Exchange(None)
-        scope = asgi.scope(url, len(body), "application/json", headers, request_id)
-        scope["app"] = self._app
         try:
-            arguments = {
-                function.body: function.validate(json.loads(body)),
-                function.request: Request(scope, exchange.receive),
-            }
-            response = await function.call(**arguments)
-            _raise_if_cancelled()
-            await response(scope, exchange.receive, exchange.send)
+            value = function.validate(json.loads(body))
         except Exception:
             return None
-        return exchange.reply(request_id) if exchange.complete else None
+        exchange = asgi.Exchange(None)
+        scope = asgi.scope(url, len(body), "application/json", headers, request_id)
+        request = Request({**scope, "app": self._app}, exchange.receive)
+        try:
+            response = await function.call(**{function.body: value, function.request: request})
+        except Exception as error:
+            response = await self._answer_to(error, request)
+        _raise_if_cancelled()
+        try:
+            await response(request.scope, exchange.receive, exchange.send)
+        except Exception:  # it is no response, or its stream broke off
+            return None
+        return exchange.reply(request_id)
+
+    async def _answer_to(self, error: Exception, request: Any) -> Any:
+        """Return what the app would answer where a function raises; None where it has no handler for that."""
+        handlers = self._app.exception_handlers
+        handler: Any = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+        with contextlib.suppress(Exception):  # that of a dead engine wants to end a server
+            return await handler(request, error)
+        return None
 
 
 def _raise_if_cancelled() -> None:

@@ -210,7 +210,9 @@ def run(
         output = runner.output(folder)
         good = sum(_is_good(json.loads(line)) for line in _lines(output))
         if process.returncode or not began or good != len(workload.bodies):
-            raise NotAnswered(f"{runner.title}: {good} answers\n" + log.read_text(errors="replace")[-4000:])
+            first = b"\n".join(_lines(output)[:1]).decode(errors="replace")
+            said = log.read_text(errors="replace")[-4000:]
+            raise NotAnswered(f"{runner.title}: {good} answers, the first {first[:500]}\n{said}")
         return max(path.stat().st_mtime for path in _files(output)) - began, good
 
 
@@ -308,11 +310,11 @@ def main() -> None:
 
 
 def _measured(runner: Runner, workload: Workload, model: Path) -> float:
-    """Return the seconds; not a number where a library does not work here, whose log is printed."""
+    """Return the seconds; not a number where another runner does not work here, whose log is printed."""
     try:
         return run(runner, workload, model, workload.flags)[0]
     except NotAnswered as error:
-        if not isinstance(runner, Other):
+        if isinstance(runner, Vbatch):
             raise SystemExit(str(error)) from None
         print(error, flush=True)
         return math.nan

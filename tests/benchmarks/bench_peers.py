@@ -148,6 +148,10 @@ def _others(folder: Path) -> list[Runner]:
         packages = next(folder.glob("lib/python*/site-packages"))
         (packages / "base.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         subprocess.run([python, "-m", "pip", "install", "-q", *OTHERS], check=True)
+        # datatrove asks for the distribution; the CPU build has another name.
+        named = packages / "vllm-0.32.0.dist-info"
+        named.mkdir()
+        (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
     path = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     }  # the command vllm

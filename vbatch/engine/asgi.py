@@ -86,7 +86,7 @@ async def _disconnect(exchange: Exchange, handling: asyncio.Future[None]) -> Non
 
 
 def scope(url: str, length: int, content_type: str, headers: Headers, request_id: str | None) -> Message:
-    """Return what an application is told of a POST."""
+    """Return the scope of a POST."""
     parts = urlsplit(url)
     sent = [
         (b"host", b"vbatch"),

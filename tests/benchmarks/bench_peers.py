@@ -148,16 +148,17 @@ def _others(folder: Path) -> list[Runner]:
         packages = next(folder.glob("lib/python*/site-packages"))
         (packages / "base.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         subprocess.run([python, "-m", "pip", "install", "-q", *OTHERS], check=True)
-        # datatrove asks for the distribution; the CPU build has another name.
-        named = packages / "vllm-0.32.0.dist-info"
-        named.mkdir()
-        (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    # datatrove and the command vllm ask for the distribution, which has another name for a CPU.
+    named = folder / "named" / "vllm-0.32.0.dist-info"
+    named.mkdir(parents=True, exist_ok=True)
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
     path = {
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        "PYTHONPATH": str(named.parent),
     }  # the command vllm
     return [
         Other("Ray Data LLM", b"init engine", path, python, "peer_ray.py"),
-        Other("datatrove", b"peer began", path, python, "peer_datatrove.py"),
+        Other("datatrove", b"server is ready.", path, python, "peer_datatrove.py"),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main(source: str, target: str, model: str, flags: list[str]) -> None:
-    """Run the pipeline; the first request is sent when the server has loaded the model."""
+    """Run the pipeline. datatrove itself writes "server is ready." when its server has loaded the model."""
     inference = importlib.import_module("datatrove.pipeline.inference.run_inference")
     writers = importlib.import_module("datatrove.pipeline.writers")
     executor = importlib.import_module("datatrove.executor")
@@ -23,7 +23,6 @@ def main(source: str, target: str, model: str, flags: list[str]) -> None:
     documents = [document(text=json.dumps(line["body"]), id=line["custom_id"]) for line in lines]
 
     async def rollout(asked: Any, generate: Any) -> Any:
-        print("peer began", flush=True)
         return await generate({**json.loads(asked.text), "model": model})
 
     config = inference.InferenceConfig(

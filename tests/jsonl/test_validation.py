@@ -245,3 +245,8 @@ def test_no_input_is_too_strange(data: bytes, position: int, block: int) -> None
     validator.finish(cut_off=reader.cut_off)
     assert accepted or validator.defects.total
     assert reader.size == len(mixed)
+
+
+def test_a_model_that_is_no_name_is_refused_also_where_another_one_takes_its_place() -> None:
+    """Mutant: the body's model is not read where ``-m`` names one."""
+    assert codes(line(body={"model": 5, "messages": []}), model="m") == [(1, "invalid_type")]

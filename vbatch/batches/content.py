@@ -107,8 +107,9 @@ def read(
     ignored = Ignored(fields.table(fields.newest(config.load().state_dir)))
     serves: dict[str, bool] = {}  # whether vLLM serves the model: the echo engine takes any field
     with source.open() as stream, foreign_files_named(source, stream):
-        on_block = lambda _size: on_read(stream.consumed)  # noqa: E731
-        lines = LineReader(stream, on_read=on_block, ahead=source.size is not None)
+        lines = LineReader(
+            stream, on_read=lambda _size: on_read(stream.consumed), ahead=source.size is not None
+        )
         for number, line in lines:
             if number in bad:
                 continue

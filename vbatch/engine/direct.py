@@ -45,9 +45,6 @@ class Direct:
         found = ((route.path, _function(route)) for route in app.routes) if known else ()
         self._functions = {path: function for path, function in found if function is not None}
 
-    def __contains__(self, url: str) -> bool:
-        return url in self._functions
-
     async def post(self, url: str, body: bytes, headers: asgi.Headers, request_id: str) -> Reply | None:
         """Answer one request; None where the app has to. Cancelling the call aborts its sequence."""
         function = self._functions.get(url)
@@ -107,7 +104,6 @@ def _function(route: Any) -> _Function | None:
     if type(body.field_info).__name__ != "Body":  # a form
         return None
     validate = TypeAdapter(body.field_info.annotation).validate_python
-
     return _Function(
         call, lambda value: validate(value, from_attributes=True), body.name, needs.request_param_name
     )

@@ -10,7 +10,7 @@ import msgspec
 LONGEST = 4096  # bytes of a prefix: some 1,000 tokens
 AFTER = 1024  # of what follows a first message that is longer than that
 
-_BEFORE = {"tools", "response_format", "instructions"}  # what a chat template puts first
+_BEFORE = dict.fromkeys(("tools", "response_format", "instructions"))  # what a chat template puts first
 
 _messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -26,9 +26,9 @@ def of(fields: Mapping[str, msgspec.Raw]) -> bytes:
     text = bytes(said)
     if len(text) > LONGEST:
         text = _shortened(text)
-    if _BEFORE.isdisjoint(fields):
+    if _BEFORE.keys().isdisjoint(fields):
         return text
-    before = (bytes(fields[name]) for name in sorted(_BEFORE.intersection(fields)))
+    before = (bytes(fields[name]) for name in _BEFORE if name in fields)
     return b"\n".join(_bounded(part) for part in before) + b"\n" + text
 
 

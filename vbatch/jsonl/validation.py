@@ -123,7 +123,7 @@ class Validator:
             fields = _decode_fields(request.body)
             head = _UNCHECKED if _CHECKED.isdisjoint(fields) else _decode_head(request.body)
             named = bytes(fields.get("model", b""))
-            model = self._model or (self._models[named] if named in self._models else self._learn(named))
+            own = self._models[named] if named in self._models else self._learn(named)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
             known = self.defects.total
             self._explain(number, line)
@@ -132,6 +132,7 @@ class Validator:
                     "invalid_json_line", f"The line cannot be read: {not_json.words(error)}", line=number
                 )
             return None
+        model = self._model or own
         if (
             request.url not in self.urls
             or request.method != "POST"
@@ -163,7 +164,7 @@ class Validator:
     def _learn(self, named: bytes) -> str | None:
         """Read the name of a model, and remember it. Raises ValidationError for what is no name."""
         model = _decode_name(named)
-        if len(self._models) < MODELS:
+        if len(self._models) < MODELS and len(named) <= LONGEST_MODEL:
             self._models[named] = model
         return model
 

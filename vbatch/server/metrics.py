@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -14,8 +15,6 @@ from starlette.routing import Route
 from vbatch import batches
 from vbatch.batches import Worker, files
 from vbatch.server.context import Context, context_of
-
-_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Figures(Collector):
@@ -70,7 +69,7 @@ async def metrics(request: Request) -> Response:
     context = context_of(request)
     registry = CollectorRegistry()
     registry.register(_Figures(await context.in_store(_look, context)))
-    return Response(generate_latest(registry), headers={"content-type": _TYPE})
+    return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 routes = [Route("/metrics", metrics)]

@@ -17,8 +17,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from prometheus_client import REGISTRY, CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import REGISTRY, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -229,8 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         match self.path.partition("?")[0]:
             case "/metrics":
-                encoder, content_type = _encoder(self.headers.get("Accept", ""))
-                self._answer(HTTPStatus.OK, content_type, encoder(self.server.registry))
+                # Whatever is accepted: the client's OpenMetrics writes vLLM's ``vllm:`` as ``vllm_`` (0.26).
+                self._answer(HTTPStatus.OK, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self.server.registry))
             case "/health":
                 now = self.server.figures()
                 status = HTTPStatus.OK if now.healthy else HTTPStatus.SERVICE_UNAVAILABLE
@@ -256,14 +256,6 @@ def _is_loopback(host: str) -> bool:
         name.strip("[]").lower() in ("", "localhost", "::1")
         or re.fullmatch(r"127(\.\d+){3}", name) is not None
     )
-
-
-def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """Choose by what the client accepts; a client that asks for nonsense gets the plain text."""
-    try:
-        return choose_encoder(accept)
-    except (TypeError, ValueError):
-        return choose_encoder("")
 
 
 def _health(now: Figures) -> bytes:

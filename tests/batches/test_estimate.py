@@ -28,11 +28,11 @@ def line(number: int, text: str, **fields: object) -> dict[str, object]:
 
 def test_the_sample_is_bounded_and_fair(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: the first requests are the sample."""
-    monkeypatch.setitem(Sampler.add.__globals__, "SAMPLE_BYTES", 50_000)
+    monkeypatch.setitem(Sampler.add_all.__globals__, "SAMPLE_BYTES", 50_000)
     seen = Sampler()
     for number in range(3000):
         body = json.dumps({"n": 1, "at": number}).encode() + b" " * 1000
-        seen.add(number, "", "m", body, "/v1/completions", b"")
+        seen.add_all([(b"", number, "", body)], "m", "/v1/completions")
     sampled = [json.loads(body)["at"] for body, _ in seen.by_model()["m"].sampled]
     assert 10 <= len(sampled) <= 50
     assert max(sampled) > 1500

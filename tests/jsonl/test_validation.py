@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.rigs.lines import checked, codes, line
 from vbatch.jsonl import ForeignInput, LineReader, Validator
+from vbatch.jsonl.defects import SHOWN_DEFECTS
 from vbatch.jsonl.formats import recognise
-from vbatch.jsonl.validation import SHOWN_DEFECTS
 from vbatch.protocol import AUDIO_ENDPOINTS, ENDPOINTS
 
 GOOD = line("first")

@@ -44,7 +44,7 @@ def take_in(store: Store, folder: Path, count: int, *, kinds: int, **body: Any) 
         with adding(order, dedupe=True) as add:
             for line in range(1, count + 1):
                 said = b'{"temperature": 0, "model": "m", "n": %d}' % (line % kinds)
-                add(line, f"r-{line}", "m", said, ENDPOINT, b"")
+                add([(b"", line, f"r-{line}", said)], "m", ENDPOINT)
         order.finish()
         return storing.accept(endpoint=ENDPOINT, input_sha256="sha")
 

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vbatch import config
+from vbatch.batches.dedupe import Add
 from vbatch.batches.input_file import InputFile, InputStream
+from vbatch.batches.prefix_order import Row
 from vbatch.engine import fields, kinds
 from vbatch.engine.ignored import BESIDE, Ignored, IgnoredField, hint
 from vbatch.errors import ExitCode, VbatchError
-from vbatch.jsonl import Defects, ForeignInput, LineReader, Validator, kind_of, prefixes
+from vbatch.jsonl import (
+    Defects,
+    Fields,
+    ForeignInput,
+    LineReader,
+    Overlong,
+    Validator,
+    kind_of,
+    numbered,
+    prefixes,
+)
 from vbatch.protocol import BatchError, with_model
 from vbatch.store.records import SEVERAL
 from vbatch.text import count
 
+Found = dict[tuple[str, str], list[Row]]  # requests by model and url
 OnRead = Callable[[int], None]  # called now and then with how many bytes of the input were read
 
 
@@ -89,52 +102,35 @@ class Content:
 def read(
     source: InputFile,
     model: str | None,
-    add: Callable[[int, str, str, bytes, str, bytes], None],
+    add: Add,
     on_read: OnRead,
     *,
     bad: frozenset[int] = frozenset(),
     strict: bool = False,
 ) -> Content:
-    """Validate every line but the ``bad`` ones; ``add`` takes the requests, and the prefix of each, until one is bad.
+    """Validate every line but the ``bad`` ones; ``add`` takes the requests, with their prefixes, until one is bad.
 
     With ``strict``, a field that the engine ignores makes a line bad.
     Raises InvalidInput, InputUnreadable, ForeignFile.
     """
     validator = Validator(model=model)
-    check_line, defects = validator.check, validator.defects
-    replace, prefix = model is not None, prefixes.of
+    defects = validator.defects
+    reading = _Reading(validator, strict=strict, replace=model is not None)
     requests = 0
-    ignored = Ignored(fields.table(fields.newest(config.load().state_dir)))
-    serves: dict[str, bool] = {}  # whether vLLM serves the model: the echo engine takes any field
     with source.open() as stream, foreign_files_named(source, stream):
-        lines = LineReader(
+        reader = LineReader(
             stream, on_read=lambda _size: on_read(stream.consumed), ahead=source.size is not None
         )
-        for number, line in lines:
-            if number in bad:
-                continue
-            checked = check_line(number, line)
-            if checked is None or (defects.total and not strict):
-                continue
-            request, named, of_body = checked
-            body = bytes(request.body)
-            looks = serves.get(named)
-            if looks is None:
-                looks = serves[named] = kinds.for_model(named).needs_files
-            if looks and (unknown := ignored.look(request.url, of_body)) and strict:
-                for path in unknown:
-                    remedy = hint(path, ignored.tables[request.url], request.url)
-                    _refuse(defects, number, path, remedy, param=f"body.{path}")
-            if looks and validator.beside:
-                misplaced = ignored.look_beside(request.url, validator.beside)
-                for name in misplaced if strict else ():
-                    _refuse(defects, number, name, BESIDE, param=name)
+        for first, lines in reader.blocks():
+            found = None if bad else reading.together(first, lines)
+            if found is None:
+                found = reading.one_by_one(each for each in numbered(first, lines) if each[0] not in bad)
             if defects.total:
                 continue
-            sent = with_model(body, named) if replace else body
-            add(number, request.custom_id, named, sent, request.url, prefix(of_body))
-            requests += 1
-        validator.finish(cut_off=lines.cut_off)
+            for (named, url), rows in found.items():
+                add(rows, named, url)
+                requests += len(rows)
+        validator.finish(cut_off=reader.cut_off)
         if defects.total:
             raise InvalidInput(defects, source=source.name, command_name=command_name(source, stream))
         stream.check_unchanged()
@@ -142,15 +138,77 @@ def read(
     return Content(
         requests=requests,
         endpoint=endpoint,
-        sha256=lines.sha256,
-        size=lines.size,
-        ignored=tuple(ignored.fields),
+        sha256=reader.sha256,
+        size=reader.size,
+        ignored=tuple(reading.ignored.fields),
     )
 
 
-def _refuse(defects: Defects, line: int, name: str, remedy: str | None, *, param: str) -> None:
-    message = f"The engine ignores {name!r}" + (f": {remedy}." if remedy else ".")
-    defects.add("ignored_parameter", message, line=line, param=param)
+class _Reading:
+    """Turns lines into requests, by model and url. ``replace``: the model of a body is not the one that it names."""
+
+    def __init__(self, validator: Validator, *, strict: bool, replace: bool) -> None:
+        self._validator = validator
+        self._strict = strict
+        self._replace = replace
+        self._serves: dict[str, bool] = {}  # whether vLLM serves the model: the echo engine takes any field
+        self.ignored = Ignored(fields.table(fields.newest(config.load().state_dir)))
+
+    def together(self, first: int, lines: Sequence[bytes | Overlong]) -> Found | None:
+        """Take good lines; None where one may be bad: nothing was done then."""
+        checked = self._validator.check_all(first, lines)
+        if checked is None:
+            return None
+        models, urls, bodies = checked.models, checked.urls, checked.bodies
+        numbers = range(first, first + len(bodies))
+        if not all(self.ignored.knows(url, checked.shapes) for url in set(urls)):
+            for each in zip(numbers, models, urls, checked.fields, strict=True):
+                self._look(*each)
+        if self._replace:
+            bodies = list(map(with_model, bodies, models))
+        begin = prefixes.of_all(checked.fields, checked.shapes)
+        rows = list(zip(begin, numbers, checked.ids, bodies, strict=True))
+        of_kind = list(zip(models, urls, strict=True))
+        if len(set(of_kind)) == 1:
+            return {of_kind[0]: rows}
+        found: Found = {}
+        for kind, row in zip(of_kind, rows, strict=True):
+            found.setdefault(kind, []).append(row)
+        return found
+
+    def one_by_one(self, lines: Iterable[tuple[int, bytes | Overlong]]) -> Found:
+        """Take lines of which any may be bad: those are among the defects."""
+        found: Found = {}
+        for number, line in lines:
+            checked = self._validator.check(number, line)
+            if checked is None:
+                continue
+            request, model, of_body = checked
+            self._look(number, model, request.url, of_body, self._validator.beside)
+            body = bytes(request.body)
+            sent = with_model(body, model) if self._replace else body
+            row = prefixes.of(of_body), number, request.custom_id, sent
+            found.setdefault((model, request.url), []).append(row)
+        return found
+
+    def _look(self, number: int, model: str, url: str, of_body: Fields, beside: Sequence[str] = ()) -> None:
+        """Count what the engine ignores."""
+        looks = self._serves.get(model)
+        if looks is None:
+            looks = self._serves[model] = kinds.for_model(model).needs_files
+        if not looks:
+            return
+        for path in self.ignored.look(url, of_body):
+            if self._strict:
+                remedy = hint(path, self.ignored.tables[url], url)
+                self._refuse(number, path, remedy, param=f"body.{path}")
+        for name in self.ignored.look_beside(url, beside) if beside else ():
+            if self._strict:
+                self._refuse(number, name, BESIDE, param=name)
+
+    def _refuse(self, line: int, name: str, remedy: str | None, *, param: str) -> None:
+        message = f"The engine ignores {name!r}" + (f": {remedy}." if remedy else ".")
+        self._validator.defects.add("ignored_parameter", message, line=line, param=param)
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def _ingest(store: Store, folder: Path, batch: Batch) -> Batch:
     with store.bulk_insert(REQUEST) as inserting:
         storing = ingest.Ingest(store, batch.pk, new, inserting)
         order = PrefixOrder(storing)
-        content = read(source, None, order.add, lambda _size: None, strict=bool(asked.get("strict")))
+        content = read(source, None, order.add_all, lambda _size: None, strict=bool(asked.get("strict")))
         order.finish()
         if content.endpoint != batch.endpoint:
             lines = "several endpoints" if content.endpoint == SEVERAL else content.endpoint

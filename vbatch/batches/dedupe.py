@@ -6,25 +6,24 @@ both would be the same: at temperature 0, with a seed, and where no text is writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Protocol
 
 import msgspec
 
+from vbatch.batches.prefix_order import Row
 from vbatch.protocol import POOLING_ENDPOINTS
 from vbatch.store.duplicates import SeenBodies
 
-Add = Callable[[int, str, str, bytes, str, bytes], None]
+Add = Callable[[Sequence[Row], str, str], None]
 
 
 class Requests(Protocol):
     """What requests are given to."""
 
-    def add(  # noqa: PLR0917
-        self, line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes
-    ) -> None:
-        """Take a request that runs."""
+    def add_all(self, rows: Sequence[Row], model: str, url: str) -> None:
+        """Take requests of one model and url that run."""
         ...
 
     def add_duplicate(self, line: int, custom_id: str, model: str, body: bytes, url: str) -> None:
@@ -61,14 +60,18 @@ def answers_alike(url: str, body: bytes) -> bool:
 def adding(order: Requests, *, dedupe: bool) -> Iterator[Add]:
     """Return what stores a request; with ``dedupe`` it marks those that an earlier one is identical to."""
     if not dedupe:
-        yield order.add
+        yield order.add_all
         return
     with closing(SeenBodies()) as seen:
 
-        def add(line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes) -> None:  # noqa: PLR0917
-            if answers_alike(url, body) and not seen.is_new(model, url, body):
-                order.add_duplicate(line, custom_id, model, body, url)
-            else:
-                order.add(line, custom_id, model, body, url, prefix)
+        def add_all(rows: Sequence[Row], model: str, url: str) -> None:
+            first: list[Row] = []
+            for row in rows:
+                _, line, custom_id, body = row
+                if answers_alike(url, body) and not seen.is_new(model, url, body):
+                    order.add_duplicate(line, custom_id, model, body, url)
+                else:
+                    first.append(row)
+            order.add_all(first, model, url)
 
-        yield add
+        yield add_all

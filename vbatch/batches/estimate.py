@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vbatch.batches.prefix_order import Row
 from vbatch.batches.startup import as_it_is
 from vbatch.config import Settings
 from vbatch.engine import tokens
@@ -62,21 +63,19 @@ class Sampler:
         self._held = 0
         self._most = SAMPLE
 
-    def add(  # noqa: PLR0917
-        self, line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes
-    ) -> None:
-        """Look at one request."""
-        del line, custom_id, prefix
-        self.bytes += len(body)
-        self.requests += 1
-        of_model = self.models.setdefault(model, _Model())
-        of_model.requests += 1
-        limit = _limit(url, body)
-        if limit is None:
-            of_model.unlimited += 1
-        else:
-            of_model.limited += limit
-        self._keep((model, body, limit))
+    def add_all(self, rows: Sequence[Row], model: str, url: str) -> None:
+        """Look at requests of one model and url."""
+        for _, _, _, body in rows:
+            self.bytes += len(body)
+            self.requests += 1
+            of_model = self.models.setdefault(model, _Model())
+            of_model.requests += 1
+            limit = _limit(url, body)
+            if limit is None:
+                of_model.unlimited += 1
+            else:
+                of_model.limited += limit
+            self._keep((model, body, limit))
 
     def add_duplicate(self, line: int, custom_id: str, model: str, body: bytes, url: str) -> None:
         """Count one that does not run."""

@@ -91,7 +91,7 @@ def _lines(
         for number, row in enumerate(table.rows, 1):
             custom_id = str(number) if options.id is None else _id(table, row, options.id)
             if options.id is not None:
-                seen.add(custom_id, row.line)
+                seen.add_all([custom_id], row.line)
             question = _filled(table, row, prompt, "--prompt")
             rules = None if system is None else _filled(table, row, system, "--system")
             image = None if options.image is None else _image(table, row, options.image, folder)

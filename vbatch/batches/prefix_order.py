@@ -22,7 +22,7 @@ LARGE_GROUP = 64  # requests: such a group begins a chunk, and its worker prefer
 
 Row = tuple[bytes, int, str, bytes]  # a request that waits: prefix, line, custom_id, body
 
-_PREFIX = itemgetter(0)
+_PREFIX, _BODY = itemgetter(0), itemgetter(3)
 
 
 class PrefixOrder:
@@ -37,19 +37,19 @@ class PrefixOrder:
         self._waiting: dict[tuple[str, str], list[Row]] = {}
         self._lines = self._bytes = 0
 
-    def add(  # noqa: PLR0917  (called a million times: names cost)
-        self, line: int, custom_id: str, model: str, body: bytes, url: str, prefix: bytes
-    ) -> None:
-        """Take one request. Raises StoreUnreachable when the database becomes unreachable."""
+    def add_all(self, rows: Sequence[Row], model: str, url: str) -> None:
+        """Take requests of one model and url. Raises StoreUnreachable when the database becomes unreachable."""
         if self._keep:
-            self._storing.add(line, custom_id, model, body, url)
+            self._storing.add_all(rows, model, url)
             return
-        rows = self._waiting.get((model, url))
-        if rows is None:
-            rows = self._waiting[model, url] = []
-        rows.append((prefix, line, custom_id, body))
-        self._lines += 1
-        self._bytes += len(body) + len(prefix) + ROW_BYTES
+        while len(rows) > (room := WINDOW_LINES - self._lines):
+            self.add_all(rows[:room], model, url)
+            rows = rows[room:]
+        self._waiting.setdefault((model, url), []).extend(rows)
+        self._lines += len(rows)
+        self._bytes += (
+            sum(map(len, map(_BODY, rows))) + sum(map(len, map(_PREFIX, rows))) + ROW_BYTES * len(rows)
+        )
         if self._lines >= WINDOW_LINES or self._bytes >= WINDOW_BYTES:
             self.finish()
 

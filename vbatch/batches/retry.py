@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from os.path import lexists
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from vbatch.batches.files import made_files, place
 from vbatch.batches.finalize import finalize_here
 from vbatch.batches.find import RETRY_OF, deduped
 from vbatch.batches.paths import OutputPaths, check_paths, paths_of, refuse_in_use
-from vbatch.batches.prefix_order import PrefixOrder
+from vbatch.batches.prefix_order import ROW_BYTES, PrefixOrder, Row
 from vbatch.batches.request_bodies import check_json
 from vbatch.batches.workers import blocks
 from vbatch.errors import WrongStatus
@@ -24,6 +26,8 @@ from vbatch.store import Store, blocked, catalog, duplicates, ingest, results, s
 from vbatch.store.records import Batch, NewBatch, Span
 from vbatch.store.results import FailedRequest
 from vbatch.system import processes
+
+TOGETHER_BYTES = 1 << 20  # of requests that are stored together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +100,11 @@ def _store(store: Store, batch: Batch, options: RetryOptions, new: NewBatch, spa
     with ingest.ingest(store, new=new, submitter=processes.current()) as storing:
         order = PrefixOrder(storing, keep=True)
         with adding(order, dedupe=deduped(batch)) as add:
-            for request in _requests(store, batch, options, spans):
-                changes = dict(options.changes)
-                if options.model is not None:
-                    changes["model"] = options.model
-                body = with_fields(request.body, changes) if changes else request.body
-                add(request.line, request.custom_id, options.model or request.model, body, request.url, b"")
+            for (model, url), alike in groupby(
+                _requests(store, batch, options, spans), attrgetter("model", "url")
+            ):
+                for rows in _rows(alike, options):
+                    add(rows, options.model or model, url)
         order.finish()
         if storing.total == 0:
             raise WrongStatus(_nothing(batch, options), hint=f"vbatch status {batch.id}")
@@ -110,6 +113,21 @@ def _store(store: Store, batch: Batch, options: RetryOptions, new: NewBatch, spa
             input_sha256=batch.input_sha256,
             also=lambda connection: blocked.take_out(connection, pk=batch.pk, spans=spans, new_id=new.id),
         )
+
+
+def _rows(requests: Iterator[FailedRequest], options: RetryOptions) -> Iterator[list[Row]]:
+    """Yield requests as they are stored, some at a time."""
+    changes = dict(options.changes) | ({"model": options.model} if options.model is not None else {})
+    rows: list[Row] = []
+    held = 0
+    for request in requests:
+        body = with_fields(request.body, changes) if changes else request.body
+        rows.append((b"", request.line, request.custom_id, body))
+        held += len(body) + ROW_BYTES
+        if held > TOGETHER_BYTES:
+            yield rows
+            rows, held = [], 0
+    yield rows
 
 
 def _input_file(batch: Batch) -> str:

@@ -12,7 +12,7 @@ from vbatch.batches.content import InvalidInput, command_name, foreign_files_nam
 from vbatch.batches.input_file import InputFile
 from vbatch.batches.paths import OutputPaths, check_file, settled, stem
 from vbatch.errors import InputUnreadable, OutputPathError, UsageError
-from vbatch.jsonl import BOM, LineReader, Validator
+from vbatch.jsonl import BOM, LineReader, Validator, numbered
 from vbatch.store.records import Batch
 from vbatch.system.files import atomic_file
 
@@ -34,10 +34,14 @@ def bad_lines(source: InputFile, *, model: str | None) -> frozenset[int]:
     validator.defects.lines = set()
     good = False
     with source.open() as stream, foreign_files_named(source, stream):
-        lines = LineReader(stream)
-        for number, line in lines:
-            good |= validator.check(number, line) is not None
-        validator.finish(cut_off=lines.cut_off)
+        reader = LineReader(stream, ahead=True)
+        for first, lines in reader.blocks():
+            if validator.check_all(first, lines) is not None:
+                good = True
+                continue
+            for number, line in numbered(first, lines):
+                good |= validator.check(number, line) is not None
+        validator.finish(cut_off=reader.cut_off)
         if not good or validator.incomplete:
             raise InvalidInput(
                 validator.defects, source=source.name, command_name=command_name(source, stream)

@@ -69,13 +69,17 @@ class Ignored:
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _beside: dict[str, int] = field(default_factory=dict)
 
+    def knows(self, url: str, shapes: Iterable[tuple[str, ...]]) -> bool:
+        """Return whether bodies with fields of these names have none that is ignored, whatever the values are."""
+        tree = self.tables.get(url)
+        return tree is None or not any(any(self._shape((url, *names), tree)) for names in shapes)
+
     def look(self, url: str, fields: Mapping[str, msgspec.Raw]) -> Sequence[str]:
         """Count the ignored fields of one request's body and return them."""
         tree = self.tables.get(url)
         if tree is None:
             return ()
-        shape = (url, *fields)
-        unknown, deep = self._shapes.get(shape) or self._learn(shape, tree)
+        unknown, deep = self._shape((url, *fields), tree)
         if not (unknown or deep):
             return unknown
         found = [*unknown]
@@ -97,8 +101,10 @@ class Ignored:
             self._beside[name] = self._beside.get(name, 0) + 1
         return found
 
-    def _learn(self, shape: tuple[str, ...], tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _shape(self, shape: tuple[str, ...], tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return which of a body's fields are unknown, and which have parts that are to be looked at."""
+        if shape in self._shapes:
+            return self._shapes[shape]
         url, *names = shape
         unknown = self._unknown(names, tree, "", url)
         learnt = unknown, tuple(name for name in self._deep_in(tree) if name in names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import IO
@@ -21,7 +21,7 @@ TOGETHER = (
 
 
 class SeenIds:
-    """The custom_ids of one file. ``add`` is on the hot path."""
+    """The custom_ids of one file."""
 
     def __init__(self, *, spill_ids: int = SPILL_IDS) -> None:
         self._spill_at = spill_ids
@@ -32,10 +32,10 @@ class SeenIds:
         self._spilled: list[list[tuple[int, int]]] = [[] for _ in range(BUCKETS)]
         self._stack = ExitStack()
 
-    def add(self, custom_id: str, line: int) -> None:
-        """Record one id."""
-        self._ids.append(custom_id)
-        self._lines.append(line)
+    def add_all(self, custom_ids: Sequence[str], first: int) -> None:
+        """Record the ids of lines that follow each other."""
+        self._ids += custom_ids
+        self._lines.extend(range(first, first + len(custom_ids)))
         if len(self._ids) >= TOGETHER:
             self._hash()
 

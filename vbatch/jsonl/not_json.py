@@ -30,6 +30,8 @@ def malformed(line: bytes, error: Exception) -> str:
 
 def is_utf8(line: bytes) -> bool:
     """Return whether a line can be decoded."""
+    if line.isascii():
+        return True
     try:
         line.decode()
     except UnicodeDecodeError:

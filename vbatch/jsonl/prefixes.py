@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -12,7 +12,19 @@ AFTER = 1024  # of what follows a first message that is longer than that
 
 _BEFORE = dict.fromkeys(("tools", "response_format", "instructions"))  # what a chat template puts first
 
+_TEXT = ("messages", "prompt", "input")
+
 _messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def of_all(requests: Sequence[Mapping[str, msgspec.Raw]], shapes: Collection[tuple[str, ...]]) -> list[bytes]:
+    """Return what ``of`` does of each request; ``shapes`` are the names of their fields."""
+    text = {next(filter(shape.__contains__, _TEXT), None) for shape in shapes}
+    name = text.pop()
+    if name is None or text or not all(map(_BEFORE.keys().isdisjoint, shapes)):
+        return list(map(of, requests))
+    texts = [bytes(fields[name]) for fields in requests]
+    return texts if max(map(len, texts)) <= LONGEST else list(map(of, requests))
 
 
 def of(fields: Mapping[str, msgspec.Raw]) -> bytes:
@@ -20,10 +32,10 @@ def of(fields: Mapping[str, msgspec.Raw]) -> bytes:
 
     Of a long first message (a system prompt, a document) a digest stands for the rest, so that what follows it counts.
     """
-    said = fields.get("messages") or fields.get("prompt") or fields.get("input")
-    if said is None:
+    name = next(filter(fields.__contains__, _TEXT), None)
+    if name is None:
         return b""
-    text = bytes(said)
+    text = bytes(fields[name])
     if len(text) > LONGEST:
         text = _shortened(text)
     if _BEFORE.keys().isdisjoint(fields):

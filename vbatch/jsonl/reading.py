@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -11,6 +11,8 @@ from typing import Protocol
 from vbatch.jsonl.formats import BOM, Foreign, recognise
 
 BLOCK = 1 << 20  # bytes read at once
+TOGETHER = 1500
+BLANK = b" \t\r"
 LINE_LIMIT = 64 << 20  # bytes; a longer line is a file of another kind
 
 
@@ -89,35 +91,48 @@ class LineReader:
                 yield block
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Overlong]]:
-        number = 0
+        for first, lines in self.blocks():
+            yield from numbered(first, lines)
+
+    def blocks(self) -> Iterator[tuple[int, list[bytes | Overlong]]]:
+        """Yield the lines that end in a block, as they stand there, with the number of the first of them."""
+        first = 1
         started: list[bytes] = []  # the pieces of a line whose end has not been read yet
         held = 0
         for block in self._blocks_ahead() if self._ahead else iter(partial(self._read, self._block), b""):
             if self.size == 0:
                 self._look_at_beginning(block)
-            pieces = (block.removeprefix(BOM) if self.size == 0 else block).split(b"\n")
+            *pieces, tail = (block.removeprefix(BOM) if self.size == 0 else block).split(b"\n")
             self.size += len(block)
             self._on_read(self.size)
-            tail = pieces.pop()
-            for piece in pieces:
-                number += 1
-                if started:
-                    held += len(piece)
-                    line = b"".join((*started, piece)) if held <= self._limit else None
-                    started, held = [], 0
-                else:
-                    line = piece if len(piece) <= self._limit else None
-                if line is None:
-                    yield number, OVERLONG
-                elif line := line.strip(b" \t\r"):
-                    yield number, line
+            if pieces:
+                started.append(pieces[0])
+                held += len(pieces[0])
+                pieces[0] = b"".join(started)
+                lines: list[bytes | Overlong] = [*pieces]
+                if self._limit < self._block:
+                    lines = [line if len(line) <= self._limit else OVERLONG for line in pieces]
+                if held > self._limit:
+                    lines[0] = OVERLONG
+                yield first, lines
+                first += len(lines)
+                started, held = [], 0
             held += len(tail)
             if held > self._limit:
-                started = [b""]
+                started = []  # it is skipped without being held
             elif tail:
                 started.append(tail)
         if held > self._limit:
-            yield number + 1, OVERLONG
-        elif line := b"".join(started).strip(b" \t\r"):
-            self.cut_off = number + 1
-            yield number + 1, line
+            yield first, [OVERLONG]
+        elif line := b"".join(started).strip(BLANK):
+            self.cut_off = first
+            yield first, [line]
+
+
+def numbered(first: int, lines: Iterable[bytes | Overlong]) -> Iterator[tuple[int, bytes | Overlong]]:
+    """Yield lines without white space around them, with their numbers; blank ones are left out."""
+    for number, line in enumerate(lines, first):
+        if isinstance(line, Overlong):
+            yield number, line
+        elif text := line.strip(BLANK):
+            yield number, text

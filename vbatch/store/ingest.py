@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count, repeat
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, insert, null, update
@@ -26,6 +28,8 @@ TRIES = 3  # of storing a batch when the database became unreachable in the midd
 ROW_BYTES = 320  # what a row takes in memory beside its body: short ones would be kept in great number
 QUICK_BYTES = 1 << 20  # of bodies that are counted together
 CHUNK_ROWS = 1000  # chunks inserted at once
+
+_LINE, _ID, _BODY = map(itemgetter, (1, 2, 3))
 
 
 @dataclass(slots=True)
@@ -95,21 +99,17 @@ class Ingest:
         self, rows: Sequence[tuple[Any, int, str, bytes]], model: str, url: str, *, grouped: bool = False
     ) -> None:
         """Take requests of one model and url as ``add`` does, quicker; each is something, line, custom_id and body."""
-        kind = model, url, grouped, False
-        run = self._runs.get(kind) or self._begin(*kind)
-        pk, place = self._pk, 0
+        run, place = self._runs.get(kind := (model, url, grouped, False)) or self._begin(*kind), 0
         while place < len(rows):
             part = rows[place : place + CHUNK_REQUESTS - (run.next - run.first)]
             place += len(part)
-            size = sum([len(row[3]) for row in part])
-            if size > QUICK_BYTES:
+            size = sum(map(len, map(_BODY, part)))
+            if size > QUICK_BYTES or len(part) == 1:
                 for _, line, custom_id, body in part:
                     self.add(line, custom_id, model, body, url, grouped=grouped)
                 continue
-            self._rows += [
-                (pk, seq, line, custom_id, body)
-                for seq, (_, line, custom_id, body) in enumerate(part, run.next)
-            ]
+            columns = map(_LINE, part), map(_ID, part), map(_BODY, part)
+            self._rows += zip(repeat(self._pk), count(run.next), *columns)
             run.next += len(part)
             run.bytes += size
             if run.next - run.first >= CHUNK_REQUESTS or run.bytes >= CHUNK_BYTES:

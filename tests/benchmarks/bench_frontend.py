@@ -1,14 +1,14 @@
 """What the front end costs: the CPU of the worker's process per request, on an engine whose tokens are there at once.
 
     python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8] [--pooling]
-                                             [--before CHECKOUT]
+                                             [--at-once] [--before CHECKOUT]
 
 The engine is vLLM's (``tests.rigs.instant``): its process, scheduler and socket, with a step that takes ``--step``
-seconds and computes nothing. Alternating in one run: ``worker`` is a whole one that claims, answers and saves durably
-in SQLite and writes the files; ``direct`` is vbatch's way into vLLM alone; ``app`` is the way of a client over HTTP,
-without the socket; ``handler`` calls vLLM's serving handler, parses the body and serialises the answer, which any
-caller has to do. The engine's own process is not counted. With ``--before`` a worker of another checkout takes its
-turns too.
+seconds and computes nothing; with ``--at-once`` one step has the whole answer. Alternating in one run: ``worker`` is a
+whole one that claims, answers and saves durably in SQLite and writes the files; ``direct`` is vbatch's way into vLLM
+alone; ``app`` is the way of a client over HTTP, without the socket; ``handler`` calls vLLM's serving handler, parses
+the body and serialises the answer, which any caller has to do. The engine's own process is not counted. With
+``--before`` a worker of another checkout takes its turns too.
 """
 
 from __future__ import annotations
@@ -52,10 +52,15 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.005)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--pooling", action="store_true")
+    parser.add_argument("--at-once", action="store_true")
     parser.add_argument("--before", type=Path, help="another checkout of vbatch to compare with")
     options = parser.parse_args()
-    step = ("--additional-config", json.dumps({"step": options.step}))
-    flags = (*ENGINE_ARGS, *INSTANT, *step, *(POOLING if options.pooling else ()))
+    step = ("--additional-config", json.dumps({"step": options.step, "at_once": options.at_once}))
+    flags = [*ENGINE_ARGS, *INSTANT, *step]
+    if options.pooling:
+        flags += POOLING
+    if options.at_once:
+        flags += ["--no-async-scheduling"]
     bodies = [_body(number, options.tokens, pooling=options.pooling) for number in range(options.requests)]
     url = EMBEDDINGS if options.pooling else CHAT
     model = model_folder()
@@ -95,7 +100,7 @@ def main() -> None:
 
 @contextmanager
 def _worker(
-    folder: Path, checkout: Path, model: Path, flags: tuple[str, ...]
+    folder: Path, checkout: Path, model: Path, flags: list[str]
 ) -> Iterator[Callable[[str, list[bytes]], Cost]]:
     """Have a worker with the model loaded; yield what measures one batch of it."""
     folder.mkdir()

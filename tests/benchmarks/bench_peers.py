@@ -1,10 +1,11 @@
 """vbatch against other offline runners on four workloads, and what is left when each gets a SIGKILL at half time.
 
     python -m tests.benchmarks.bench_peers [--rounds 3] [--size 1.5] [--workloads short,long,prefixes,embeddings]
-                                           [--rounds-next 1] [--no-kill] [--as-shipped] [--others FOLDER]
+                                           [--rounds-next 2] [--no-kill] [--as-shipped] [--others FOLDER]
 
-The others are ``vllm run-batch`` of 0.32 and 0.33, and with ``--others`` Ray Data LLM and datatrove's InferenceRunner,
-one round of short answers each, which are installed into an environment in that folder and use the same vLLM.
+The others are ``vllm run-batch`` of 0.32, that of 0.33 against vbatch on 0.33, and with ``--others`` Ray Data LLM and
+datatrove's InferenceRunner, in the rounds of 0.33 of short answers, which are installed into an environment in that
+folder and use vLLM 0.32.
 All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
 on the way. ``--as-shipped`` adds one round of short answers without a flag for sizes or the type of numbers. Printed
@@ -49,7 +50,14 @@ SMALL = (
 
 KILLED = "short"  # the workload in which each gets a SIGKILL: it must have far more requests than run at once
 LIMIT = 600.0  # seconds, after which a runner is taken to hang
-OTHERS = ("ray[data]==2.60.0", "datatrove==0.10.1", "orjson", "aiosqlite", "xxhash")  # of datatrove's extra
+OTHERS = (
+    "ray[data]==2.60.0",
+    "datatrove==0.10.1",
+    "orjson",
+    "aiosqlite",
+    "aiofiles",
+    "xxhash",
+)  # of datatrove's extra
 
 Body = dict[str, Any]
 
@@ -82,6 +90,7 @@ class Runner:
     title: str
     began: bytes
     environment: Mapping[str, str] = field(default_factory=dict)
+    against: str = "vbatch"  # the runner that it is compared with
 
     def command(self, folder: Path, model: Path, flags: Sequence[str]) -> list[str]:
         """Return the command that answers ``input.jsonl``."""
@@ -157,8 +166,8 @@ def _others(folder: Path) -> list[Runner]:
         "PYTHONPATH": str(named.parent),
     }  # the command vllm
     return [
-        Other("Ray Data LLM", b"init engine", path, python, "peer_ray.py"),
-        Other("datatrove", b"server is ready.", path, python, "peer_datatrove.py"),
+        Other("Ray Data LLM", b"init engine", path, python=python, program="peer_ray.py"),
+        Other("datatrove", b"server is ready.", path, python=python, program="peer_datatrove.py"),
     ]
 
 
@@ -269,7 +278,7 @@ def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rounds-next", type=int, default=1, help="rounds that vLLM 0.33 takes part in")
+    parser.add_argument("--rounds-next", type=int, default=2, help="rounds that vLLM 0.33 takes part in")
     parser.add_argument("--size", type=float, default=1.5)
     parser.add_argument("--workloads", default="short,long,prefixes,embeddings")
     parser.add_argument("--no-kill", action="store_true")
@@ -279,7 +288,11 @@ def main() -> None:
     model = model_folder()
     ours = Vbatch("vbatch", b" engine.loaded ")
     peer = Runner("run-batch 0.32", b"Running batch")
-    following = Runner("run-batch 0.33", b"Running batch", _next_vllm()) if given.rounds_next else None
+    following: list[Runner] = []
+    if given.rounds_next:
+        path = _next_vllm()
+        ours_on_next = Vbatch("vbatch on 0.33", ours.began, path, against="")
+        following = [ours_on_next, Runner("run-batch 0.33", peer.began, path, against=ours_on_next.title)]
     others = _others(given.others.resolve()) if given.others else []
     made = workloads(given.size)
     rows, kills = [], []
@@ -287,24 +300,26 @@ def main() -> None:
         workload = made[name]
         found: dict[str, list[float]] = {}
         for number in range(given.rounds):
-            extra: list[Runner] = [following] if following is not None and number < given.rounds_next else []
-            extra += others if name == "short" and number == 0 else []
-            runners = [ours, peer, *extra]
+            runners = [ours, peer]
+            if number < given.rounds_next:
+                runners += [*following, *(others if name == "short" else [])]
             for runner in runners if number % 2 == 0 else reversed(runners):
                 took = _measured(runner, workload, model)
                 found.setdefault(runner.title, []).append(took)
                 print(f"{name} round {number + 1}: {runner.title} {took:.2f} s", flush=True)
-        rows += _rows(workload.title, len(workload.bodies), found)
+        rows += _rows(workload.title, len(workload.bodies), found, [peer, *following, *others])
         if name == KILLED and not given.no_kill:
-            for runner in (ours, peer, *([following] if following is not None and given.rounds_next else [])):
+            for runner in (ours, peer, *following, *others):
                 after = found[runner.title][-1] / 2
+                if math.isnan(after):
+                    continue
                 saved = run(runner, workload, model, workload.flags, kill_after=after)[1]
                 kills.append(f"| {runner.title} | {after:.1f} s | {saved} of {len(workload.bodies)} |")
                 print(kills[-1], flush=True)
     if given.as_shipped:
         workload = made["short"]
         found = {each.title: [run(each, workload, model, SMALL)[0]] for each in (ours, peer)}
-        rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found)
+        rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found, [peer])
     print(
         "\n| workload | requests | vbatch | against | as fast |",
         "| --- | --- | --- | --- | --- |",
@@ -325,16 +340,16 @@ def _measured(runner: Runner, workload: Workload, model: Path) -> float:
         return math.nan
 
 
-def _rows(title: str, requests: int, found: Mapping[str, list[float]]) -> list[str]:
-    mine = found["vbatch"]
+def _rows(title: str, requests: int, found: Mapping[str, list[float]], others: Sequence[Runner]) -> list[str]:
     rows = []
-    for other, theirs in found.items():
-        if other == "vbatch":
+    for other in others:
+        if not other.against or other.title not in found:
             continue
+        mine, theirs = found[other.against], found[other.title]
         ratios = [each / own for own, each in zip(mine, theirs, strict=False)]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         as_fast = f"{statistics.median(ratios):.2f}{spread}"
-        rows.append(f"| {title} | {requests} | {statistics.median(mine):.1f} s | {other} | {as_fast} |")
+        rows.append(f"| {title} | {requests} | {statistics.median(mine):.1f} s | {other.title} | {as_fast} |")
     return rows
 
 

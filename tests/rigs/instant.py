@@ -2,7 +2,8 @@
 
 ``--distributed-executor-backend tests.rigs.instant.InstantExecutor`` loads the model and never runs it. The process
 of the engine, its scheduler and its socket are vLLM's own, so what remains is the cost of everything around the model.
-A step takes the ``step`` seconds of ``--additional-config '{"step": 0.005}'``.
+A step takes the ``step`` seconds of ``--additional-config '{"step": 0.005, "at_once": false}'``. ``at_once`` gives the
+tokens of a whole answer in one step (with ``--no-async-scheduling``, which counts one token for each).
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ class InstantExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not loo
     def _init_executor(self) -> None:
         super()._init_executor()
         self._prompts: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}  # that a request gets in a step
         self._step: Any = None
         self._seconds = float(self.vllm_config.additional_config.get("step", 0))
+        self._at_once = bool(self.vllm_config.additional_config.get("at_once"))
         self._embedding = torch.nn.functional.normalize(
             torch.arange(1.0, self.model_config.get_hidden_size() + 1), dim=0
         )
@@ -34,8 +37,11 @@ class InstantExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not loo
         """Keep what is scheduled for ``sample_tokens``; a pooling model has its answers at once."""
         for gone in scheduler_output.finished_req_ids:
             self._prompts.pop(gone, None)
+            self._tokens.pop(gone, None)
         for new in scheduler_output.scheduled_new_reqs:
             self._prompts[new.req_id] = len(new.prompt_token_ids)
+            if self._at_once:
+                self._tokens[new.req_id] = new.sampling_params.max_tokens
         self._step = scheduler_output
         time.sleep(self._seconds)
         pooling = self.model_config.runner_type == "pooling"
@@ -62,7 +68,7 @@ class InstantExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not loo
             output.pooler_output = [self._embedding if each else None for each in ready]
         else:
             output.sampled_token_ids = [
-                [TOKENS[computed[name] % len(TOKENS)]] if each else []
+                [TOKENS[computed[name] % len(TOKENS)]] * self._tokens.get(name, 1) if each else []
                 for name, each in zip(ids, ready, strict=True)
             ]
         return output

@@ -98,7 +98,7 @@ KNOWN = b"".join(
 
 
 def compare(lines: list[bytes], **options: Any) -> None:
-    """Take lines in one block, behind one that makes their endpoints known."""
+    """Take lines in one block, from the 41st line on, behind one that makes their endpoints known."""
     data = KNOWN + b"".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "LineReader", partial(LineReader, block=len(KNOWN)))
@@ -112,6 +112,7 @@ def test_one_odd_line_among_others(odd: bytes, model: str | None) -> None:
     """Mutants: any condition of ``check_all`` left out; ``knows`` that answers True; rows of one model for all."""
     compare([PLAIN[0], odd, *PLAIN[1:5]], model=model)
     compare([odd], model=model, strict=True)
+    compare([PLAIN[0], odd, *PLAIN[1:5]], model=model, bad=frozenset({42}))
 
 
 @given(

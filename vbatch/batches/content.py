@@ -122,7 +122,8 @@ def read(
             stream, on_read=lambda _size: on_read(stream.consumed), ahead=source.size is not None
         )
         for first, lines in reader.blocks():
-            found = None if bad else reading.together(first, lines)
+            numbers = range(first, first + len(lines))
+            found = reading.together(first, lines) if bad.isdisjoint(numbers) else None
             if found is None:
                 found = reading.one_by_one(each for each in numbered(first, lines) if each[0] not in bad)
             if defects.total:

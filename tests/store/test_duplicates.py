@@ -11,7 +11,7 @@ from tests.rigs.filling import ENDPOINT, answers_to, claim, code_of, new_batch, 
 from vbatch import batches
 from vbatch.batches import RetryOptions
 from vbatch.batches.dedupe import adding, answers_alike
-from vbatch.batches.prefix_order import PrefixOrder
+from vbatch.batches.prefix_order import WINDOW_LINES, PrefixOrder
 from vbatch.errors import NoSuchBatch
 from vbatch.protocol import BatchStatus
 from vbatch.store import (
@@ -68,6 +68,20 @@ def outcomes(store: Store, batch: Batch) -> dict[str, Any]:
         each.custom_id: (each.outcome.body if each.outcome and each.outcome.body else code_of(each))
         for each in results.finished(store, pk=batch.pk)
     }
+
+
+def test_nothing_but_duplicates_behind_a_whole_window(store: Store) -> None:
+    """Mutant: an empty list of requests waits to be put into order, which ends in an IndexError."""
+    unique = [
+        (b"", line, f"r-{line}", b'{"temperature": 0, "n": %d}' % line) for line in range(1, WINDOW_LINES + 1)
+    ]
+    with ingest.ingest(store, new=new_batch(), submitter=OLD) as storing:
+        order = PrefixOrder(storing)
+        with adding(order, dedupe=True) as add:
+            add(unique, "m", ENDPOINT)
+            add([(b"", WINDOW_LINES + 1, "again", unique[0][3])], "m", ENDPOINT)
+        order.finish()
+        assert storing.total == WINDOW_LINES + 1
 
 
 @pytest.mark.parametrize(

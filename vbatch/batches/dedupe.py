@@ -72,6 +72,7 @@ def adding(order: Requests, *, dedupe: bool) -> Iterator[Add]:
                     order.add_duplicate(line, custom_id, model, body, url)
                 else:
                     first.append(row)
-            order.add_all(first, model, url)
+            if first:
+                order.add_all(first, model, url)
 
         yield add_all

@@ -127,7 +127,8 @@ def _rows(requests: Iterator[FailedRequest], options: RetryOptions) -> Iterator[
         if held > TOGETHER_BYTES:
             yield rows
             rows, held = [], 0
-    yield rows
+    if rows:
+        yield rows
 
 
 def _input_file(batch: Batch) -> str:

@@ -11,7 +11,6 @@ from typing import Protocol
 from vbatch.jsonl.formats import BOM, Foreign, recognise
 
 BLOCK = 1 << 20  # bytes read at once
-TOGETHER = 1500
 BLANK = b" \t\r"
 LINE_LIMIT = 64 << 20  # bytes; a longer line is a file of another kind
 

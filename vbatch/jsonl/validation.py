@@ -85,9 +85,7 @@ class Validator:
             bodies = [bytes(request.body) for request in requests]
             fields = list(map(_decode_fields, bodies))
             named = [bytes(each.get("model", b"")) for each in fields]
-            own = {
-                name: self._models[name] if name in self._models else self._learn(name) for name in set(named)
-            }
+            own = {name: self._model_of(name) for name in set(named)}
         except _UNREADABLE:
             return None
         ids = [request.custom_id for request in requests]
@@ -117,8 +115,7 @@ class Validator:
             request = self._decode(line)
             fields = _decode_fields(request.body)
             head = _UNCHECKED if _CHECKED.isdisjoint(fields) else _decode_head(request.body)
-            named = bytes(fields.get("model", b""))
-            own = self._models[named] if named in self._models else self._learn(named)
+            own = self._model_of(bytes(fields.get("model", b"")))
         except _UNREADABLE as error:
             known = self.defects.total
             self._explain(number, line)
@@ -154,8 +151,10 @@ class Validator:
             self.beside = tuple(name for name in _decode_fields(line) if name not in _REQUIRED)  # type: ignore[arg-type]  # as above
             return request
 
-    def _learn(self, named: bytes) -> str | None:
-        """Read the name of a model, and remember it. Raises ValidationError for what is no name."""
+    def _model_of(self, named: bytes) -> str | None:
+        """Read the name of a model, once for all lines. Raises ValidationError for what is no name."""
+        if named in self._models:
+            return self._models[named]
         model = _decode_name(named)
         if len(self._models) < MODELS and len(named) <= LONGEST_MODEL:
             self._models[named] = model

@@ -28,7 +28,6 @@ TRIES = 3  # of storing a batch when the database became unreachable in the midd
 ROW_BYTES = 320  # what a row takes in memory beside its body: short ones would be kept in great number
 QUICK_BYTES = 1 << 20  # of bodies that are counted together
 CHUNK_ROWS = 1000  # chunks inserted at once
-
 _LINE, _ID, _BODY = map(itemgetter, (1, 2, 3))
 
 
@@ -99,12 +98,14 @@ class Ingest:
         self, rows: Sequence[tuple[Any, int, str, bytes]], model: str, url: str, *, grouped: bool = False
     ) -> None:
         """Take requests of one model and url as ``add`` does, quicker; each is something, line, custom_id and body."""
-        run, place = self._runs.get(kind := (model, url, grouped, False)) or self._begin(*kind), 0
+        kind = model, url, grouped, False
+        run = self._runs.get(kind) or self._begin(*kind)
+        place = 0
         while place < len(rows):
             part = rows[place : place + CHUNK_REQUESTS - (run.next - run.first)]
             place += len(part)
             size = sum(map(len, map(_BODY, part)))
-            if size > QUICK_BYTES or len(part) == 1:
+            if size > QUICK_BYTES:
                 for _, line, custom_id, body in part:
                     self.add(line, custom_id, model, body, url, grouped=grouped)
                 continue

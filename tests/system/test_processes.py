@@ -96,3 +96,22 @@ def test_a_process_that_was_killed_and_lives(
     (tmp_path / "7" / "status").write_text(f"Name:\tpython\n{line}\n")
     monkeypatch.setattr(processes, "_PROC", tmp_path)
     assert processes.is_condemned(7) is condemned
+
+
+def test_a_file_that_is_closed_meanwhile_hides_no_other() -> None:
+    """As the folder of descriptors itself, here. Mutant: the error of one of them ends the look at its process."""
+    read_end, write_end = os.pipe()
+    try:
+        open_files = processes.open_files(Path(f"/proc/{os.getpid()}"))
+        first, _ = next(open_files)
+        closed = sorted(str(number) for number in (read_end, write_end))
+        assert first.name < closed[0]
+        os.close(int(closed[0]))
+        assert closed[1] in {descriptor.name for descriptor, _ in open_files}
+    finally:
+        os.close(int(closed[1]))
+
+
+def test_a_process_that_has_ended_has_no_open_files() -> None:
+    """Mutant: an error, in a list of all processes."""
+    assert not list(processes.open_files(Path("/proc/0")))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from vbatch.system import processes
 
 _PROC = Path("/proc")
 
@@ -28,8 +29,7 @@ def holding(path: Path) -> Iterator[Held]:
     """Yield the processes of this user that hold the file that was deleted at this path."""
     gone = f"{Path(os.path.realpath(path.parent), path.name)} (deleted)"  # proc_pid_fd(5)
     for process in sorted(_PROC.glob("[0-9]*")):
-        with suppress(OSError):
-            for descriptor in sorted((process / "fd").iterdir()):
-                if os.readlink(descriptor) == gone:  # noqa: PTH115  (a text that is no path)
-                    yield Held(pid=int(process.name), descriptor=descriptor)
-                    break
+        for descriptor, target in processes.open_files(process):
+            if target == gone:
+                yield Held(pid=int(process.name), descriptor=descriptor)
+                break

@@ -146,6 +146,20 @@ def pids() -> Iterator[int]:
     return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
 
 
+def open_files(process: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the descriptors of a process, given as ``/proc/PID``, and what each leads to: a path, ``socket:[INODE]`` …
+
+    None where it has ended or is another user's; one that is closed meanwhile is left out, and the others are not.
+    """
+    try:
+        descriptors = sorted((process / "fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        with suppress(OSError):
+            yield descriptor, os.readlink(descriptor)  # noqa: PTH115  (a text that is no path)
+
+
 def titles() -> list[str]:
     """Return the titles of all processes that can be seen."""
     return [title(pid) for pid in pids()]

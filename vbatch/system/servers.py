@@ -10,9 +10,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+from vbatch.system import processes
 
 LIMIT = timedelta(seconds=10)
 ENGINES = ("docker", "podman")
@@ -111,11 +114,9 @@ def _unit_of(inodes: set[str]) -> str | None:
         return None
     sockets = {f"socket:[{inode}]" for inode in inodes}
     for process in PROC.glob("[0-9]*"):
-        try:
-            if any(str(handle.readlink()) in sockets for handle in (process / "fd").iterdir()):
+        if any(target in sockets for _, target in processes.open_files(process)):
+            with suppress(OSError):  # it has ended
                 return _unit_in((process / "cgroup").read_text())
-        except OSError:
-            continue  # it ended, or it is another user's
     return None
 
 

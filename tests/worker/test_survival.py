@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -30,6 +31,20 @@ def test_a_batch_is_answered(home: Home) -> None:
     batch_id = home.submit(REQUESTS)
     home.run("run-worker", "--engine", "echo", "--drain")
     assert_whole(home, batch_id, REQUESTS)
+
+
+def test_it_imports_nothing_of_vbatch_once_its_engine_is_loaded(home: Home) -> None:
+    """An upgrade in the night does not mix two versions, and no answer waits for an import.
+
+    Mutant: the finalizer takes ``finalize`` from the package of batches, which imports it when it is needed.
+    """
+    home.submit(chats(20))
+    with home.worker("--engine", "echo", "--drain", PYTHONPROFILEIMPORTTIME="1") as worker:
+        assert exit_code(worker) == 0, home.worker_log
+    before, _, after = home.worker_log.partition(" engine.loaded ")
+    assert "batch.completed" in after
+    assert re.findall(r"^import time:.* (vbatch[\w.]*)$", before, re.MULTILINE)
+    assert not re.findall(r"^import time:.* (vbatch[\w.]*)$", after, re.MULTILINE)
 
 
 def test_a_submit_that_was_killed_can_be_repeated(home: Home) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from vbatch import batches
+from vbatch.batches.finalize import finalize
 from vbatch.errors import Interrupted, NoSuchBatch
 from vbatch.store import finalization
 from vbatch.system import limits
@@ -75,7 +75,7 @@ class Finalizer:
             if now < until:
                 continue
             try:
-                finished = await context.in_files(batches.finalize, context.store, batch, by=context.worker)
+                finished = await context.in_files(finalize, context.store, batch, by=context.worker)
             except (NoSuchBatch, BlockingIOError):
                 continue  # deleted meanwhile; or a command, or a worker that was frozen, is writing the files
             except OSError as error:

@@ -39,7 +39,7 @@ def place(clock: Clock) -> Iterator[Place]:
     with asyncio.Runner() as runner:
 
         async def new() -> Place:
-            return Place("s", EndpointSettings(url=URL), Client(URL, None), clock=clock)
+            return Place("s", EndpointSettings.model_validate({"url": URL}), Client(URL, None), clock=clock)
 
         made = runner.run(new())
         made.found(frozenset({"m", "n"}))

@@ -45,7 +45,7 @@ def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, s
     for killed in range(kills):
         time.sleep(dice.uniform(0.02, 0.4))
         if killed in freeze_at:
-            frozen += _freeze_past_its_lease(store, workers[dice.randrange(2)])
+            frozen += _freeze_past_its_lease(store, workers[dice.randrange(2)], folder)
         victim = workers.pop(dice.randrange(2))
         kill(victim)
         workers.append(start_worker(url, folder, **options))
@@ -54,13 +54,23 @@ def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, s
     return kills, frozen
 
 
-def _freeze_past_its_lease(store: Store, victim: ForkServerProcess) -> bool:
+def _freeze_past_its_lease(store: Store, victim: ForkServerProcess, folder: Path) -> bool:
     """Freeze a worker until the other one works on what it held; say whether it came to that.
 
     So it is thawed in the middle of another lease of its chunk (FACTS: else no mutant is caught).
     """
     assert victim.pid is not None
-    until(lambda: _held(store, victim.pid))
+    try:
+        until(lambda: _held(store, victim.pid))
+    except TimeoutError:
+        log = (folder / f"worker-{victim.pid}.log").read_text()
+        alive, chunks = (
+            victim.is_alive(),
+            rows(store, "SELECT state, worker, count(*) FROM chunk GROUP BY 1, 2"),
+        )
+        raise AssertionError(
+            f"a worker took no chunk: alive={alive} chunks={chunks}\n{log[-4000:]}"
+        ) from None
     freeze(victim.pid, store)
     thaw = threading.Timer(LONGEST_FREEZE, os.kill, (victim.pid, signal.SIGCONT))
     thaw.start()

@@ -6,10 +6,12 @@
 The others are ``vllm run-batch`` of 0.32, that of 0.33 against vbatch on 0.33, and with ``--others`` Ray Data LLM and
 datatrove's InferenceRunner, in the rounds of 0.33 of short answers, which are installed into an environment in that
 folder and use vLLM 0.32.
-All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
+All get the same file and the same flags, and take turns in one run; vbatch may not give the model the core that vLLM
+keeps for its scheduler, as it does by itself on two cores. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
-on the way. ``--as-shipped`` adds one round of short answers without a flag for sizes or the type of numbers. Printed
-is a table in Markdown: the time of the other divided by vbatch's in the same round, so that above 1 vbatch is faster.
+on the way. ``--as-shipped`` adds rounds of short and long answers without a flag for sizes or the type of numbers,
+and with all cores. Printed is a table in Markdown: the time of the other divided by vbatch's in the same round, so
+that above 1 vbatch is faster.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from typing import Any
 from tests.benchmarks import bench_prefix_order
 from tests.rigs import vllm_next
 from tests.rigs.model import ENGINE_ARGS, model_folder
-from vbatch.engine import smollm
+from vbatch.engine import defaults, smollm
 from vbatch.system import descendants
 
 SIZES = ("--max-num-seqs", "128", "--max-num-batched-tokens", "2048")
@@ -48,6 +50,7 @@ SMALL = (
     "--enforce-eager",
 )  # no sizes, no numbers
 
+SAME_CORES = {defaults.RESERVED: "1"}  # what vLLM does by itself
 KILLED = "short"  # the workload in which each gets a SIGKILL: it must have far more requests than run at once
 LIMIT = 600.0  # seconds, after which a runner is taken to hang
 OTHERS = (
@@ -189,12 +192,19 @@ def _variables(folder: Path) -> dict[str, str]:
 
 
 def run(
-    runner: Runner, workload: Workload, model: Path, flags: Sequence[str], *, kill_after: float | None = None
+    runner: Runner,
+    workload: Workload,
+    model: Path,
+    *,
+    as_shipped: bool = False,
+    kill_after: float | None = None,
 ) -> tuple[float, int]:
     """Return the seconds from the loaded engine to the last write, and how many answers are on the disk then.
 
     With ``kill_after`` the runner gets a SIGKILL so many seconds after its engine was loaded.
     """
+    flags = SMALL if as_shipped else workload.flags
+    cores = {} if as_shipped else SAME_CORES
     with tempfile.TemporaryDirectory(prefix="vbatch-peers-") as name:
         folder = Path(name)
         workload.write(folder / "input.jsonl")
@@ -203,7 +213,7 @@ def run(
         with log.open("wb") as file:
             process = subprocess.Popen(
                 runner.command(folder, model, flags),
-                env=os.environ | _variables(folder) | dict(runner.environment),
+                env=os.environ | _variables(folder) | cores | dict(runner.environment),
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -313,12 +323,16 @@ def main() -> None:
                 after = found[runner.title][-1] / 2
                 if math.isnan(after):
                     continue
-                saved = run(runner, workload, model, workload.flags, kill_after=after)[1]
+                saved = run(runner, workload, model, kill_after=after)[1]
                 kills.append(f"| {runner.title} | {after:.1f} s | {saved} of {len(workload.bodies)} |")
                 print(kills[-1], flush=True)
-    if given.as_shipped:
-        workload = made["short"]
-        found = {each.title: [run(each, workload, model, SMALL)[0]] for each in (ours, peer)}
+    for name in ("short", "long") if given.as_shipped else ():
+        workload, found = made[name], {}
+        for number in range(given.rounds):
+            for runner in (ours, peer) if number % 2 == 0 else (peer, ours):
+                took = run(runner, workload, model, as_shipped=True)[0]
+                found.setdefault(runner.title, []).append(took)
+                print(f"as shipped, {name} round {number + 1}: {runner.title} {took:.2f} s", flush=True)
         rows += _rows(f"as shipped: {workload.title}", len(workload.bodies), found, [peer])
     print(
         "\n| workload | requests | vbatch | against | as fast |",
@@ -332,7 +346,7 @@ def main() -> None:
 def _measured(runner: Runner, workload: Workload, model: Path) -> float:
     """Return the seconds; not a number where another runner does not work here, whose log is printed."""
     try:
-        return run(runner, workload, model, workload.flags)[0]
+        return run(runner, workload, model)[0]
     except NotAnswered as error:
         if isinstance(runner, Vbatch):
             raise SystemExit(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from argparse import Namespace
 from pathlib import Path
@@ -90,10 +91,31 @@ def test_the_sizes_of_a_batch() -> None:
     assert defaults.context(vllm(cpu=False)) == "offline"
 
 
+@pytest.mark.parametrize(
+    ("cpu", "cores", "given", "reserved"),
+    [
+        (True, 2, {}, "0"),
+        (True, 1, {}, "0"),
+        (True, 3, {}, None),  # not measured
+        (False, 2, {}, None),
+        (True, 2, {defaults.RESERVED: "1"}, "1"),
+        (True, 2, {defaults.BINDING: "0"}, None),
+    ],
+)
+def test_a_small_cpu_computes_on_both_cores(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool, cores: int, given: dict[str, str], reserved: str | None
+) -> None:
+    """Mutants: on a GPU too; on any number of cores; over what the user has set."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.setattr(os, "environ", given)
+    defaults.use_both_cores(vllm(cpu=cpu))
+    assert given.get(defaults.RESERVED) == reserved
+
+
 @pytest.mark.vllm
+@pytest.mark.usefixtures("small_model")  # which sets what vLLM reads as it is imported
 def test_the_row_of_the_server_has_128_sequences_on_a_cpu() -> None:
     """So that nothing is set here that vLLM's own checks of a model might refuse."""
-    pytest.importorskip("vllm")
     from vbatch.engine import vllm_names
 
     names = vllm_names.load()

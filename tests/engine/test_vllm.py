@@ -64,6 +64,17 @@ def test_a_bad_request_gets_an_error_object(
     assert answer["error"]["message"]
 
 
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) > 2, reason="vLLM's own choice, where there are more than two cores"
+)
+def test_a_model_computes_on_both_cores(loaded: Loaded) -> None:
+    """Mutant: without ``defaults.use_both_cores`` vLLM leaves one of two to its scheduler."""
+    assert loaded.engine
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in started()]
+    threads = {each.partition(b"\0OMP_NUM_THREADS=")[2].partition(b"\0")[0] for each in environments}
+    assert str(len(os.sched_getaffinity(0))).encode() in threads
+
+
 def test_a_body_that_is_no_json_gets_an_error_object(loaded: Loaded) -> None:
     reply = loaded.run(loaded.engine.post(CHAT, b"{"))
 

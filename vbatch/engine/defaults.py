@@ -1,11 +1,13 @@
 """What vbatch chooses where you did not, by the device: vLLM's sizes for offline work, and on a CPU what is fast there.
 
 Measured on two cores with AVX2 alone (vLLM 0.32, SmolLM2-135M-Instruct): 32 answers took 54.6 s in bfloat16 and 10.1 s
-in float32; 256 sequences and 4,096 tokens a step were 8 % slower than 128 and 2,048.
+in float32; 256 sequences and 4,096 tokens a step were 8 % slower than 128 and 2,048. What a second core for the model
+brings is in docs/performance.md.
 """
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from typing import Any
 
@@ -13,6 +15,9 @@ from vbatch.engine import installed, models, shape
 from vbatch.system import memory
 from vbatch.text import GIB
 
+FEW_CORES = 2
+RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"  # which cores the model computes on, by their numbers
 FLOAT32 = "float32"
 BESIDE = GIB  # bytes that an engine on a CPU takes beside weights and KV cache: torch, a step
 _BYTES = 4  # of a number in float32
@@ -29,6 +34,19 @@ def context(vllm: Any) -> Any:
     """
     on_cpu = vllm.current_platform.is_cpu()
     return vllm.UsageContext.OPENAI_API_SERVER if on_cpu else vllm.UsageContext.LLM_CLASS
+
+
+def use_both_cores(vllm: Any) -> None:
+    """Let a model compute on both cores of a machine that has two and no GPU, if no variable says otherwise.
+
+    vLLM keeps one core free for its scheduler (``OMPProcessManager``), which is half of such a machine.
+    """
+    if (
+        vllm.current_platform.is_cpu()
+        and len(os.sched_getaffinity(0)) <= FEW_CORES
+        and BINDING not in os.environ
+    ):
+        os.environ.setdefault(RESERVED, "0")
 
 
 def dtype(vllm: Any, arguments: Namespace, path: str) -> str:

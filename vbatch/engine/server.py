@@ -104,6 +104,7 @@ def start(
     engine_args = vllm.AsyncEngineArgs.from_cli_args(arguments)
     vllm.propagate_flash_late_interaction(arguments, engine_args)
     context = defaults.context(vllm)
+    defaults.use_both_cores(vllm)
     # The only process that loads no plugin, so it would not be guarded.
     vllm.DPCoordinatorProc.run_coordinator = staticmethod(guard.run_coordinator)
     config = engine_args.create_engine_config(usage_context=context)

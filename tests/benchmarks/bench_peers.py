@@ -306,7 +306,7 @@ def main() -> None:
     others = _others(given.others.resolve()) if given.others else []
     made = workloads(given.size)
     rows, kills = [], []
-    for name in given.workloads.split(","):
+    for name in filter(None, given.workloads.split(",")):
         workload = made[name]
         found: dict[str, list[float]] = {}
         for number in range(given.rounds):

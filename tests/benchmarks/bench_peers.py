@@ -1,17 +1,18 @@
 """vbatch against other offline runners on four workloads, and what is left when each gets a SIGKILL at half time.
 
     python -m tests.benchmarks.bench_peers [--rounds 3] [--size 1.5] [--workloads short,long,prefixes,embeddings]
-                                           [--rounds-next 2] [--no-kill] [--as-shipped] [--others FOLDER]
+                                           [--rounds-next 2] [--no-kill] [--as-shipped] [--same-cores]
+                                           [--others FOLDER]
 
 The others are ``vllm run-batch`` of 0.32, that of 0.33 against vbatch on 0.33, and with ``--others`` Ray Data LLM and
 datatrove's InferenceRunner, in the rounds of 0.33 of short answers, which are installed into an environment in that
 folder and use vLLM 0.32.
-All get the same file and the same flags, and take turns in one run; vbatch may not give the model the core that vLLM
-keeps for its scheduler, as it does by itself on two cores. Counted is the time from the moment the engine is
+All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
-on the way. ``--as-shipped`` adds rounds of short and long answers without a flag for sizes or the type of numbers,
-and with all cores. Printed is a table in Markdown: the time of the other divided by vbatch's in the same round, so
-that above 1 vbatch is faster.
+on the way. ``--same-cores`` keeps vbatch from giving the model both of two cores, which no flag of vLLM does; what is
+left is what vbatch itself costs. ``--as-shipped`` adds rounds of short and long answers without a flag for sizes or the
+type of numbers. Printed is a table in Markdown: the time of the other divided by vbatch's in the same round, so that
+above 1 vbatch is faster.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ SMALL = (
     "--enforce-eager",
 )  # no sizes, no numbers
 
-SAME_CORES = {defaults.RESERVED: "1"}  # what vLLM does by itself
 KILLED = "short"  # the workload in which each gets a SIGKILL: it must have far more requests than run at once
 LIMIT = 600.0  # seconds, after which a runner is taken to hang
 OTHERS = (
@@ -204,7 +204,6 @@ def run(
     With ``kill_after`` the runner gets a SIGKILL so many seconds after its engine was loaded.
     """
     flags = SMALL if as_shipped else workload.flags
-    cores = {} if as_shipped else SAME_CORES
     with tempfile.TemporaryDirectory(prefix="vbatch-peers-") as name:
         folder = Path(name)
         workload.write(folder / "input.jsonl")
@@ -213,7 +212,7 @@ def run(
         with log.open("wb") as file:
             process = subprocess.Popen(
                 runner.command(folder, model, flags),
-                env=os.environ | _variables(folder) | cores | dict(runner.environment),
+                env=os.environ | _variables(folder) | dict(runner.environment),
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -293,8 +292,11 @@ def main() -> None:
     parser.add_argument("--workloads", default="short,long,prefixes,embeddings")
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--as-shipped", action="store_true")
+    parser.add_argument("--same-cores", action="store_true")
     parser.add_argument("--others", type=Path, help="a folder for the environment of the other libraries")
     given = parser.parse_args()
+    if given.same_cores:
+        os.environ[defaults.RESERVED] = "1"  # what vLLM does by itself
     model = model_folder()
     ours = Vbatch("vbatch", b" engine.loaded ")
     peer = Runner("run-batch 0.32", b"Running batch")

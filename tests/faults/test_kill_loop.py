@@ -55,13 +55,14 @@ def torment(store: Store, url: str, folder: Path, *, kills: int, freezes: int, s
 
 
 def _freeze_past_its_lease(store: Store, victim: ForkServerProcess, folder: Path) -> bool:
-    """Freeze a worker until the other one works on what it held; say whether it came to that.
+    """Freeze a worker until the other one works on a chunk of its; say whether it came to that.
 
-    So it is thawed in the middle of another lease of its chunk (FACTS: else no mutant is caught).
+    So it is thawed in the middle of another lease of its chunk (FACTS: else no mutant is caught). Not on all of them:
+    the other one may be through with one before it takes the next, and goes on until nothing is left.
     """
     assert victim.pid is not None
     try:
-        until(lambda: _held(store, victim.pid))
+        until(lambda: _held(store, victim.pid) or not rows(store, _LEFT))
     except TimeoutError:
         log = (folder / f"worker-{victim.pid}.log").read_text()
         alive, chunks = (
@@ -76,7 +77,7 @@ def _freeze_past_its_lease(store: Store, victim: ForkServerProcess, folder: Path
     thaw.start()
     try:
         held = _held(store, victim.pid)
-        until(lambda: held <= _held_by_others(store, victim.pid), silence=LONGEST_FREEZE)
+        until(lambda: not held or held & _held_by_others(store, victim.pid), silence=LONGEST_FREEZE)
     except TimeoutError:
         return False
     finally:
@@ -98,6 +99,7 @@ _HELD = (
     "SELECT chunk.batch, chunk.number, worker.pid FROM chunk JOIN worker ON worker.id = chunk.worker"
     " WHERE chunk.state = 'running'"
 )
+_LEFT = "SELECT 1 FROM chunk WHERE state <> 'done' LIMIT 1"
 
 
 def check(store: Store, folder: Path, *, kills: int, freezes: int, requests: int) -> None:

@@ -207,7 +207,7 @@ def _record(connection: Connection, row: Any, results: Sequence[Result]) -> bool
             {
                 "batch": row.batch,
                 "seq": result.seq,
-                "epoch": row.epoch,
+                "epoch": result.key.epoch,
                 **result.outcome._asdict(),
             }
             for result in results

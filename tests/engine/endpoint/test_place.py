@@ -10,7 +10,6 @@ import pytest
 
 from vbatch.config.endpoints import EndpointSettings
 from vbatch.engine.endpoint.client import Client
-from vbatch.engine.endpoint.limits import Sent
 from vbatch.engine.endpoint.place import FIRST_BLOCK, FIRST_PAUSE, LONGEST_OWN_PAUSE, Place
 from vbatch.engine.endpoint.rules import LONGEST_PAUSE, Closed, Scope
 
@@ -56,7 +55,7 @@ def refused(place: Place, clock: Clock, pause: float | None) -> float:
 
 
 def answered(place: Place) -> None:
-    sent: Sent = place.limit.send()
+    sent = place.limit.send()
     place.limit.end()
     place.succeeded(sent, "m", CHAT, 1)
 

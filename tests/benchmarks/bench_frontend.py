@@ -1,14 +1,15 @@
 """What the front end costs: the CPU of the worker's process per request, on an engine whose tokens are there at once.
 
-    python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8] [--pooling]
-                                             [--at-once] [--before CHECKOUT]
+    python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8]
+                                             [--prompt 340] [--pooling] [--at-once] [--before CHECKOUT]
 
 The engine is vLLM's (``tests.rigs.instant``): its process, scheduler and socket, with a step that takes ``--step``
 seconds and computes nothing; with ``--at-once`` one step has the whole answer. Alternating in one run: ``worker`` is a
 whole one that claims, answers and saves durably in SQLite and writes the files; ``direct`` is vbatch's way into vLLM
-alone; ``app`` is the way of a client over HTTP, without the socket; ``handler`` calls vLLM's serving handler, parses
-the body and serialises the answer, which any caller has to do. The engine's own process is not counted. With
-``--before`` a worker of another checkout takes its turns too.
+alone, and ``thread`` the same with every prompt rendered in vLLM's thread; ``app`` is the way of a client over HTTP,
+without the socket; ``handler`` calls vLLM's serving handler, parses the body and serialises the answer, which any
+caller has to do. The engine's own process is not counted. With ``--before`` a worker of another checkout takes its
+turns too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import msgspec
 import psutil
 
 from tests.rigs.model import ENGINE_ARGS, model_folder
-from vbatch.engine import asgi, vllm
+from vbatch.engine import asgi, rendering, vllm
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = "smol"
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--step", type=float, default=0.005)
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=340, help="characters of each prompt")
     parser.add_argument("--pooling", action="store_true")
     parser.add_argument("--at-once", action="store_true")
     parser.add_argument("--before", type=Path, help="another checkout of vbatch to compare with")
@@ -61,7 +63,10 @@ def main() -> None:
         flags += POOLING
     if options.at_once:
         flags += ["--no-async-scheduling"]
-    bodies = [_body(number, options.tokens, pooling=options.pooling) for number in range(options.requests)]
+    bodies = [
+        _body(number, options.prompt, options.tokens, pooling=options.pooling)
+        for number in range(options.requests)
+    ]
     url = EMBEDDINGS if options.pooling else CHAT
     model = model_folder()
     costs: dict[str, list[Cost]] = {}
@@ -79,6 +84,7 @@ def main() -> None:
         try:
             for way, ask in (
                 ("direct", _through_vbatch(engine, url)),
+                ("thread", _through_vbatch(engine, url, in_loop=False)),
                 ("app", _through_app(engine, url)),
                 ("handler", _through_handler(engine, url)),
             ):
@@ -170,8 +176,9 @@ async def _cost(ask: Ask, bodies: list[bytes]) -> Cost:
     return used / len(bodies), took / len(bodies)
 
 
-def _through_vbatch(engine: vllm.VllmEngine, url: str) -> Ask:
+def _through_vbatch(engine: vllm.VllmEngine, url: str, *, in_loop: bool = True) -> Ask:
     async def ask(body: bytes) -> bytes:
+        engine._rendering.limit = rendering.SHORT if in_loop else 0
         reply = await engine.post(url, body)
         assert reply.status == 200, reply
         return reply.body
@@ -208,8 +215,9 @@ def _through_handler(engine: vllm.VllmEngine, url: str) -> Ask:
     return embed if url == EMBEDDINGS else chat
 
 
-def _body(number: int, tokens: int, *, pooling: bool) -> bytes:
-    question = f"Question {number}: what comes to mind when you read the number {number * 7}? " * 5
+def _body(number: int, prompt: int, tokens: int, *, pooling: bool) -> bytes:
+    sentence = f"Question {number}: what comes to mind when you read the number {number * 7}? "
+    question = (sentence * (1 + prompt // len(sentence)))[:prompt]
     if pooling:
         return msgspec.json.encode({"model": MODEL, "input": question})
     messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": question}]

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -47,6 +47,17 @@ def run_coordinator(*args: Any, **kwargs: Any) -> None:
 
     arm()
     DPCoordinatorProc.run_coordinator(*args, **kwargs)
+
+
+class Unguarded(Exception):
+    """The engine has no guard and would continue to run without its worker: vbatch is not installed as a package."""
+
+
+def check(children: Iterable[BaseProcess]) -> None:
+    """Raise Unguarded unless the plugin has armed itself in each of these processes."""
+    for child in children:
+        if child.pid is None or os.getpgid(child.pid) != child.pid:
+            raise Unguarded(Unguarded.__doc__)
 
 
 @contextlib.contextmanager

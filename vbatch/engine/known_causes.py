@@ -67,7 +67,7 @@ KNOWN = (
         "pip install 'vbatch[gpu]'",
     ),
     _machine(
-        r"vbatch\.engine\.vllm\.Unguarded",
+        r"vbatch\.engine\.guard\.Unguarded",
         "the engine started without vbatch's guard, so it would continue to run after this worker ends",
         "install vbatch as a package: pip install vbatch",
     ),

@@ -31,6 +31,7 @@ from vbatch.engine import (
     direct,
     guard,
     multipart,
+    rendering,
     server,
 )
 from vbatch.engine.capture import EngineLog
@@ -83,7 +84,7 @@ async def load(
                 family: list[descendants.Process] = []
                 stack.push_async_callback(_shut_down, started, family)
                 family += _family(started)
-                _check_guard(started)
+                guard.check(started.all_processes)
                 app = await stack.enter_async_context(server.serving(started))
                 closing = AsyncExitStack()
                 engine = VllmEngine(app, started, engine_log, closing)
@@ -116,6 +117,7 @@ class VllmEngine:
         self.app: Any = app
         self._llm: Any = started.llm
         self._direct = direct.Direct(app)
+        self._rendering = rendering.Rendering(started)
         self._request_ids = map(f"vbatch-{uuid.uuid4().hex[:20]}{{:012x}}".format, count())
         self.names = server.names(app)
         self.refused = started.refused
@@ -172,7 +174,8 @@ class VllmEngine:
         """
         sent = courtesy.behind(url, body) if self._prioritizes else body
         self._check()
-        reply = await self._direct.post(url, sent, self._headers, next(self._request_ids))
+        with self._rendering.of(sent):
+            reply = await self._direct.post(url, sent, self._headers, next(self._request_ids))
         if reply is None:
             return await self._post(url, sent)
         self._check()
@@ -241,16 +244,6 @@ async def _start(**wanted: Any) -> server.Started:
             started = starting.result()
             await _shut_down(started, _family(started))
         raise
-
-
-class Unguarded(Exception):
-    """The engine has no guard and would continue to run without its worker: vbatch is not installed as a package."""
-
-
-def _check_guard(started: server.Started) -> None:
-    for child in started.all_processes:
-        if os.getpgid(child.pid) != child.pid:
-            raise Unguarded(Unguarded.__doc__)
 
 
 def _family(started: server.Started) -> list[descendants.Process]:

@@ -8,8 +8,8 @@ seconds and computes nothing; with ``--at-once`` one step has the whole answer. 
 whole one that claims, answers and saves durably in SQLite and writes the files; ``direct`` is vbatch's way into vLLM
 alone, and ``thread`` the same with every prompt rendered in vLLM's thread; ``app`` is the way of a client over HTTP,
 without the socket; ``handler`` calls vLLM's serving handler, parses the body and serialises the answer, which any
-caller has to do. The engine's own process is not counted. With ``--before`` a worker of another checkout takes its
-turns too.
+caller has to do; ``engine`` is what the engine's own process takes beside ``direct``, and is counted nowhere else. With
+``--before`` a worker of another checkout takes its turns too.
 """
 
 from __future__ import annotations
@@ -89,11 +89,17 @@ def main() -> None:
                 ("handler", _through_handler(engine, url)),
             ):
                 ways[way] = lambda ask=ask: runner.run(_cost(ask, bodies))  # type: ignore[misc]
+            (process,) = engine._children
+            core = psutil.Process(process.pid)
             for number in range(options.rounds + 1):
                 for way, cost in ways.items():
+                    before = _used(core)
                     measured = cost()
                     if number:  # the first warms up
                         costs.setdefault(way, []).append(measured)
+                    if number and way == "direct":
+                        used = (_used(core) - before) / len(bodies)
+                        costs.setdefault("engine", []).append((used, measured[1]))
         finally:
             runner.run(engine.close())
     for way, found in costs.items():

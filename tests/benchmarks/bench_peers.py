@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_peers [--rounds 3] [--size 1.5] [--workloads short,long,prefixes,embeddings]
                                            [--rounds-next 2] [--no-kill] [--as-shipped] [--same-cores]
-                                           [--others FOLDER]
+                                           [--others FOLDER] [--rounds-others 2]
 
 The others are ``vllm run-batch`` of 0.32, that of 0.33 against vbatch on 0.33, and with ``--others`` Ray Data LLM and
-datatrove's InferenceRunner, in the rounds of 0.33 of short answers, which are installed into an environment in that
-folder and use vLLM 0.32.
+datatrove's InferenceRunner, which has no embeddings. These two are installed into an environment in that folder, use
+vLLM 0.32 and take part in the first ``--rounds-others`` rounds.
 All get the same file and the same flags, and take turns in one run. Counted is the time from the moment the engine is
 loaded to the last write of the output file, which must have a 200 for every request. vbatch saves every result durably
 on the way. ``--same-cores`` keeps vbatch from giving the model both of two cores, which no flag of vLLM does; what is
@@ -142,6 +142,7 @@ class Other(Runner):
 
     python: Path = Path()
     program: str = ""
+    embeds: bool = True
 
     def command(self, folder: Path, model: Path, flags: Sequence[str]) -> list[str]:
         script = Path(__file__).parents[1] / "rigs" / self.program
@@ -152,7 +153,7 @@ class Other(Runner):
         return folder / "output"
 
 
-def _others(folder: Path) -> list[Runner]:
+def _others(folder: Path) -> list[Other]:
     """Install the libraries beside the vLLM that is here, and return their runners."""
     python = folder / "bin" / "python"
     if not python.exists():
@@ -170,7 +171,9 @@ def _others(folder: Path) -> list[Runner]:
     }  # the command vllm
     return [
         Other("Ray Data LLM", b"init engine", path, python=python, program="peer_ray.py"),
-        Other("datatrove", b"server is ready.", path, python=python, program="peer_datatrove.py"),
+        Other(
+            "datatrove", b"server is ready.", path, python=python, program="peer_datatrove.py", embeds=False
+        ),
     ]
 
 
@@ -240,7 +243,10 @@ def run(
 
 
 def _is_good(line: Body) -> bool:
-    return "response" not in line or line["response"]["status_code"] == 200
+    """Return whether a line of an output has an answer: OpenAI's, that of ``peer_ray`` or that of datatrove."""
+    if "response" in line:
+        return bool(line["response"]["status_code"] == 200)
+    return bool(line.get("answer") or line.get("metadata", {}).get("rollout_results"))
 
 
 def workloads(size: float) -> dict[str, Workload]:
@@ -294,6 +300,7 @@ def main() -> None:
     parser.add_argument("--as-shipped", action="store_true")
     parser.add_argument("--same-cores", action="store_true")
     parser.add_argument("--others", type=Path, help="a folder for the environment of the other libraries")
+    parser.add_argument("--rounds-others", type=int, default=2, help="rounds that these take part in")
     given = parser.parse_args()
     if given.same_cores:
         os.environ[defaults.RESERVED] = "1"  # what vLLM does by itself
@@ -312,9 +319,12 @@ def main() -> None:
         workload = made[name]
         found: dict[str, list[float]] = {}
         for number in range(given.rounds):
-            runners = [ours, peer]
-            if number < given.rounds_next:
-                runners += [*following, *(others if name == "short" else [])]
+            able = [other for other in others if other.embeds or name != "embeddings"]
+            runners = [
+                *(ours, peer),
+                *(following if number < given.rounds_next else []),
+                *(able if number < given.rounds_others else []),
+            ]
             for runner in runners if number % 2 == 0 else reversed(runners):
                 took = _measured(runner, workload, model)
                 found.setdefault(runner.title, []).append(took)

@@ -19,15 +19,22 @@ def main(source: str, target: str, model: str, flags: list[str]) -> None:
         num_cpus=8, num_gpus=1, include_dashboard=False
     )  # what the stages ask for, also where vLLM uses none
     lines = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    embeds = lines[0]["url"] == "/v1/embeddings"
     rows = ray.data.from_items(
         [{"id": line["custom_id"], "body": json.dumps(line["body"])} for line in lines]
     )
 
     def asked(row: dict[str, Any]) -> dict[str, Any]:
         body = json.loads(row["body"])
+        if embeds:
+            return {"prompt": body["input"], "id": row["id"]}
         names = ("max_tokens", "temperature", "ignore_eos")
         sampling = {name: body[name] for name in names if name in body}
         return {"messages": body["messages"], "sampling_params": sampling, "id": row["id"]}
+
+    def answered(row: dict[str, Any]) -> dict[str, Any]:
+        answer = list(row["embeddings"]) if embeds else row["generated_text"]
+        return {"id": row["id"], "answer": answer}
 
     # Its metrics of the engine need more of Ray than its data part.
     config = llm.vLLMEngineProcessorConfig(
@@ -36,12 +43,10 @@ def main(source: str, target: str, model: str, flags: list[str]) -> None:
         concurrency=1,
         batch_size=32,
         log_engine_metrics=False,
+        task_type="embed" if embeds else "generate",
+        chat_template_stage=not embeds,
     )
-    process = llm.build_processor(
-        config,
-        preprocess=asked,
-        postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]},
-    )
+    process = llm.build_processor(config, preprocess=asked, postprocess=answered)
     process(rows).write_json(target)
 
 
@@ -51,6 +56,8 @@ def _mapping(flags: list[str]) -> dict[str, Any]:
     for word, following in zip(flags, [*flags[1:], "--"], strict=True):
         if word.startswith("--"):
             name = word[2:].replace("-", "_")
+            if name in ("runner", "convert"):  # it sets them itself, by the task
+                continue
             found[name] = True if following.startswith("--") else _number(following)
     return found
 

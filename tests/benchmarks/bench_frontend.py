@@ -1,7 +1,7 @@
 """What the front end costs: the CPU of the worker's process per request, on an engine whose tokens are there at once.
 
     python -m tests.benchmarks.bench_frontend [--requests 2000] [--rounds 4] [--step 0.005] [--tokens 8]
-                                             [--prompt 340] [--pooling] [--at-once] [--before CHECKOUT]
+                                             [--prompt 340] [--pooling] [--texts 1] [--at-once] [--before CHECKOUT]
 
 The engine is vLLM's (``tests.rigs.instant``): its process, scheduler and socket, with a step that takes ``--step``
 seconds and computes nothing; with ``--at-once`` one step has the whole answer. Alternating in one run: ``worker`` is a
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=340, help="characters of each prompt")
     parser.add_argument("--pooling", action="store_true")
+    parser.add_argument("--texts", type=int, default=1, help="texts of each request for embeddings")
     parser.add_argument("--at-once", action="store_true")
     parser.add_argument("--before", type=Path, help="another checkout of vbatch to compare with")
     options = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
     if options.at_once:
         flags += ["--no-async-scheduling"]
     bodies = [
-        _body(number, options.prompt, options.tokens, pooling=options.pooling)
+        _body(number, options.prompt, options.tokens, texts=options.texts if options.pooling else 0)
         for number in range(options.requests)
     ]
     url = EMBEDDINGS if options.pooling else CHAT
@@ -221,11 +222,12 @@ def _through_handler(engine: vllm.VllmEngine, url: str) -> Ask:
     return embed if url == EMBEDDINGS else chat
 
 
-def _body(number: int, prompt: int, tokens: int, *, pooling: bool) -> bytes:
+def _body(number: int, prompt: int, tokens: int, *, texts: int) -> bytes:
+    """Return one for so many embeddings; for a chat where that is 0."""
     sentence = f"Question {number}: what comes to mind when you read the number {number * 7}? "
     question = (sentence * (1 + prompt // len(sentence)))[:prompt]
-    if pooling:
-        return msgspec.json.encode({"model": MODEL, "input": question})
+    if texts:
+        return msgspec.json.encode({"model": MODEL, "input": [question] * texts})
     messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": question}]
     return msgspec.json.encode(
         {"model": MODEL, "messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
